@@ -1,0 +1,80 @@
+"""Batch normalization, and the training around it, for NumPy and Numba.
+
+Names load on first use: ``import nbbn`` imports nothing but this file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import data, functional, initializers, losses, ops, optim, train
+    from .autograd import Op, Parameter, Tape, Tensor, apply
+    from .gradcheck import gradcheck
+    from .layers import (
+        BatchNorm,
+        Dense,
+        Dropout,
+        Flatten,
+        Module,
+        ReLU,
+        Sequential,
+        Sigmoid,
+        Softmax,
+        Tanh,
+        mlp,
+    )
+    from .warmup import warmup
+
+__all__ = [
+    "BatchNorm",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "Module",
+    "Op",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "Tape",
+    "Tensor",
+    "__version__",
+    "apply",
+    "data",
+    "functional",
+    "gradcheck",
+    "initializers",
+    "losses",
+    "mlp",
+    "ops",
+    "optim",
+    "train",
+    "warmup",
+]
+
+_MODULES = {"data", "functional", "initializers", "losses", "ops", "optim", "train"}
+_HOMES = {
+    **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
+    "gradcheck": "gradcheck",
+    "warmup": "warmup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"nbbn.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'nbbn' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nbbn.{_HOMES.get(name, 'layers')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,443 @@
+"""Reverse-mode differentiation on a tape that is a plain list.
+
+`with Tape() as tape:` records each operation in the order it runs, which is already a topological
+order: walking the list backwards needs neither a sort nor recursion, and each node is dropped as
+soon as it has been used, so memory falls as the walk goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from . import backend
+from .errors import ArgumentError, DTypeError, ShapeError, TapeError
+
+__all__ = ["Context", "Op", "Parameter", "Tape", "Tensor", "apply"]
+
+
+Axis = int | tuple[int, ...] | None
+
+
+class _Local(threading.local):
+    tape: Tape | None = None
+
+
+_local = _Local()
+
+
+class Tensor:
+    """An array that a tape can follow.
+
+    Parameters
+    ----------
+    data : array_like of float
+        A float32 or float64 array is used as it is, without a copy; lists become float32.
+    requires_grad : bool, default False
+        Whether `backward` should fill `grad`.
+
+    Attributes
+    ----------
+    data : ndarray
+    grad : ndarray or None
+        Sum of all gradients since the last `zero_grad`.
+    requires_grad : bool
+    """
+
+    __slots__ = ("_buffer", "_logits", "_tape", "data", "grad", "requires_grad")
+    # Makes `array * tensor` call Tensor.__rmul__ instead of looping over the array.
+    __array_ufunc__ = None
+
+    def __init__(self, data: Any, *, requires_grad: bool = False) -> None:
+        if isinstance(data, Tensor):
+            raise DTypeError("data is a Tensor already: use it directly, or pass its .data")
+        if not isinstance(data, np.ndarray | np.floating):
+            data = np.asarray(data)
+            if data.dtype.kind in "biuf":
+                data = data.astype(np.float32)
+        data = np.asarray(data)
+        if data.dtype.kind != "f":
+            raise DTypeError(
+                f"a Tensor holds float32 or float64, got {data.dtype}: convert it with "
+                ".astype(numpy.float32); labels and indices stay plain arrays"
+            )
+        self.data: np.ndarray = data
+        self.grad: np.ndarray | None = None
+        self.requires_grad = requires_grad
+        self._tape: Tape | None = None
+        # An optimizer's slice of its flat gradient array, where it has adopted this tensor.
+        self._buffer: np.ndarray | None = None
+        # The input of the softmax that made this tensor, for losses that are stable through it.
+        self._logits: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the data."""
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        text = np.array2string(self.data, separator=", ", prefix="Tensor(", threshold=20)
+        return f"Tensor({text}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def __bool__(self) -> bool:
+        raise DTypeError("the truth of a Tensor is not defined: compare its .data instead")
+
+    def __float__(self) -> float:
+        return self.item()
+
+    def numpy(self) -> np.ndarray:
+        """Return the data as a NumPy array; it shares memory."""
+        return self.data
+
+    def item(self) -> float:
+        """Return the value of a Tensor of one element.
+
+        Raises
+        ------
+        ShapeError
+            More than one element.
+        """
+        if self.data.size != 1:
+            raise ShapeError(f"item() needs a Tensor of one element, got shape {self.shape}")
+        return float(self.data.reshape(()))
+
+    def detach(self) -> Tensor:
+        """Return a Tensor of the same data that no tape follows."""
+        return Tensor(self.data)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def backward(self, grad: np.ndarray | None = None) -> None:
+        """Run `Tape.backward` on the tape that recorded this tensor.
+
+        Raises
+        ------
+        TapeError
+            No tape recorded it.
+        """
+        if self._tape is None:
+            raise TapeError(
+                "no tape recorded this Tensor: compute it inside `with nbbn.Tape():` from "
+                "tensors that require gradients"
+            )
+        self._tape.backward(self, grad)
+
+    def __add__(self, other: Any) -> Tensor:
+        return apply(operation("Add"), self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return apply(operation("Add"), other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return apply(operation("Subtract"), self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return apply(operation("Subtract"), other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return apply(operation("Multiply"), self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return apply(operation("Multiply"), other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return apply(operation("Divide"), self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return apply(operation("Divide"), other, self)
+
+    def __neg__(self) -> Tensor:
+        return apply(operation("Subtract"), 0, self)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        return apply(operation("Power"), self, p=exponent)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return apply(operation("MatMul"), self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return apply(operation("MatMul"), other, self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return apply(operation("Index"), self, index=index)
+
+    def sum(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+        """Sum over all axes, or the given ones."""
+        return apply(operation("Sum"), self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+        """Mean over all axes, or the given ones."""
+        return apply(operation("Mean"), self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+        """Maximum over all axes, or the given ones; tied maxima share the gradient equally."""
+        return apply(operation("Max"), self, axis=axis, keepdims=keepdims)
+
+    def exp(self) -> Tensor:
+        """Exponential of every element."""
+        return apply(operation("Exp"), self)
+
+    def log(self) -> Tensor:
+        """Natural logarithm of every element."""
+        return apply(operation("Log"), self)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """Give the same elements, in C order, another shape; one length may be -1."""
+        target = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        return apply(operation("Reshape"), self, shape=target)
+
+    def transpose(self, *axes: int) -> Tensor:
+        """Permute the axes, or reverse them all."""
+        return apply(operation("Transpose"), self, axes=axes or None)
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802 - NumPy's name
+        """All axes reversed."""
+        return self.transpose()
+
+    def _accumulate(self, gradient: np.ndarray) -> None:
+        buffer = self._buffer
+        if buffer is None:
+            if self.grad is not None:
+                total = backend.empty(self.data.shape, self.data.dtype)
+                backend.run(np.add, self.grad, gradient, total)
+                gradient = total
+            self.grad = gradient
+        elif self.grad is None:
+            if gradient is not buffer:
+                backend.run(np.copyto, buffer, gradient)
+            self.grad = buffer
+        else:
+            backend.run(np.add, self.grad, gradient, buffer)
+            self.grad = buffer
+
+
+class Parameter(Tensor):
+    """A Tensor that a model learns: it requires gradients."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data, requires_grad=True)
+
+
+class Context:
+    """What an operation's forward leaves for its backward: set any attribute.
+
+    Attributes
+    ----------
+    needs : tuple of bool
+        Which inputs want a gradient.
+    buffers : tuple of ndarray or None
+        Where the gradient of each input may be written instead of a fresh array.
+    """
+
+    needs: tuple[bool, ...] = ()
+    buffers: tuple[np.ndarray | None, ...] = ()
+
+
+class Op:
+    """A differentiable operation: two static methods on arrays.
+
+    ``forward(ctx, *arrays, **attributes) -> array`` and
+    ``backward(ctx, dy) -> array or tuple of arrays``, one per input, None where not needed.
+    `nbbn.apply` runs a subclass on tensors.
+
+    Attributes
+    ----------
+    recordable : bool, default False
+        Whether all it computes goes through `nbbn.backend.run`, so that a recorded training step
+        can replay it. With False the step stays correct, and eager.
+    """
+
+    recordable: ClassVar[bool] = False
+
+    @staticmethod
+    def forward(ctx: Context, *arrays: Any, **attributes: Any) -> np.ndarray:
+        """Compute the result."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Context, dy: np.ndarray) -> Any:
+        """Compute the gradient of each input from the gradient of the result."""
+        raise NotImplementedError
+
+
+def operation(name: str) -> type[Op]:
+    """Look up an operation of the catalogue for a method of Tensor; `ops` stands a floor above."""
+    op: type[Op] = getattr(importlib.import_module("nbbn.ops"), name)
+    return op
+
+
+class _Node(NamedTuple):
+    op: type[Op]
+    ctx: Context
+    inputs: tuple[Any, ...]
+    output: Tensor
+
+
+class Tape:
+    """Records operations on tensors that require gradients, in this thread, while entered.
+
+    Examples
+    --------
+    >>> w = nbbn.Parameter([3.0])
+    >>> with nbbn.Tape() as tape:
+    ...     loss = (w * w).sum()
+    >>> tape.backward(loss)
+    >>> w.grad
+    array([6.], dtype=float32)
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[_Node] = []
+        self._outer: Tape | None = None
+        self._entered = False
+        self._consumed = False
+
+    def __enter__(self) -> Tape:
+        if self._entered or self._consumed:
+            raise TapeError("a Tape records once: create a new one for every step")
+        self._entered = True
+        self._outer, _local.tape = _local.tape, self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _local.tape, self._outer = self._outer, None
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def backward(self, loss: Tensor, grad: np.ndarray | None = None) -> None:
+        """Add the gradients of `loss` to the `grad` of every leaf it depends on.
+
+        The tape is consumed: its nodes and the arrays they saved are freed on the way.
+
+        Parameters
+        ----------
+        loss : Tensor
+            A result recorded on this tape.
+        grad : ndarray, shape of `loss`, optional
+            Gradient to start from; may be left out where `loss` has one element.
+
+        Raises
+        ------
+        TapeError
+            The tape was consumed before, or did not record `loss`.
+        ShapeError
+            `grad` is missing for a loss of several elements, or has another shape.
+        """
+        if self._consumed:
+            raise TapeError("this tape was consumed by an earlier backward: record the step again")
+        if not isinstance(loss, Tensor) or loss._tape is not self:
+            raise TapeError(
+                "this tape did not record the loss: compute it inside `with nbbn.Tape():` from "
+                "tensors that require gradients"
+            )
+        if grad is None:
+            if loss.data.size != 1:
+                raise ShapeError(
+                    f"backward needs a loss of one element, got shape {loss.shape}: reduce it with "
+                    ".sum() or .mean(), or pass grad"
+                )
+            grad = np.ones(loss.data.shape, loss.data.dtype)
+        elif not isinstance(grad, np.ndarray) or grad.shape != loss.data.shape:
+            raise ShapeError(
+                f"grad must be an array of shape {loss.shape}, got {np.shape(grad)}"
+            )
+        self._consumed = True
+        grads = {loss: grad}
+        nodes = self._nodes
+        while nodes:
+            op, ctx, inputs, output = nodes.pop()
+            dy = grads.pop(output, None)
+            output._tape = None
+            if dy is None:
+                continue
+            ctx.needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+            ctx.buffers = tuple(
+                x._buffer if isinstance(x, Tensor) and x.grad is None else None for x in inputs
+            )
+            gradients = op.backward(ctx, dy)
+            if not isinstance(gradients, tuple):
+                gradients = (gradients,)
+            for x, needed, gradient in zip(inputs, ctx.needs, gradients, strict=True):
+                if not needed or gradient is None:
+                    continue
+                if x._tape is not self:
+                    x._accumulate(gradient)
+                elif x in grads:
+                    total = backend.empty(gradient.shape, gradient.dtype)
+                    backend.run(np.add, grads[x], gradient, total)
+                    grads[x] = total
+                else:
+                    grads[x] = gradient
+
+
+def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
+    """Run `op` on tensors, arrays and numbers; record it where a gradient may be wanted.
+
+    Parameters
+    ----------
+    op : type of Op
+    *inputs : Tensor, ndarray, number or None
+    **attributes
+        Passed to ``op.forward`` as they are.
+
+    Returns
+    -------
+    Tensor
+    """
+    return apply_with_context(op, *inputs, **attributes)[0]
+
+
+def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Context]:
+    """As `apply`, and return the context too, for what the forward computed besides."""
+    if not op.recordable:
+        backend.not_recordable(f"the operation {op.__name__} is not marked recordable")
+    ctx = Context()
+    arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
+    output = Tensor(op.forward(ctx, *arrays, **attributes))
+    tape = _local.tape
+    if tape is not None and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        output.requires_grad = True
+        output._tape = tape
+        tape._nodes.append(_Node(op, ctx, inputs, output))
+    return output, ctx
+
+
+def recording_tape() -> Tape | None:
+    """Return the tape that records in this thread, if any."""
+    return _local.tape
+
+
+def as_tensor(value: Any, name: str = "x") -> Tensor:
+    """Return `value` as a Tensor: itself, or an array wrapped without a copy."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return Tensor(value)
+    raise ArgumentError(f"{name} must be a Tensor or a numpy.ndarray, got {type(value).__name__}")

@@ -1,0 +1,233 @@
+"""Every validator, and the folding of any accepted array into the kernels' canonical layouts."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import backend
+from .errors import ArgumentError, DTypeError, ShapeError
+
+_NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
+MIN_RANK, MAX_RANK = 2, 5
+
+
+class Layout(NamedTuple):
+    """How an array folds: transpose by `order` (None: as it is), then reshape to `shape`."""
+
+    order: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def floating(array: Any, name: str) -> np.dtype[Any]:
+    """Check that `array` holds real floating numbers; return the type to compute in."""
+    if not isinstance(array, np.ndarray):
+        backend_name = type(array).__name__
+        raise DTypeError(
+            f"{name} must be a numpy.ndarray, got {backend_name}: convert it with numpy.asarray"
+        )
+    dtype = array.dtype
+    if dtype in _NATIVE:
+        return dtype.newbyteorder("=")
+    if dtype.kind == "f" and dtype.itemsize == 2 or dtype.name == "bfloat16":
+        return _NATIVE[0]
+    raise DTypeError(
+        f"{name} must hold float32 or float64 (float16 and bfloat16 compute in float32), "
+        f"got {dtype}: convert it with {name}.astype(numpy.float32)"
+    )
+
+
+def layout(x: Any, axis: int, name: str = "x") -> Layout:
+    """Find the canonical layout of `x`: rows (M, C), or planes (N, C, S) with C the channel axis."""
+    dtype = floating(x, name)
+    rank = x.ndim
+    if not MIN_RANK <= rank <= MAX_RANK:
+        raise ShapeError(
+            f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {x.shape}: "
+            "reshape it so that one axis counts the channels"
+        )
+    channel = axis_index(axis, x, name)
+    shape = x.shape
+    if shape[channel] == 0:
+        raise ShapeError(f"{name} has no channels: axis {axis} of shape {shape} has length 0")
+    order = _dense_order(x)
+    if order is not None:
+        shape = tuple(shape[d] for d in order)
+        channel = order.index(channel)
+    channels = shape[channel]
+    inner = math.prod(shape[channel + 1 :])
+    if channels == 1:
+        folded: tuple[int, ...] = (1, 1, x.size)
+    elif inner == 1:
+        folded = (x.size // channels, channels)
+    else:
+        folded = (math.prod(shape[:channel]), channels, inner)
+    return Layout(order, folded, dtype)
+
+
+def row_layout(x: Any, axis: int, name: str) -> Layout:
+    """Find how `x` folds into rows (M, K) along `axis`."""
+    dtype = floating(x, name)
+    if x.ndim == 0:
+        raise ShapeError(f"{name} must have at least 1 dimension, got a 0-dimensional array")
+    last = axis_index(axis, x, name)
+    if x.shape[last] == 0:
+        raise ShapeError(f"{name} is empty along axis {axis}: its shape is {x.shape}")
+    order = None
+    if last != x.ndim - 1:
+        order = (*(d for d in range(x.ndim) if d != last), last)
+    return Layout(order, (x.size // x.shape[last], x.shape[last]), dtype)
+
+
+def flat_layout(x: Any, name: str) -> Layout:
+    """Find how `x` folds into a flat array (size,)."""
+    dtype = floating(x, name)
+    return Layout(_dense_order(x), (x.size,), dtype)
+
+
+def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
+    """Check `axis` against the rank of `x` and return it counted from the front."""
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise DTypeError(f"axis must be an integer, got {type(axis).__name__}") from None
+    if not -x.ndim <= index < x.ndim:
+        raise ShapeError(
+            f"axis {axis} is out of range for {name} with shape {x.shape}: "
+            f"use {-x.ndim} to {x.ndim - 1}"
+        )
+    return index % x.ndim
+
+
+def _dense_order(x: np.ndarray) -> tuple[int, ...] | None:
+    """Order of axes in which `x` is C-contiguous, or None if it is so already or cannot be."""
+    if x.flags.c_contiguous:
+        return None
+    order = tuple(sorted(range(x.ndim), key=lambda d: -abs(x.strides[d])))
+    return order if x.transpose(order).flags.c_contiguous else None
+
+
+def fold(array: np.ndarray, to: Layout) -> np.ndarray:
+    """Return `array` in the canonical layout `to`: a view where possible, else a copy."""
+    if to.order is not None:
+        array = array.transpose(to.order)
+    return backend.contiguous(array, to.dtype).reshape(to.shape)
+
+
+def same_shape(array: Any, x: np.ndarray, name: str, like: str = "x") -> None:
+    """Check that `array` is floating and has the shape of `x`."""
+    floating(array, name)
+    if array.shape != x.shape:
+        raise ShapeError(f"{name} must have {like}'s shape {x.shape}, got {array.shape}")
+
+
+def channel_vector(array: Any, channels: int, dtype: Any, name: str) -> np.ndarray:
+    """Return a per-channel array (C,) in `dtype`, or an empty one for None."""
+    if array is None:
+        return _EMPTY[dtype]
+    floating(array, name)
+    if array.shape != (channels,):
+        raise ShapeError(
+            f"{name} must have shape ({channels},), one value per channel, got {array.shape}"
+        )
+    return backend.contiguous(array, dtype)
+
+
+def nothing(to: Layout) -> np.ndarray:
+    """Return the empty array that tells a kernel that an optional operand is not given."""
+    return _NOTHING[len(to.shape), to.dtype]
+
+
+def real(value: Any, name: str) -> float:
+    """Check that `value` is one finite real number."""
+    if isinstance(value, bool | np.bool_) or not np.isscalar(value) and np.ndim(value) != 0:
+        raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DTypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    if not math.isfinite(number):
+        raise ArgumentError(f"{name} must be finite, got {number}")
+    return number
+
+
+def epsilon(eps: Any, *, zero_allowed: bool) -> float:
+    """Check eps, which keeps 1 / sqrt(var + eps) finite."""
+    value = real(eps, "eps")
+    if value < 0 or (value == 0 and not zero_allowed):
+        bound = ">= 0" if zero_allowed else "> 0 in training"
+        raise ArgumentError(f"eps must be {bound}, got {value}")
+    return value
+
+
+def fraction(value: Any, name: str) -> float:
+    """Check that `value` lies in [0, 1]."""
+    number = real(value, name)
+    if not 0 <= number <= 1:
+        raise ArgumentError(f"{name} must lie between 0 and 1, got {number}")
+    return number
+
+
+def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
+    """Check that `value` is one of `allowed`."""
+    if value not in allowed:
+        names = ", ".join(repr(item) for item in allowed)
+        raise ArgumentError(f"{name} must be one of {names}; got {value!r}")
+    return value
+
+
+def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> None:
+    """Check that `out` can take a result of this shape and type."""
+    if not isinstance(out, np.ndarray):
+        raise DTypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ShapeError(f"{name} must have the result's shape {shape}, got {out.shape}")
+    if out.dtype != dtype:
+        raise DTypeError(f"{name} must have the result's dtype {dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ArgumentError(f"{name} is read-only: pass an array that can be written")
+
+
+def labels(array: Any, count: int, classes: int) -> np.ndarray:
+    """Check class labels (N,) against the number of rows and classes; return them as int64."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise DTypeError(f"labels must be an integer numpy.ndarray, got {found}")
+    if array.shape != (count,):
+        raise ShapeError(f"labels must have shape ({count},), one per row, got {array.shape}")
+    result = backend.contiguous(array, np.dtype(np.int64))
+    backend.run(labels_in_range, result, classes)
+    return result
+
+
+def labels_in_range(array: np.ndarray, classes: int) -> None:
+    """Raise ArgumentError unless every label lies in [0, classes)."""
+    found = np.full(1, -1, np.int64)
+    backend.kernels("softmax").first_bad_label(array, classes, found)
+    worst = int(found[0])
+    if worst >= 0:
+        raise ArgumentError(
+            f"labels must lie in [0, {classes}), one per class; "
+            f"got {array[worst]} at position {worst}"
+        )
+
+
+_EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}
+_NOTHING = {
+    (rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE
+}
+
+
+def positive(value: Any, name: str) -> int:
+    """Check that `value` is an integer of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise DTypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if isinstance(value, bool) or number < 1:
+        raise ArgumentError(f"{name} must be at least 1, got {value}")
+    return number

@@ -1,0 +1,46 @@
+"""The errors nbbn raises. Every message says what came, what was expected and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "DTypeError",
+    "DataError",
+    "DeviceError",
+    "NbbnError",
+    "ShapeError",
+    "TapeError",
+]
+
+
+class NbbnError(Exception):
+    """Base class of every error that nbbn raises on purpose."""
+
+
+class ArgumentError(NbbnError, ValueError):
+    """A value is outside the range that the operation accepts."""
+
+
+class ShapeError(NbbnError, ValueError):
+    """An array has the wrong rank, length or number of channels."""
+
+
+class DTypeError(NbbnError, TypeError):
+    """An array or scalar has a type that the operation cannot take."""
+
+
+class DeviceError(NbbnError, RuntimeError):
+    """Arrays of different devices were mixed, or a device is not available."""
+
+
+class TapeError(NbbnError, RuntimeError):
+    """A tape was used twice, outside its thread, or for a tensor that it did not record."""
+
+
+class DataError(NbbnError, RuntimeError):
+    """A data set is missing, damaged or not what it claims to be."""
+
+
+class CheckpointError(NbbnError, RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another model."""

@@ -1,0 +1,52 @@
+"""The NumPy-level API: arrays in, arrays out; no tape, no layers, no state.
+
+Each function checks its arguments, allocates its result, asks a kernel to fill it and returns it.
+"""
+
+from .activation import (
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    tanh,
+    tanh_backward,
+)
+from .batchnorm import (
+    BatchNormStats,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_infer,
+    batch_norm_infer_backward,
+    batch_norm_train,
+    update_running_stats,
+)
+from .softmax import (
+    cross_entropy,
+    cross_entropy_backward,
+    log_softmax,
+    log_softmax_backward,
+    softmax,
+    softmax_backward,
+)
+
+__all__ = [
+    "BatchNormStats",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_infer",
+    "batch_norm_infer_backward",
+    "batch_norm_train",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "tanh",
+    "tanh_backward",
+    "update_running_stats",
+]

@@ -1,0 +1,62 @@
+"""Where a result goes: into `out` when it can be written directly, else through a temporary."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import backend, checks
+from ..checks import Layout
+
+
+class Target:
+    """The destination of a result shaped like `x`.
+
+    `folded` is what the kernel fills; `finish()` returns the array for the caller.
+    """
+
+    def __init__(
+        self, out: np.ndarray | None, x: np.ndarray, layout: Layout, *inputs: np.ndarray
+    ) -> None:
+        self._copy_from: np.ndarray | None = None
+        if out is None:
+            self._result = _empty_like(x, layout)
+        else:
+            checks.output(out, x.shape, x.dtype)
+            self._result = out
+        direct = self._result if layout.order is None else self._result.transpose(layout.order)
+        flags = direct.flags
+        if (
+            direct.dtype == layout.dtype
+            and flags.c_contiguous
+            and flags.aligned
+            and (out is None or not any(_overlaps(out, array) for array in inputs))
+        ):
+            self.folded = direct.reshape(layout.shape)
+        else:
+            self.folded = backend.empty(layout.shape, layout.dtype)
+            self._copy_from = self.folded.reshape(direct.shape)
+            self._copy_to = direct
+
+    def finish(self) -> np.ndarray:
+        """Move a temporary into place and return the result."""
+        if self._copy_from is not None:
+            backend.run(np.copyto, self._copy_to, self._copy_from, "unsafe")
+        return self._result
+
+
+def _empty_like(x: np.ndarray, layout: Layout) -> np.ndarray:
+    if layout.order is None:
+        return backend.empty(x.shape, x.dtype)
+    inverse = np.argsort(layout.order)
+    return backend.empty(tuple(x.shape[d] for d in layout.order), x.dtype).transpose(inverse)
+
+
+def _overlaps(out: np.ndarray, array: np.ndarray) -> bool:
+    """Whether they share memory in another way than element for element."""
+    if not np.may_share_memory(out, array):
+        return False
+    return (
+        out.strides != array.strides
+        or out.dtype != array.dtype
+        or out.__array_interface__["data"][0] != array.__array_interface__["data"][0]
+    )

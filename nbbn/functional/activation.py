@@ -1,0 +1,169 @@
+"""Activations of NumPy arrays, forward and backward. Each backward needs only the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import backend, checks
+from ..checks import Layout
+from ._out import Target
+
+__all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
+
+
+def relu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Rectified linear unit, ``max(x, 0)``; NaN stays NaN.
+
+    Parameters
+    ----------
+    x : ndarray of float, any shape and strides
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result; may be `x`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        `x` is not an array of real floating numbers, or `out` cannot take the result.
+    """
+    return _unary("relu", x, out)
+
+
+def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Gradient of `relu`: `dy` where the output `y` is positive, else 0.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `y`
+        Gradient of the loss with respect to the output.
+    y : ndarray of float
+        Output of the forward.
+    out : ndarray, shape and dtype of `y`, optional
+        Receives the result; may be `dy` or `y`.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `y`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together.
+    """
+    return _from_output("relu_backward", dy, y, out)
+
+
+def sigmoid(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Logistic function, ``1 / (1 + exp(-x))``.
+
+    Parameters
+    ----------
+    x : ndarray of float, any shape and strides
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result; may be `x`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        `x` is not an array of real floating numbers, or `out` cannot take the result.
+    """
+    return _unary("sigmoid", x, out)
+
+
+def sigmoid_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Gradient of `sigmoid`: ``dy * y * (1 - y)``.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `y`
+        Gradient of the loss with respect to the output.
+    y : ndarray of float
+        Output of the forward.
+    out : ndarray, shape and dtype of `y`, optional
+        Receives the result; may be `dy` or `y`.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `y`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together.
+    """
+    return _from_output("sigmoid_backward", dy, y, out)
+
+
+def tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Hyperbolic tangent.
+
+    Parameters
+    ----------
+    x : ndarray of float, any shape and strides
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result; may be `x`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        `x` is not an array of real floating numbers, or `out` cannot take the result.
+    """
+    return _unary("tanh", x, out)
+
+
+def tanh_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Gradient of `tanh`: ``dy * (1 - y^2)``.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `y`
+        Gradient of the loss with respect to the output.
+    y : ndarray of float
+        Output of the forward.
+    out : ndarray, shape and dtype of `y`, optional
+        Receives the result; may be `dy` or `y`.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `y`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together.
+    """
+    return _from_output("tanh_backward", dy, y, out)
+
+
+def _unary(op: str, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    flat = checks.flat_layout(x, "x")
+    target = Target(out, x, flat, x)
+    _launch(op, (x,), flat, target)
+    return target.finish()
+
+
+def _from_output(op: str, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    flat = checks.flat_layout(y, "y")
+    checks.same_shape(dy, y, "dy", like="y")
+    target = Target(out, y, flat, dy, y)
+    _launch(op, (dy, y), flat, target)
+    return target.finish()
+
+
+def _launch(op: str, operands: tuple[np.ndarray, ...], flat: Layout, target: Target) -> None:
+    launcher: Callable[..., Any] = getattr(backend.kernels("elementwise"), op)
+    backend.run(launcher, *(checks.fold(array, flat) for array in operands), target.folded)

@@ -1,0 +1,500 @@
+"""Batch normalization of NumPy arrays: forward, inference, backward, running statistics.
+
+With m values per channel and x_hat = (x - mean) / sqrt(var + eps):
+y = gamma * x_hat + beta, var = sum((x - mean)^2) / m,
+dx = gamma / sqrt(var + eps) * (dy - sum(dy) / m - x_hat * sum(dy * x_hat) / m).
+
+Source: Ioffe and Szegedy, "Batch Normalization" (2015), arXiv:1502.03167.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import backend, checks
+from ..errors import ArgumentError, DTypeError, ShapeError
+from ._out import Target
+
+__all__ = [
+    "BatchNormStats",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_infer",
+    "batch_norm_infer_backward",
+    "batch_norm_train",
+    "update_running_stats",
+]
+
+_ACTIVATIONS = (None, "relu")
+_FLOAT64 = np.dtype(np.float64)
+
+
+class BatchNormStats(NamedTuple):
+    """Statistics of one batch, per channel.
+
+    Attributes
+    ----------
+    mean, var, inv_std : ndarray of float64, shape (C,)
+        Mean, biased variance and 1 / sqrt(var + eps). float64 whatever the input's type.
+    count : int
+        Values per channel.
+    """
+
+    mean: np.ndarray
+    var: np.ndarray
+    inv_std: np.ndarray
+    count: int
+
+
+def batch_norm_train(
+    x: np.ndarray,
+    gamma: np.ndarray | None = None,
+    beta: np.ndarray | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    residual: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, BatchNormStats]:
+    """Normalize `x` with the statistics of the batch itself.
+
+    Computes ``y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``.
+
+    Parameters
+    ----------
+    x : ndarray of float, 2 to 5 dimensions
+        Any strides. float16 and bfloat16 compute in float32.
+    gamma, beta : ndarray of float, shape (C,), optional
+        Scale and shift; None means 1 and 0.
+    eps : float, default 1e-5
+        Added to the variance; must be positive.
+    axis : int, default 1
+        The channel axis.
+    activation : {None, "relu"}, default None
+        Applied to the result in the same pass.
+    residual : ndarray of float, shape of `x`, optional
+        Added before the activation.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result. It may be `x` itself; any other overlap costs a temporary.
+
+    Returns
+    -------
+    y : ndarray, shape and dtype of `x`
+    stats : BatchNormStats
+
+    Raises
+    ------
+    ShapeError
+        Wrong rank, axis or shape, no channels, or one value per channel.
+    DTypeError
+        An operand that is not an array of real floating numbers.
+    ArgumentError
+        `eps` not positive, unknown `activation`, read-only `out`.
+    """
+    layout = checks.layout(x, axis)
+    channels = layout.shape[1]
+    eps = checks.epsilon(eps, zero_allowed=False)
+    relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
+    count = x.size // channels
+    if count == 1:
+        raise ShapeError(
+            "Expected more than 1 value per channel when training, got input size "
+            f"{x.shape} with {channels} channels: use a larger batch, or normalize with "
+            "running statistics (batch_norm_infer, or layer.eval())"
+        )
+    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
+    beta = checks.channel_vector(beta, channels, layout.dtype, "beta")
+    if residual is None:
+        target = Target(out, x, layout, x)
+        addend = checks.nothing(layout)
+    else:
+        checks.same_shape(residual, x, "residual")
+        target = Target(out, x, layout, x, residual)
+        addend = checks.fold(residual, layout)
+    mean, var, inv_std = (backend.empty(channels, _FLOAT64) for _ in range(3))
+    if count == 0:
+        mean.fill(0.0)
+        var.fill(0.0)
+        inv_std.fill(eps**-0.5)
+    else:
+        backend.run(
+            backend.kernels("batchnorm").train,
+            checks.fold(x, layout), addend, gamma, beta, eps, relu,
+            target.folded, mean, var, inv_std,
+        )  # fmt: skip
+    return target.finish(), BatchNormStats(mean, var, inv_std, count)
+
+
+def batch_norm_infer(
+    x: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    gamma: np.ndarray | None = None,
+    beta: np.ndarray | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    residual: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Normalize `x` with given statistics, usually the running ones.
+
+    Computes ``y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``.
+
+    Parameters
+    ----------
+    x : ndarray of float, 2 to 5 dimensions
+        Any strides. float16 and bfloat16 compute in float32.
+    mean, var : ndarray of float, shape (C,)
+        Statistics to normalize with.
+    gamma, beta : ndarray of float, shape (C,), optional
+        Scale and shift; None means 1 and 0.
+    eps : float, default 1e-5
+        Added to the variance; may be 0.
+    axis : int, default 1
+        The channel axis.
+    activation : {None, "relu"}, default None
+        Applied to the result in the same pass.
+    residual : ndarray of float, shape of `x`, optional
+        Added before the activation.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result. It may be `x` itself; any other overlap costs a temporary.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        As `batch_norm_train`, but one value per channel is fine here.
+    """
+    layout = checks.layout(x, axis)
+    channels = layout.shape[1]
+    eps = checks.epsilon(eps, zero_allowed=True)
+    relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
+    mean = _statistic(mean, channels, "mean")
+    var = _statistic(var, channels, "var")
+    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
+    beta = checks.channel_vector(beta, channels, layout.dtype, "beta")
+    if residual is None:
+        target = Target(out, x, layout, x)
+        addend = checks.nothing(layout)
+    else:
+        checks.same_shape(residual, x, "residual")
+        target = Target(out, x, layout, x, residual)
+        addend = checks.fold(residual, layout)
+    if x.size:
+        backend.run(
+            backend.kernels("batchnorm").infer,
+            checks.fold(x, layout), addend, gamma, beta, mean, var, eps, relu, target.folded,
+        )  # fmt: skip
+    return target.finish()
+
+
+def batch_norm_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    stats: BatchNormStats,
+    gamma: np.ndarray | None = None,
+    *,
+    axis: int = 1,
+    y: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    out_dgamma: np.ndarray | None = None,
+    out_dbeta: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `batch_norm_train`, the batch statistics being functions of `x`.
+
+    ``dbeta = sum(g)``, ``dgamma = sum(g * x_hat)``,
+    ``dx = gamma * inv_std * (g - dbeta / m - x_hat * dgamma / m)``, where g is `dy`, or `dy` where
+    `y` is positive and 0 elsewhere if `y` is given.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float, 2 to 5 dimensions
+        The forward's input.
+    stats : BatchNormStats
+        What the forward returned.
+    gamma : ndarray of float, shape (C,), optional
+        The forward's scale.
+    axis : int, default 1
+        The channel axis.
+    y : ndarray of float, shape of `x`, optional
+        The output of a forward with ``activation="relu"``. The gradient of its residual is
+        ``relu_backward(dy, y)``.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives dx. It may be `dy` or `x` itself; any other overlap costs a temporary.
+    out_dgamma, out_dbeta : ndarray, shape (C,), optional
+        Receive dgamma and dbeta.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `x`
+    dgamma, dbeta : ndarray, shape (C,), dtype of `x` (float32 for the half types)
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Operands that do not fit together, or `stats` that are not BatchNormStats.
+    """
+    layout = checks.layout(x, axis)
+    if not isinstance(stats, BatchNormStats):
+        raise DTypeError(
+            f"stats must be the BatchNormStats of the forward, got {type(stats).__name__}"
+        )
+    channels = layout.shape[1]
+    if stats.count != x.size // channels:
+        raise ShapeError(
+            f"stats are of {stats.count} values per channel, but x with shape {x.shape} has "
+            f"{x.size // channels}: pass the x and the stats of one forward"
+        )
+    mean = _statistic(stats.mean, channels, "stats.mean")
+    inv_std = _statistic(stats.inv_std, channels, "stats.inv_std")
+    return _backward(dy, x, y, gamma, mean, inv_std, False, layout, out, out_dgamma, out_dbeta)
+
+
+def batch_norm_infer_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    gamma: np.ndarray | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    y: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    out_dgamma: np.ndarray | None = None,
+    out_dbeta: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `batch_norm_infer`, the statistics being constants.
+
+    ``dx = gamma * inv_std * g``, ``dgamma = sum(g * (x - mean) * inv_std)``, ``dbeta = sum(g)``.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float, 2 to 5 dimensions
+        The forward's input.
+    mean, var : ndarray of float, shape (C,)
+        The statistics that the forward used.
+    gamma : ndarray of float, shape (C,), optional
+        The forward's scale.
+    eps : float, default 1e-5
+        The forward's eps.
+    axis : int, default 1
+        The channel axis.
+    y : ndarray of float, shape of `x`, optional
+        The output of a forward with ``activation="relu"``; g is then 0 where y is not positive.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives dx. It may be `dy` or `x` itself; any other overlap costs a temporary.
+    out_dgamma, out_dbeta : ndarray, shape (C,), optional
+        Receive dgamma and dbeta.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `x`
+    dgamma, dbeta : ndarray, shape (C,), dtype of `x` (float32 for the half types)
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Operands that do not fit together.
+    """
+    layout = checks.layout(x, axis)
+    channels = layout.shape[1]
+    eps = checks.epsilon(eps, zero_allowed=True)
+    mean = _statistic(mean, channels, "mean")
+    var = _statistic(var, channels, "var")
+    inv_std = backend.empty(channels, _FLOAT64)
+    backend.run(_inverse_std, var, eps, inv_std)
+    return _backward(dy, x, y, gamma, mean, inv_std, True, layout, out, out_dgamma, out_dbeta)
+
+
+def update_running_stats(
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    stats: BatchNormStats,
+    *,
+    momentum: float = 0.1,
+    unbiased: bool = True,
+) -> None:
+    """Move running statistics towards a batch's, in place.
+
+    ``running = (1 - momentum) * running + momentum * batch``: momentum is the weight of the new
+    value, as in PyTorch (Keras' momentum is one minus this).
+
+    Parameters
+    ----------
+    running_mean, running_var : ndarray of float, shape (C,)
+        Updated in place. Left alone where the batch was empty.
+    stats : BatchNormStats
+        Statistics of the batch.
+    momentum : float, default 0.1
+        Weight of the new value, between 0 and 1.
+    unbiased : bool, default True
+        Scale the batch's variance by m / (m - 1), as PyTorch does; Keras and ONNX do not.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Arrays that do not fit, read-only arrays, momentum outside [0, 1].
+    """
+    momentum = checks.fraction(momentum, "momentum")
+    if not isinstance(stats, BatchNormStats):
+        raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
+    for name, array in (("running_mean", running_mean), ("running_var", running_var)):
+        checks.floating(array, name)
+        if array.shape != stats.mean.shape:
+            raise ShapeError(f"{name} must have shape {stats.mean.shape}, got {array.shape}")
+        if not array.flags.writeable:
+            raise ArgumentError(f"{name} is read-only: pass an array that can be written")
+    if stats.count == 0:
+        return
+    if unbiased and stats.count == 1:
+        raise ArgumentError(
+            "the unbiased variance of one value per channel does not exist: pass unbiased=False"
+        )
+    update = backend.kernels("batchnorm").update_running
+    arguments = (stats.mean, stats.var, stats.count, momentum, unbiased)
+    direct = [
+        array if array.dtype in (np.float32, np.float64) and array.dtype.isnative else None
+        for array in (running_mean, running_var)
+    ]
+    if direct[0] is not None and direct[1] is not None and direct[0].dtype == direct[1].dtype:
+        backend.run(update, *arguments, running_mean, running_var)
+        return
+    wide = [backend.empty(stats.mean.shape, _FLOAT64) for _ in range(2)]
+    for copy, array in zip(wide, (running_mean, running_var), strict=True):
+        backend.run(np.copyto, copy, array, "unsafe")
+    backend.run(update, *arguments, *wide)
+    for copy, array in zip(wide, (running_mean, running_var), strict=True):
+        backend.run(np.copyto, array, copy, "unsafe")
+
+
+def batch_norm(
+    x: np.ndarray,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+    gamma: np.ndarray | None = None,
+    beta: np.ndarray | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    axis: int = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Batch normalization in one call, with the semantics of ``torch.nn.functional.batch_norm``.
+
+    Uses the batch's statistics when `training` or when there are no running ones, and the running
+    ones otherwise. In training, running statistics are updated in place.
+
+    Parameters
+    ----------
+    x : ndarray of float, 2 to 5 dimensions
+        Any strides. float16 and bfloat16 compute in float32.
+    running_mean, running_var : ndarray of float, shape (C,), optional
+        Both or neither.
+    gamma, beta : ndarray of float, shape (C,), optional
+        Scale and shift; None means 1 and 0.
+    training : bool, default False
+        Normalize with the batch's statistics.
+    momentum : float, default 0.1
+        Weight of the new value in the running statistics; their variance is the unbiased one.
+    eps : float, default 1e-5
+        Added to the variance.
+    axis : int, default 1
+        The channel axis.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result. It may be `x` itself.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        As `batch_norm_train` and `batch_norm_infer`.
+    """
+    if (running_mean is None) != (running_var is None):
+        raise ArgumentError("running_mean and running_var go together: pass both or neither")
+    if not training and running_mean is not None and running_var is not None:
+        return batch_norm_infer(
+            x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
+        )
+    if running_mean is not None:
+        channels = checks.layout(x, axis).shape[1]
+        checks.fraction(momentum, "momentum")
+        for name, array in (("running_mean", running_mean), ("running_var", running_var)):
+            _statistic(array, channels, name)
+    y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
+    if running_mean is not None and running_var is not None:
+        update_running_stats(running_mean, running_var, stats, momentum=momentum)
+    return y
+
+
+def _statistic(array: np.ndarray | None, channels: int, name: str) -> np.ndarray:
+    if array is None:
+        raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
+    return checks.channel_vector(array, channels, _FLOAT64, name)
+
+
+def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        np.divide(1.0, np.sqrt(var + eps), out=inv_std)
+
+
+def _gradient(
+    out: np.ndarray | None, channels: int, dtype: np.dtype[Any], name: str
+) -> np.ndarray:
+    if out is None:
+        return backend.empty(channels, dtype)
+    checks.output(out, (channels,), dtype, name)
+    return out
+
+
+def _backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    gamma: np.ndarray | None,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    fixed: bool,
+    layout: checks.Layout,
+    out: np.ndarray | None,
+    out_dgamma: np.ndarray | None,
+    out_dbeta: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    channels = layout.shape[1]
+    checks.same_shape(dy, x, "dy")
+    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
+    if y is None:
+        target = Target(out, x, layout, dy, x)
+        mask = checks.nothing(layout)
+    else:
+        checks.same_shape(y, x, "y")
+        target = Target(out, x, layout, dy, x, y)
+        mask = checks.fold(y, layout)
+    dgamma = _gradient(out_dgamma, channels, layout.dtype, "out_dgamma")
+    dbeta = _gradient(out_dbeta, channels, layout.dtype, "out_dbeta")
+    if x.size == 0:
+        dgamma.fill(0)
+        dbeta.fill(0)
+        return target.finish(), dgamma, dbeta
+    backend.run(
+        backend.kernels("batchnorm").backward,
+        checks.fold(dy, layout), checks.fold(x, layout), mask, gamma, mean, inv_std, fixed,
+        target.folded, dgamma, dbeta,
+    )  # fmt: skip
+    return target.finish(), dgamma, dbeta

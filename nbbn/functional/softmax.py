@@ -1,0 +1,252 @@
+"""Softmax, log-softmax and softmax-cross-entropy of NumPy arrays, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import backend, checks
+from ..checks import Layout
+from ..errors import ShapeError
+from ._out import Target
+
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "softmax",
+    "softmax_backward",
+]
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None) -> np.ndarray:
+    """Softmax, ``exp(x) / sum(exp(x))`` along `axis`, shifted by the maximum so as not to overflow.
+
+    Parameters
+    ----------
+    x : ndarray of float, 1 or more dimensions
+    axis : int, default -1
+        Axis that sums to 1.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result; may be `x`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        `x` is not an array of real floating numbers, or `axis` or `out` does not fit.
+    """
+    return _rowwise("softmax", (x,), x, axis, out)
+
+
+def softmax_backward(
+    dy: np.ndarray, y: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Gradient of `softmax`: ``y * (dy - sum(dy * y))``.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `y`
+        Gradient of the loss with respect to the output.
+    y : ndarray of float
+        Output of the forward.
+    axis : int, default -1
+        The forward's axis.
+    out : ndarray, shape and dtype of `y`, optional
+        Receives the result.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `y`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together.
+    """
+    return _rowwise("softmax_backward", (dy, y), y, axis, out)
+
+
+def log_softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None) -> np.ndarray:
+    """Logarithm of the softmax, ``x - log(sum(exp(x)))`` along `axis`.
+
+    Parameters
+    ----------
+    x : ndarray of float, 1 or more dimensions
+    axis : int, default -1
+        Axis whose exponentials sum to 1.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result; may be `x`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        `x` is not an array of real floating numbers, or `axis` or `out` does not fit.
+    """
+    return _rowwise("log_softmax", (x,), x, axis, out)
+
+
+def log_softmax_backward(
+    dy: np.ndarray, y: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Gradient of `log_softmax`: ``dy - exp(y) * sum(dy)``.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `y`
+        Gradient of the loss with respect to the output.
+    y : ndarray of float
+        Output of the forward.
+    axis : int, default -1
+        The forward's axis.
+    out : ndarray, shape and dtype of `y`, optional
+        Receives the result.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `y`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together.
+    """
+    return _rowwise("log_softmax_backward", (dy, y), y, axis, out)
+
+
+def cross_entropy(
+    logits: np.ndarray, labels: np.ndarray, *, reduction: str = "mean"
+) -> np.ndarray:
+    """Cross-entropy of softmax(logits) against class labels.
+
+    ``loss[i] = log(sum(exp(logits[i]))) - logits[i, labels[i]]``.
+
+    Parameters
+    ----------
+    logits : ndarray of float, shape (N, K)
+        Unnormalized scores: not probabilities.
+    labels : ndarray of int, shape (N,)
+        Classes in [0, K).
+    reduction : {"mean", "sum", "none"}, default "mean"
+        How the N losses combine.
+
+    Returns
+    -------
+    ndarray, dtype of `logits`
+        0-dimensional, or (N,) for "none". The mean of no losses is NaN.
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together, a label out of range, an unknown reduction.
+    """
+    rows, labels = _operands(logits, labels, reduction)
+    loss = backend.empty(rows.shape[0], rows.dtype)
+    kernels = backend.kernels("softmax")
+    backend.run(kernels.cross_entropy, rows, labels, loss)
+    if reduction != "none":
+        total = backend.empty(1, rows.dtype)
+        backend.run(kernels.scaled_sum, loss, _scale(reduction, rows.shape[0]), total)
+        loss = total.reshape(())
+    if loss.dtype != logits.dtype:
+        narrow = backend.empty(loss.shape, logits.dtype)
+        backend.run(np.copyto, narrow, loss, "unsafe")
+        return narrow
+    return loss
+
+
+def cross_entropy_backward(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    dloss: Any = 1.0,
+    *,
+    reduction: str = "mean",
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Gradient of `cross_entropy`: ``(softmax(logits) - onehot(labels)) * dloss``, over N if a mean.
+
+    Parameters
+    ----------
+    logits : ndarray of float, shape (N, K)
+        The forward's logits.
+    labels : ndarray of int, shape (N,)
+        The forward's labels.
+    dloss : float or ndarray, default 1.0
+        Gradient with respect to the loss: one number, or (N,) for reduction "none".
+    reduction : {"mean", "sum", "none"}, default "mean"
+        The forward's reduction.
+    out : ndarray, shape and dtype of `logits`, optional
+        Receives the result.
+
+    Returns
+    -------
+    dlogits : ndarray, shape and dtype of `logits`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together, a label out of range, an unknown reduction.
+    """
+    rows, labels = _operands(logits, labels, reduction)
+    count = rows.shape[0]
+    if isinstance(dloss, np.ndarray):
+        weights = backend.contiguous(dloss, rows.dtype).reshape(-1)
+    else:
+        weights = np.full(1, checks.real(dloss, "dloss"), rows.dtype)
+    expected = (1, count) if reduction == "none" else (1,)
+    if weights.size not in expected:
+        raise ShapeError(
+            f"dloss must hold {' or '.join(map(str, expected))} values for reduction "
+            f"{reduction!r} of {count} rows, got shape {np.shape(dloss)}"
+        )
+    layout = Layout(None, rows.shape, rows.dtype)
+    target = Target(out, logits, layout, logits)
+    if count:
+        backend.run(
+            backend.kernels("softmax").cross_entropy_backward,
+            rows, labels, weights, _scale(reduction, count), target.folded,
+        )  # fmt: skip
+    return target.finish()
+
+
+def _scale(reduction: str, count: int) -> float:
+    if reduction != "mean":
+        return 1.0
+    return 1.0 / count if count else float("nan")
+
+
+def _operands(
+    logits: np.ndarray, labels: np.ndarray, reduction: str
+) -> tuple[np.ndarray, np.ndarray]:
+    dtype = checks.floating(logits, "logits")
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ShapeError(
+            f"logits must have shape (N, K) with K >= 1 classes, got {logits.shape}"
+        )
+    checks.choice(reduction, _REDUCTIONS, "reduction")
+    checked = checks.labels(labels, *logits.shape)
+    return backend.contiguous(logits, dtype), checked
+
+
+def _rowwise(
+    op: str, operands: tuple[np.ndarray, ...], x: np.ndarray, axis: int, out: np.ndarray | None
+) -> np.ndarray:
+    rows = checks.row_layout(x, axis, "x" if len(operands) == 1 else "y")
+    for array in operands[:-1]:
+        checks.same_shape(array, x, "dy", like="y")
+    target = Target(out, x, rows, *operands)
+    if x.size:
+        launcher = getattr(backend.kernels("softmax"), op)
+        backend.run(launcher, *(checks.fold(array, rows) for array in operands), target.folded)
+    return target.finish()

@@ -1,0 +1,94 @@
+"""A gradient check that anybody can run on a function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from . import checks
+from .autograd import Parameter, Tape, Tensor
+from .errors import ArgumentError, DTypeError
+from .initializers import generator
+
+__all__ = ["gradcheck"]
+
+
+def gradcheck(
+    function: Callable[..., Tensor],
+    *inputs: np.ndarray,
+    step: float = 1e-5,
+    tolerance: float = 1e-6,
+    directions: int = 8,
+    rng: np.random.Generator | int | None = 0,
+) -> float:
+    """Compare gradients with central differences along random directions.
+
+    For random w the scalar ``f = sum(w * function(*inputs))`` is differentiated by the tape, and
+    ``(f(x + h d) - f(x - h d)) / 2h`` must equal ``sum(df/dx * d)`` for random unit directions d.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one Tensor per input and returns a Tensor. It must be deterministic.
+    *inputs : ndarray of float64
+        Where to check; keep away from kinks such as relu at 0.
+    step : float, default 1e-5
+        h.
+    tolerance : float, default 1e-6
+        Largest allowed error, relative to the larger of 1 and the derivative.
+    directions : int, default 8
+        How many directions are tried for each input.
+    rng : Generator, int or None, default 0
+        Source of w and d.
+
+    Returns
+    -------
+    float
+        The largest error seen.
+
+    Raises
+    ------
+    ArgumentError
+        The gradients disagree, or an input received none.
+    DTypeError
+        An input is not float64: float32 has too few digits for differences.
+    """
+    for position, x in enumerate(inputs):
+        if not isinstance(x, np.ndarray) or x.dtype != np.float64:
+            found = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+            raise DTypeError(f"gradcheck needs float64 arrays, input {position} is {found}")
+    rng = generator(rng)
+    checks.positive(directions, "directions")
+    parameters = [Parameter(x.copy()) for x in inputs]
+    with Tape() as tape:
+        output = function(*parameters)
+        weights = rng.standard_normal(output.shape)
+        total = (output * weights).sum()
+    tape.backward(total)
+
+    def value(arrays: list[np.ndarray]) -> float:
+        return float(np.sum(function(*(Tensor(a) for a in arrays)).data * weights))
+
+    worst = 0.0
+    for position, parameter in enumerate(parameters):
+        if parameter.grad is None:
+            raise ArgumentError(f"input {position} received no gradient")
+        for _ in range(directions):
+            direction = rng.standard_normal(inputs[position].shape)
+            direction /= np.linalg.norm(direction) or 1.0
+            moved = [
+                [x + sign * step * direction if i == position else x for i, x in enumerate(inputs)]
+                for sign in (1, -1)
+            ]
+            expected = (value(moved[0]) - value(moved[1])) / (2 * step)
+            found = float(np.sum(parameter.grad * direction))
+            error = abs(found - expected) / max(1.0, abs(expected))
+            worst = max(worst, error)
+            if not error <= tolerance:
+                raise ArgumentError(
+                    f"the gradient of input {position} is wrong: along a random direction the tape "
+                    f"says {found:.9g}, central differences say {expected:.9g} "
+                    f"(error {error:.2e}, allowed {tolerance:.0e})"
+                )
+    return worst

@@ -1,0 +1,151 @@
+"""The on-disk cache of compiled kernels: never stale, never fatal.
+
+Numba's own cache keys on a function's bytecode and its file, so another flag, an edited callee or a
+damaged file goes unnoticed or raises. This one keys on everything that shapes the machine code
+(options, library versions, the text of every kernel file, the CPU), checks a digest before it loads,
+and turns any failure into one warning and a compile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from nbbn._version import __version__
+
+_DIGEST_BYTES = 32
+_warned = False
+# Called with the kernel's name before each compilation; the command line uses it to say so.
+on_compile: Callable[[str], None] | None = None
+
+
+def cache_dir() -> Path | None:
+    """The folder of compiled kernels: `NBBN_CACHE_DIR`, else the user's cache folder, else None."""
+    chosen = os.environ.get("NBBN_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "nbbn"
+    try:
+        return Path.home() / ".cache" / "nbbn"
+    except RuntimeError:
+        return None
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of the library version, its compilers and the text of every kernel file."""
+    digest = hashlib.sha256(repr((__version__, numba.__version__, llvmlite.__version__)).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class KernelCache(_Cache):
+    """Cache of one function under one set of options, for a dispatcher's `_cache` attribute."""
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+        self._options = sorted((key, str(_ordered(value))) for key, value in options.items())
+        self._enabled = True
+
+    @property
+    def cache_path(self) -> str | None:
+        """The folder that holds this function's files."""
+        folder = self._folder()
+        return None if folder is None else str(folder)
+
+    def enable(self) -> None:
+        """Use the disk again."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Leave the disk alone."""
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Forget nothing: entries are keyed by content and cannot be stale."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled result for `sig`, or None where there is none that can be trusted."""
+        target_context.refresh()
+        data = self._load(sig, target_context)
+        if data is None and on_compile is not None:
+            on_compile(self._name)
+        return data
+
+    def _load(self, sig: Any, target_context: Any) -> Any:
+        path = self._path(sig, target_context.codegen())
+        if path is None or not path.exists():
+            return None
+        try:
+            content = path.read_bytes()
+            digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            if hashlib.sha256(payload).digest() != digest:
+                raise ValueError("the file is damaged")
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception as error:  # whatever is wrong with the file, compiling is right
+            _warn(f"could not read {path} ({error}); compiling instead")
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Store the compiled result `data`, atomically; on failure warn and go on."""
+        path = self._path(sig, data.codegen)
+        if path is None or data.library.has_dynamic_globals or any(data.lifted):
+            return
+        try:
+            payload = dumps(data._reduce())
+            _write_atomically(path, hashlib.sha256(payload).digest() + payload)
+        except Exception as error:  # a full disk or a read-only folder must not stop the caller
+            _warn(f"could not write {path} ({error}); kernels compile again in the next process")
+
+    def _folder(self) -> Path | None:
+        base = cache_dir()
+        return None if base is None else base / "kernels" / source_digest()[:16]
+
+    def _path(self, sig: Any, codegen: Any) -> Path | None:
+        folder = self._folder() if self._enabled else None
+        if folder is None:
+            return None
+        key = repr((self._name, self._options, sig, codegen.magic_tuple()))
+        return folder / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.nbc"
+
+
+def _ordered(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else value
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _warn(message: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"nbbn kernel cache: {message}", RuntimeWarning, stacklevel=2)

@@ -1,0 +1,132 @@
+"""How nbbn compiles for the CPU: flags, the serial/parallel twin, the threading guard, the cache.
+
+Every kernel is written once, with `prange` over blocks whose size follows from the array's shape
+alone, and compiled twice: serial and parallel. `Kernel` picks one per call. Both give the same
+bits, so the choice is free: small arrays, a busy or forked process, and a threading layer that
+cannot be shared between threads all take the serial one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit
+from numba.np.ufunc import parallel as _numba_parallel
+
+from ._cache import KernelCache
+
+# Keeps NaN and Inf exact: never add nnan or ninf.
+FASTMATH = frozenset({"contract", "nsz"})
+
+# Below this many elements a parallel region costs more than it saves.
+PARALLEL_MIN = 98_304
+
+
+class _State(threading.local):
+    def __init__(self) -> None:
+        self.busy = False
+        self.compile_only = False
+        self.scratch: dict[Any, np.ndarray] = {}
+
+
+_state = _State()
+# A process forked after the thread pool started inherits the pool's bookkeeping but not its threads.
+_forked_with_pool = False
+
+
+def _after_fork_in_child() -> None:
+    global _forked_with_pool, _state
+    _state = _State()
+    _forked_with_pool = _forked_with_pool or bool(_numba_parallel._is_initialized)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def workers(work: int) -> int:
+    """How many threads a kernel over `work` elements gets now: 1 means the serial form."""
+    if work < PARALLEL_MIN or _state.busy or _forked_with_pool:
+        return 1
+    threads = numba.get_num_threads()
+    if threads > 1 and numba.threading_layer() == "workqueue":
+        return 1
+    return threads
+
+
+def scratch(size: int, dtype: Any) -> np.ndarray:
+    """A flat array of at least `size` elements, private to this thread until its next kernel."""
+    array = _state.scratch.get(dtype)
+    if array is None or array.size < size:
+        array = _state.scratch[dtype] = np.empty(max(size, 4096), dtype)
+    return array
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """Compile a helper that kernels call; its code becomes part of theirs."""
+    return njit(fastmath=set(FASTMATH), error_model="numpy", nogil=True)(function)
+
+
+def reduction(function: Callable[..., Any]) -> Any:
+    """Compile a helper whose sums may be reordered, so that they fill vector registers."""
+    return njit(fastmath={*FASTMATH, "reassoc"}, error_model="numpy", nogil=True)(function)
+
+
+class Kernel:
+    """One loop nest in its serial and parallel form.
+
+    Parameters
+    ----------
+    function : callable
+        The kernel, written with `numba.prange` over its blocks.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.py_func = function
+        self.serial = _compile(function, parallel=False)
+        self.parallel = _compile(function, parallel=True)
+
+    def __call__(self, threads: int, *args: Any) -> None:
+        """Run on `args`, in parallel where `threads` (from `workers`) is more than one."""
+        if _state.compile_only:
+            signature = tuple(numba.typeof(value) for value in args)
+            self.serial.compile(signature)
+            self.parallel.compile(signature)
+            return
+        if threads == 1:
+            self.serial(*args)
+            return
+        _state.busy = True
+        try:
+            self.parallel(*args)
+        finally:
+            _state.busy = False
+
+
+class compiling_only:  # noqa: N801 - reads as a statement: `with compiling_only():`
+    """Let every kernel call of this thread compile both forms for its arguments and run neither."""
+
+    def __enter__(self) -> None:
+        _state.compile_only = True
+
+    def __exit__(self, *exc: object) -> None:
+        _state.compile_only = False
+
+
+def _compile(function: Callable[..., Any], *, parallel: bool) -> Any:
+    options = {
+        "parallel": parallel,
+        "fastmath": set(FASTMATH),
+        "error_model": "numpy",
+        "nogil": True,
+    }
+    dispatcher = njit(**options)(function)
+    dispatcher._cache = KernelCache(function, options)
+    return dispatcher

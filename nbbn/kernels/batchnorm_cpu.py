@@ -1,0 +1,716 @@
+"""Batch normalization on the CPU, forward and backward, for `(M, C)` rows and `(N, C, S)` planes.
+
+Training forward: one pass for the statistics, one that normalizes. Statistics are sums shifted by a
+value from the data, in the array's own precision over a short run (128 rows, or 1024 elements of a
+plane) and in float64 from there up: blocks merge by Chan's formula in an order that the shape alone
+fixes. Hence the same bits for every number of threads.
+
+Normalizing computes `(x - shift) * scale + offset`, where `shift` is the mean rounded to x's type and
+the rest of the mean goes into `offset`: no cancellation even for |mean| >> std.
+
+Backward: one pass for sum(g) and sum(g * (x - shift)), one for `dx = a*g + b*(x - shift) + d`.
+With a ReLU behind the normalization, g is dy where the forward's output y is positive, else 0.
+
+The second pass of each thread walks its blocks backwards: what was read last is still in cache.
+An empty array stands for "not given" in residual, gamma, beta and y.
+"""
+
+import numpy as np
+from numba import prange
+
+from ._jit import Kernel, device_function, reduction, scratch, workers
+
+ROWS_PER_RUN = 128
+ELEMENTS_PER_RUN = 1024
+ELEMENTS_PER_BLOCK = 32_768
+MAX_BLOCKS = 64
+
+
+# ---------------------------------------------------------------- kernels: what both layouts share
+
+
+@device_function
+def _bounds(part, parts, total):
+    """First and last + 1 of `part` when `total` items are split evenly into `parts`."""
+    return part * total // parts, (part + 1) * total // parts
+
+
+@device_function
+def _merge(count, mean, m2, other_count, other_mean, other_m2):
+    """Chan's formula: fold another sample's (count, mean, M2) into mean and m2, per channel."""
+    weight = other_count / (count + other_count)
+    for j in range(mean.size):
+        delta = other_mean[j] - mean[j]
+        mean[j] += delta * weight
+        m2[j] += other_m2[j] + delta * delta * count * weight
+
+
+@device_function
+def _merge_parts(wide, N, n_parts, S, s_parts, mean, m2):
+    """Merge the statistics of all parts, first to last, into mean and m2 (C,)."""
+    C = mean.size
+    count = 0.0
+    for part in range(n_parts * s_parts):
+        n0, n1 = _bounds(part // s_parts, n_parts, N)
+        s0, s1 = _bounds(part % s_parts, s_parts, S)
+        n = float((n1 - n0) * (s1 - s0))
+        w = wide[4 * C * part : 4 * C * part + 2 * C]
+        if part == 0:
+            for j in range(C):
+                mean[j] = w[j]
+                m2[j] = w[C + j]
+        else:
+            _merge(count, mean, m2, n, w[:C], w[C:])
+        count += n
+
+
+@device_function
+def _invert(var, eps, inv_std):
+    """Write 1 / sqrt(var + eps), per channel."""
+    for j in range(var.size):
+        inv_std[j] = 1.0 / np.sqrt(var[j] + eps)
+
+
+@device_function
+def _finish(count, eps, var, inv_std):
+    """Turn M2 into the biased variance, in place, and into 1 / sqrt(var + eps)."""
+    for j in range(var.size):
+        var[j] /= count
+    _invert(var, eps, inv_std)
+
+
+@device_function
+def _affine(gamma, beta, mean, inv_std, narrow):
+    """Write shift, scale, offset (3 * C,) with y = (x - shift) * scale + offset."""
+    C = mean.size
+    for j in range(C):
+        scale = inv_std[j]
+        if gamma.size > 0:
+            scale *= gamma[j]
+        narrow[j] = mean[j]
+        offset = (np.float64(narrow[j]) - mean[j]) * scale
+        if beta.size > 0:
+            offset += beta[j]
+        narrow[C + j] = scale
+        narrow[2 * C + j] = offset
+
+
+@device_function
+def _sum_parts(wide, parts, C):
+    """Add the backward sums of parts 1.. to those of part 0, first to last."""
+    for part in range(1, parts):
+        for j in range(2 * C):
+            wide[j] += wide[2 * C * part + j]
+
+
+@device_function
+def _backward_affine(gamma, mean, inv_std, count, fixed, wide, narrow, dgamma, dbeta):
+    """From the sums in wide: dgamma and dbeta; write shift, a, b, d (4 * C,)."""
+    C = mean.size
+    for j in range(C):
+        rest = mean[j] - np.float64(narrow[j])
+        sum_g = wide[j]
+        sum_g_x_hat = (wide[C + j] - rest * sum_g) * inv_std[j]
+        a = inv_std[j]
+        if gamma.size > 0:
+            a *= gamma[j]
+        b = 0.0 if fixed else -a * inv_std[j] * sum_g_x_hat / count
+        d = 0.0 if fixed else -a * sum_g / count
+        narrow[C + j] = a
+        narrow[2 * C + j] = b
+        narrow[3 * C + j] = d - b * rest
+        dgamma[j] = sum_g_x_hat
+        dbeta[j] = sum_g
+
+
+# ---------------------------------------------------------------- kernels: rows
+
+
+@device_function
+def _sum_rows(x, first, last, shift, total, square):
+    """Sums of x - shift and of its square over rows first..last, per column."""
+    C = x.shape[1]
+    for j in range(C):
+        total[j] = 0
+        square[j] = 0
+    row = first
+    while row + 4 <= last:
+        x0 = x[row]
+        x1 = x[row + 1]
+        x2 = x[row + 2]
+        x3 = x[row + 3]
+        for j in range(C):
+            d0 = x0[j] - shift[j]
+            d1 = x1[j] - shift[j]
+            d2 = x2[j] - shift[j]
+            d3 = x3[j] - shift[j]
+            total[j] += (d0 + d1) + (d2 + d3)
+            square[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        row += 4
+    while row < last:
+        x0 = x[row]
+        for j in range(C):
+            d0 = x0[j] - shift[j]
+            total[j] += d0
+            square[j] += d0 * d0
+        row += 1
+
+
+@device_function
+def _stats_rows(x, first, last, narrow, wide):
+    """Write mean and M2 (sum of squared deviations) of rows first..last to wide[: 2 * C]."""
+    C = x.shape[1]
+    shift, total, square = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
+    mean, m2 = wide[:C], wide[C : 2 * C]
+    run_mean, run_m2 = wide[2 * C : 3 * C], wide[3 * C : 4 * C]
+    count = 0.0
+    row = first
+    while row < last:
+        end = min(row + ROWS_PER_RUN, last)
+        head = x[row]
+        for j in range(C):
+            shift[j] = head[j] if abs(head[j]) < np.inf else 0
+        _sum_rows(x, row, end, shift, total, square)
+        n = float(end - row)
+        for j in range(C):
+            offset = np.float64(total[j]) / n
+            deviation = np.float64(square[j]) - total[j] * offset
+            run_mean[j] = shift[j] + offset
+            run_m2[j] = 0.0 if deviation < 0.0 else deviation
+        if row == first:
+            for j in range(C):
+                mean[j] = run_mean[j]
+                m2[j] = run_m2[j]
+        else:
+            _merge(count, mean, m2, n, run_mean, run_m2)
+        count += n
+        row = end
+
+
+@device_function
+def _exact_columns(x, mean, m2):
+    """Recompute, in float64, the columns whose sums overflowed or met a NaN or Inf."""
+    M, C = x.shape
+    for j in range(C):
+        if not m2[j] < np.inf:
+            center = 0.0
+            for i in range(M):
+                center += np.float64(x[i, j]) / M
+            spread = 0.0
+            for i in range(M):
+                d = np.float64(x[i, j]) - center
+                spread += d * d
+            mean[j] = center
+            m2[j] = spread
+
+
+@device_function
+def _normalize_rows(x, residual, relu, narrow, y, first, last):
+    """Normalize rows first..last, last row first."""
+    C = x.shape[1]
+    shift, scale, offset = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
+    for back in range(last - first):
+        row = last - 1 - back
+        source = x[row]
+        target = y[row]
+        if residual.size > 0:
+            other = residual[row]
+            if relu:
+                for j in range(C):
+                    value = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
+                    target[j] = 0 if value < 0 else value
+            else:
+                for j in range(C):
+                    target[j] = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
+        elif relu:
+            for j in range(C):
+                value = (source[j] - shift[j]) * scale[j] + offset[j]
+                target[j] = 0 if value < 0 else value
+        else:
+            for j in range(C):
+                target[j] = (source[j] - shift[j]) * scale[j] + offset[j]
+
+
+@Kernel
+def _train_rows(
+    x, residual, gamma, beta, eps, relu, threads, blocks, y, mean, var, inv_std, wide, narrow
+):
+    """Training forward: x, y (M, C); mean, var, inv_std (C,) in float64."""
+    M, C = x.shape
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, blocks)
+        for b in range(start, stop):
+            first, last = _bounds(b, blocks, M)
+            _stats_rows(
+                x, first, last, narrow[3 * C * b : 3 * C * (b + 1)], wide[4 * C * b : 4 * C * (b + 1)]
+            )
+    _merge_parts(wide, M, blocks, 1, 1, mean, var)
+    _exact_columns(x, mean, var)
+    _finish(M, eps, var, inv_std)
+    _affine(gamma, beta, mean, inv_std, narrow)
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, blocks)
+        for back in range(stop - start):
+            first, last = _bounds(stop - 1 - back, blocks, M)
+            _normalize_rows(x, residual, relu, narrow, y, first, last)
+
+
+@Kernel
+def _infer_rows(x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow):
+    """Inference forward: x, y (M, C)."""
+    _invert(var, eps, wide)
+    _affine(gamma, beta, mean, wide, narrow)
+    for t in prange(threads):
+        first, last = _bounds(t, threads, x.shape[0])
+        _normalize_rows(x, residual, relu, narrow, y, first, last)
+
+
+@device_function
+def _sum_products_rows(dy, x, y, first, last, shift, total, product):
+    """Sums of g and of g * (x - shift) over rows first..last, per column."""
+    C = x.shape[1]
+    for j in range(C):
+        total[j] = 0
+        product[j] = 0
+    row = first
+    if y.size > 0:
+        while row + 2 <= last:
+            x0 = x[row]
+            x1 = x[row + 1]
+            dy0 = dy[row]
+            dy1 = dy[row + 1]
+            y0 = y[row]
+            y1 = y[row + 1]
+            for j in range(C):
+                g0 = dy0[j] if y0[j] > 0 else 0
+                g1 = dy1[j] if y1[j] > 0 else 0
+                total[j] += g0 + g1
+                product[j] += g0 * (x0[j] - shift[j]) + g1 * (x1[j] - shift[j])
+            row += 2
+        while row < last:
+            x0 = x[row]
+            dy0 = dy[row]
+            y0 = y[row]
+            for j in range(C):
+                g0 = dy0[j] if y0[j] > 0 else 0
+                total[j] += g0
+                product[j] += g0 * (x0[j] - shift[j])
+            row += 1
+        return
+    while row + 4 <= last:
+        x0 = x[row]
+        x1 = x[row + 1]
+        x2 = x[row + 2]
+        x3 = x[row + 3]
+        g0 = dy[row]
+        g1 = dy[row + 1]
+        g2 = dy[row + 2]
+        g3 = dy[row + 3]
+        for j in range(C):
+            total[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
+            product[j] += (g0[j] * (x0[j] - shift[j]) + g1[j] * (x1[j] - shift[j])) + (
+                g2[j] * (x2[j] - shift[j]) + g3[j] * (x3[j] - shift[j])
+            )
+        row += 4
+    while row < last:
+        x0 = x[row]
+        g0 = dy[row]
+        for j in range(C):
+            total[j] += g0[j]
+            product[j] += g0[j] * (x0[j] - shift[j])
+        row += 1
+
+
+@device_function
+def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
+    """Write sum(g) and sum(g * (x - shift)) of rows first..last to wide (2 * C,)."""
+    C = x.shape[1]
+    total, product = narrow[:C], narrow[C : 2 * C]
+    for j in range(2 * C):
+        wide[j] = 0.0
+    row = first
+    while row < last:
+        end = min(row + ROWS_PER_RUN, last)
+        _sum_products_rows(dy, x, y, row, end, shift, total, product)
+        for j in range(C):
+            wide[j] += total[j]
+            wide[C + j] += product[j]
+        row = end
+
+
+@device_function
+def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
+    """Write dx of rows first..last, last row first."""
+    C = x.shape[1]
+    shift, a, b, d = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C], narrow[3 * C : 4 * C]
+    for back in range(last - first):
+        row = last - 1 - back
+        source = x[row]
+        gradient = dy[row]
+        target = dx[row]
+        if y.size > 0:
+            output = y[row]
+            if fixed:
+                for j in range(C):
+                    target[j] = a[j] * gradient[j] if output[j] > 0 else 0
+            else:
+                for j in range(C):
+                    g = gradient[j] if output[j] > 0 else 0
+                    target[j] = a[j] * g + b[j] * (source[j] - shift[j]) + d[j]
+        elif fixed:
+            for j in range(C):
+                target[j] = a[j] * gradient[j]
+        else:
+            for j in range(C):
+                target[j] = a[j] * gradient[j] + b[j] * (source[j] - shift[j]) + d[j]
+
+
+@Kernel
+def _backward_rows(
+    dy, x, y, gamma, mean, inv_std, fixed, threads, blocks, dx, dgamma, dbeta, wide, narrow
+):
+    """Backward: dy, x, dx (M, C); dgamma, dbeta (C,)."""
+    M, C = x.shape
+    for j in range(C):
+        narrow[j] = mean[j]
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, blocks)
+        for b in range(start, stop):
+            first, last = _bounds(b, blocks, M)
+            own = narrow[4 * C + 2 * C * b : 4 * C + 2 * C * (b + 1)]
+            _backward_sums_rows(
+                dy, x, y, first, last, narrow[:C], own, wide[2 * C * b : 2 * C * (b + 1)]
+            )
+    _sum_parts(wide, blocks, C)
+    _backward_affine(gamma, mean, inv_std, M, fixed, wide, narrow, dgamma, dbeta)
+    if dx.size > 0:
+        for t in prange(threads):
+            start, stop = _bounds(t, threads, blocks)
+            for back in range(stop - start):
+                first, last = _bounds(stop - 1 - back, blocks, M)
+                _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last)
+
+
+# ---------------------------------------------------------------- kernels: planes
+
+
+@reduction
+def _sum_run(x, first, last, shift):
+    """Sums of x - shift and of its square over elements first..last of one plane (S,)."""
+    run = x[first:last]
+    total = shift - shift
+    square = total
+    for i in range(run.size):
+        d = run[i] - shift
+        total += d
+        square += d * d
+    return total, square
+
+
+@device_function
+def _stats_planes(x, n0, n1, c0, c1, s0, s1, narrow, wide):
+    """Write mean and M2 of x[n0:n1, c, s0:s1] for each channel c0..c1 to wide[c], wide[C + c]."""
+    C = x.shape[1]
+    count = float((n1 - n0) * (s1 - s0))
+    for n in range(n0, n1):
+        for c in range(c0, c1):
+            plane = x[n, c]
+            if n == n0:
+                end = min(s0 + ELEMENTS_PER_RUN, s1)
+                head = plane[s0:end]
+                zero = head[0] - head[0]
+                center = zero
+                for i in range(head.size):
+                    center += head[i]
+                center /= head.size
+                narrow[c] = center if abs(center) < np.inf else 0
+                wide[c] = 0.0
+                wide[C + c] = 0.0
+            s = s0
+            while s < s1:
+                end = min(s + ELEMENTS_PER_RUN, s1)
+                total, square = _sum_run(plane, s, end, narrow[c])
+                wide[c] += total
+                wide[C + c] += square
+                s = end
+    for c in range(c0, c1):
+        offset = wide[c] / count
+        deviation = wide[C + c] - wide[c] * offset
+        wide[c] = narrow[c] + offset
+        wide[C + c] = 0.0 if deviation < 0.0 else deviation
+
+
+@device_function
+def _exact_channels(x, mean, m2):
+    """Recompute, in float64, the channels whose sums overflowed or met a NaN or Inf."""
+    N, C, S = x.shape
+    for c in range(C):
+        if not m2[c] < np.inf:
+            center = 0.0
+            for n in range(N):
+                for s in range(S):
+                    center += np.float64(x[n, c, s]) / (N * S)
+            spread = 0.0
+            for n in range(N):
+                for s in range(S):
+                    d = np.float64(x[n, c, s]) - center
+                    spread += d * d
+            mean[c] = center
+            m2[c] = spread
+
+
+@device_function
+def _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
+    """Normalize x[n0:n1, c0:c1, s0:s1], last plane first."""
+    C = x.shape[1]
+    for n_back in range(n1 - n0):
+        n = n1 - 1 - n_back
+        for c_back in range(c1 - c0):
+            c = c1 - 1 - c_back
+            shift, scale, offset = narrow[c], narrow[C + c], narrow[2 * C + c]
+            source = x[n, c, s0:s1]
+            target = y[n, c, s0:s1]
+            if residual.size > 0:
+                other = residual[n, c, s0:s1]
+                if relu:
+                    for i in range(source.size):
+                        value = (source[i] - shift) * scale + offset + other[i]
+                        target[i] = 0 if value < 0 else value
+                else:
+                    for i in range(source.size):
+                        target[i] = (source[i] - shift) * scale + offset + other[i]
+            elif relu:
+                for i in range(source.size):
+                    value = (source[i] - shift) * scale + offset
+                    target[i] = 0 if value < 0 else value
+            else:
+                for i in range(source.size):
+                    target[i] = (source[i] - shift) * scale + offset
+
+
+@device_function
+def _unit(u, grid, shape):
+    """Part number and ranges of N, C and S for unit `u` of the grid (n_parts, c_parts, s_parts)."""
+    n_parts, c_parts, s_parts = grid
+    part, c_part = u // c_parts, u % c_parts
+    n0, n1 = _bounds(part // s_parts, n_parts, shape[0])
+    c0, c1 = _bounds(c_part, c_parts, shape[1])
+    s0, s1 = _bounds(part % s_parts, s_parts, shape[2])
+    return part, n0, n1, c0, c1, s0, s1
+
+
+@Kernel
+def _train_planes(
+    x, residual, gamma, beta, eps, relu, threads, grid, y, mean, var, inv_std, wide, narrow
+):
+    """Training forward: x, y (N, C, S); mean, var, inv_std (C,) in float64."""
+    N, C, S = x.shape
+    units = grid[0] * grid[1] * grid[2]
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, units)
+        for u in range(start, stop):
+            p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
+            _stats_planes(
+                x,
+                n0,
+                n1,
+                c0,
+                c1,
+                s0,
+                s1,
+                narrow[3 * C * p : 3 * C * (p + 1)],
+                wide[4 * C * p : 4 * C * (p + 1)],
+            )
+    _merge_parts(wide, N, grid[0], S, grid[2], mean, var)
+    _exact_channels(x, mean, var)
+    _finish(N * S, eps, var, inv_std)
+    _affine(gamma, beta, mean, inv_std, narrow)
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, units)
+        for back in range(stop - start):
+            p, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
+            _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
+
+
+@Kernel
+def _infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid, y, wide, narrow):
+    """Inference forward: x, y (N, C, S)."""
+    _invert(var, eps, wide)
+    _affine(gamma, beta, mean, wide, narrow)
+    units = grid[0] * grid[1] * grid[2]
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, units)
+        for u in range(start, stop):
+            p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
+            _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
+
+
+@reduction
+def _sum_products_run(dy, x, y, shift):
+    """Sums of g and of g * (x - shift) over one run of a plane."""
+    total = shift - shift
+    product = total
+    if y.size > 0:
+        for i in range(x.size):
+            g = dy[i] if y[i] > 0 else 0
+            total += g
+            product += g * (x[i] - shift)
+    else:
+        for i in range(x.size):
+            total += dy[i]
+            product += dy[i] * (x[i] - shift)
+    return total, product
+
+
+@device_function
+def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
+    """Write sum(g) and sum(g * (x - shift)) for each channel c0..c1 to wide[c], wide[C + c]."""
+    C = x.shape[1]
+    for c in range(c0, c1):
+        wide[c] = 0.0
+        wide[C + c] = 0.0
+    for n in range(n0, n1):
+        for c in range(c0, c1):
+            s = s0
+            while s < s1:
+                end = min(s + ELEMENTS_PER_RUN, s1)
+                mask = y[n, c, s:end] if y.size > 0 else x[n, c, 0:0]
+                total, product = _sum_products_run(dy[n, c, s:end], x[n, c, s:end], mask, shift[c])
+                wide[c] += total
+                wide[C + c] += product
+                s = end
+
+
+@device_function
+def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
+    """Write dx[n0:n1, c0:c1, s0:s1], last plane first."""
+    C = x.shape[1]
+    for n_back in range(n1 - n0):
+        n = n1 - 1 - n_back
+        for c_back in range(c1 - c0):
+            c = c1 - 1 - c_back
+            shift, a, b, d = narrow[c], narrow[C + c], narrow[2 * C + c], narrow[3 * C + c]
+            source = x[n, c, s0:s1]
+            gradient = dy[n, c, s0:s1]
+            target = dx[n, c, s0:s1]
+            if y.size > 0:
+                output = y[n, c, s0:s1]
+                if fixed:
+                    for i in range(source.size):
+                        target[i] = a * gradient[i] if output[i] > 0 else 0
+                else:
+                    for i in range(source.size):
+                        g = gradient[i] if output[i] > 0 else 0
+                        target[i] = a * g + b * (source[i] - shift) + d
+            elif fixed:
+                for i in range(source.size):
+                    target[i] = a * gradient[i]
+            else:
+                for i in range(source.size):
+                    target[i] = a * gradient[i] + b * (source[i] - shift) + d
+
+
+@Kernel
+def _backward_planes(
+    dy, x, y, gamma, mean, inv_std, fixed, threads, grid, dx, dgamma, dbeta, wide, narrow
+):
+    """Backward: dy, x, dx (N, C, S); dgamma, dbeta (C,)."""
+    N, C, S = x.shape
+    units = grid[0] * grid[1] * grid[2]
+    for j in range(C):
+        narrow[j] = mean[j]
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, units)
+        for u in range(start, stop):
+            p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
+            own = wide[2 * C * p : 2 * C * (p + 1)]
+            _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, narrow, own)
+    _sum_parts(wide, grid[0] * grid[2], C)
+    _backward_affine(gamma, mean, inv_std, N * S, fixed, wide, narrow, dgamma, dbeta)
+    if dx.size > 0:
+        for t in prange(threads):
+            start, stop = _bounds(t, threads, units)
+            for back in range(stop - start):
+                p, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
+                _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1)
+
+
+# ---------------------------------------------------------------- kernels: running statistics
+
+
+@Kernel
+def _update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
+    """Move the running statistics (C,) towards the batch's by `momentum`, in place."""
+    correction = count / (count - 1.0) if unbiased else 1.0
+    for j in range(mean.size):
+        running_mean[j] += momentum * (mean[j] - running_mean[j])
+        running_var[j] += momentum * (var[j] * correction - running_var[j])
+
+
+# ---------------------------------------------------------------- launchers
+
+
+def _blocks(size, most):
+    """How many blocks an array of `size` elements is cut into, `most` at the most."""
+    return max(1, min(size // ELEMENTS_PER_BLOCK, MAX_BLOCKS, most))
+
+
+def _grid(shape):
+    """Cut planes (N, C, S) along N first, then C, then S: (n_parts, c_parts, s_parts)."""
+    N, C, S = shape
+    units = _blocks(N * C * S, N * C * S)
+    n_parts = min(N, units)
+    c_parts = min(C, units // n_parts)
+    s_parts = max(1, min(S // ELEMENTS_PER_RUN, units // (n_parts * c_parts)))
+    return n_parts, c_parts, s_parts
+
+
+def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
+    """Normalize x with its own statistics; fills y, mean, var (biased) and inv_std."""
+    threads = workers(x.size)
+    C = x.shape[1]
+    if x.ndim == 2:
+        blocks = _blocks(x.size, x.shape[0])
+        parts, kernel = blocks, _train_rows
+    else:
+        blocks = _grid(x.shape)
+        parts, kernel = blocks[0] * blocks[2], _train_planes
+    wide, narrow = scratch(4 * C * parts, np.float64), scratch(3 * C * parts, x.dtype)
+    kernel(
+        threads, x, residual, gamma, beta, eps, relu, threads, blocks, y, mean, var, inv_std, wide,
+        narrow,
+    )  # fmt: skip
+
+
+def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
+    """Normalize x with the given statistics; fills y."""
+    threads = workers(x.size)
+    C = x.shape[1]
+    wide, narrow = scratch(C, np.float64), scratch(3 * C, x.dtype)
+    operands = (x, residual, gamma, beta, mean, var, eps, relu, threads)
+    if x.ndim == 2:
+        _infer_rows(threads, *operands, y, wide, narrow)
+    else:
+        _infer_planes(threads, *operands, _grid(x.shape), y, wide, narrow)
+
+
+def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
+    """Gradients of `train`, or of `infer` where `fixed`; an empty dx is not computed."""
+    threads = workers(x.size)
+    C = x.shape[1]
+    if x.ndim == 2:
+        blocks = _blocks(x.size, x.shape[0])
+        parts, kernel = blocks, _backward_rows
+    else:
+        blocks = _grid(x.shape)
+        parts, kernel = blocks[0] * blocks[2], _backward_planes
+    wide, narrow = scratch(2 * C * parts, np.float64), scratch((4 + 2 * parts) * C, x.dtype)
+    kernel(
+        threads, dy, x, y, gamma, mean, inv_std, fixed, threads, blocks, dx, dgamma, dbeta, wide,
+        narrow,
+    )  # fmt: skip
+
+
+def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
+    """Running-statistics update, in place."""
+    _update_running(1, mean, var, count, momentum, unbiased, running_mean, running_var)

@@ -1,0 +1,70 @@
+"""Optimizer steps over one flat array of parameters, in place.
+
+`hyper` holds the step's numbers in float64 (learning rate first), so that a replayed step reads
+the current ones from memory.
+"""
+
+import math
+
+from numba import prange
+
+from ._jit import Kernel, workers
+
+# ---------------------------------------------------------------- kernels
+
+
+@Kernel
+def _sgd(grad, hyper, nesterov, threads, data, velocity):
+    """v = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
+    lr = data.dtype.type(hyper[0])
+    momentum = data.dtype.type(hyper[1])
+    decay = data.dtype.type(hyper[2])
+    for t in prange(threads):
+        first, last = t * data.size // threads, (t + 1) * data.size // threads
+        p, g = data[first:last], grad[first:last]
+        if velocity.size == 0:
+            for i in range(p.size):
+                p[i] -= lr * (g[i] + decay * p[i])
+        else:
+            v = velocity[first:last]
+            for i in range(p.size):
+                gradient = g[i] + decay * p[i]
+                v[i] = momentum * v[i] + gradient
+                p[i] -= lr * (gradient + momentum * v[i] if nesterov else v[i])
+
+
+@Kernel
+def _adam(grad, hyper, threads, data, mean, square):
+    """Adam with bias correction; data, grad, mean, square (size,)."""
+    lr = data.dtype.type(hyper[0] / hyper[6])
+    beta1 = data.dtype.type(hyper[1])
+    beta2 = data.dtype.type(hyper[2])
+    rest1 = data.dtype.type(1.0 - hyper[1])
+    rest2 = data.dtype.type(1.0 - hyper[2])
+    eps = data.dtype.type(hyper[3])
+    decay = data.dtype.type(hyper[4])
+    keep = data.dtype.type(1.0 - hyper[0] * hyper[5])
+    correction = data.dtype.type(1.0 / math.sqrt(hyper[7]))
+    for t in prange(threads):
+        first, last = t * data.size // threads, (t + 1) * data.size // threads
+        p, g, m, v = data[first:last], grad[first:last], mean[first:last], square[first:last]
+        for i in range(p.size):
+            gradient = g[i] + decay * p[i]
+            m[i] = beta1 * m[i] + rest1 * gradient
+            v[i] = beta2 * v[i] + rest2 * gradient * gradient
+            p[i] = keep * p[i] - lr * m[i] / (math.sqrt(v[i]) * correction + eps)
+
+
+# ---------------------------------------------------------------- launchers
+
+
+def sgd(grad, hyper, nesterov, data, velocity):
+    """SGD step; hyper = (lr, momentum, weight decay)."""
+    threads = workers(data.size)
+    _sgd(threads, grad, hyper, nesterov, threads, data, velocity)
+
+
+def adam(grad, hyper, data, mean, square):
+    """Adam step; hyper = (lr, beta1, beta2, eps, L2, decoupled decay, 1 - beta1^t, 1 - beta2^t)."""
+    threads = workers(data.size)
+    _adam(threads, grad, hyper, threads, data, mean, square)

@@ -1,0 +1,430 @@
+"""Optimizers and learning-rate schedules.
+
+An optimizer moves its parameters, gradients and state into flat arrays, one per dtype: a step is one
+kernel over one array, and all gradients can be reduced or saved as one. The parameters' ``data``
+become views into them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import backend, checks
+from .autograd import Parameter
+from .errors import ArgumentError, DTypeError
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Cosine",
+    "OneCycle",
+    "Optimizer",
+    "Schedule",
+    "StepDecay",
+]
+
+Schedule = Callable[[int], float]
+
+
+class StepDecay:
+    """Multiply the learning rate by `factor` after every `every` steps.
+
+    Parameters
+    ----------
+    lr : float
+        Rate of the first step.
+    every : int
+        Steps between two changes.
+    factor : float, default 0.1
+    warmup : int, default 0
+        Steps over which the rate first rises linearly to `lr`.
+    """
+
+    def __init__(self, lr: float, every: int, *, factor: float = 0.1, warmup: int = 0) -> None:
+        self.lr = _rate(lr)
+        self.every = checks.positive(every, "every")
+        self.factor = checks.real(factor, "factor")
+        self.warmup = _steps(warmup, "warmup")
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * self.factor ** ((step - self.warmup) // self.every)
+
+
+class Cosine:
+    """Fall from `lr` to `final` along half a cosine (Loshchilov and Hutter, 2017).
+
+    Parameters
+    ----------
+    lr : float
+        Highest rate.
+    total : int
+        Steps in all; afterwards the rate stays at `final`.
+    final : float, default 0
+        Lowest rate.
+    warmup : int, default 0
+        Steps over which the rate first rises linearly to `lr`.
+    """
+
+    def __init__(self, lr: float, total: int, *, final: float = 0.0, warmup: int = 0) -> None:
+        self.lr = _rate(lr)
+        self.total = checks.positive(total, "total")
+        self.final = _rate(final, "final")
+        self.warmup = _steps(warmup, "warmup")
+        if self.warmup >= self.total:
+            raise ArgumentError(f"warmup ({warmup}) must be shorter than total ({total})")
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        position = min((step - self.warmup) / (self.total - self.warmup), 1.0)
+        return self.final + (self.lr - self.final) * 0.5 * (1 + math.cos(math.pi * position))
+
+
+class OneCycle:
+    """Rise to `lr` and fall to almost 0, both along cosines (Smith and Topin, 2018).
+
+    Parameters
+    ----------
+    lr : float
+        Highest rate; the first step has ``lr / 25``, the last ``lr / 250_000``.
+    total : int
+        Steps in all; afterwards the rate stays at its last value.
+    rise : float, default 0.3
+        Fraction of the steps before the peak.
+    """
+
+    def __init__(self, lr: float, total: int, *, rise: float = 0.3) -> None:
+        self.lr = _rate(lr)
+        self.total = checks.positive(total, "total")
+        self.rise = checks.fraction(rise, "rise")
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
+        start, end = self.lr / 25, self.lr / 250_000
+        peak = self.rise * self.total - 1
+        if step <= peak:
+            return _anneal(start, self.lr, step / peak)
+        return _anneal(self.lr, end, min((step - peak) / (self.total - 1 - peak), 1.0))
+
+
+def _anneal(start: float, end: float, position: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * position))
+
+
+SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
+    "constant": lambda lr, total: _rate(lr),
+    "cosine": lambda lr, total: Cosine(lr, total),
+    "one-cycle": lambda lr, total: OneCycle(lr, total),
+    "step": lambda lr, total: StepDecay(lr, max(total // 3, 1)),
+}
+
+
+class _Arena:
+    """The flat arrays of all parameters of one dtype."""
+
+    def __init__(self, parameters: list[Parameter], states: int) -> None:
+        dtype = parameters[0].data.dtype
+        size = sum(p.size for p in parameters)
+        self.parameters = parameters
+        self.data, self.grad = np.empty(size, dtype), np.zeros(size, dtype)
+        self.states = [np.zeros(size, dtype) for _ in range(states)]
+        self.views: list[np.ndarray] = []
+        self.ends: list[int] = []
+        end = 0
+        for p in parameters:
+            start, end = end, end + p.size
+            view = self.data[start:end].reshape(p.shape)
+            view[...] = p.data
+            p.data = view
+            p.grad = None
+            p._buffer = self.grad[start:end].reshape(p.shape)
+            self.views.append(view)
+            self.ends.append(end)
+
+    def adopt(self) -> None:
+        """Bring back data and gradients that somebody replaced by arrays of their own."""
+        for p, view, end in zip(self.parameters, self.views, self.ends, strict=True):
+            if p.data is not view:
+                view[...] = p.data
+                p.data = view
+            if p.grad is not None and p.grad is not p._buffer:
+                buffer = self.grad[end - p.size : end].reshape(p.shape)
+                buffer[...] = p.grad
+                p._buffer = p.grad = buffer
+
+    def intact(self) -> bool:
+        """Whether `adopt` would find nothing to do and every parameter requires its gradient."""
+        for p, view in zip(self.parameters, self.views, strict=True):
+            if p.data is not view or not p.requires_grad or p.grad is not None:
+                return False
+        return True
+
+    def runs(self) -> list[slice]:
+        """Longest stretches of neighbours that have a gradient."""
+        found: list[slice] = []
+        for p, end in zip(self.parameters, self.ends, strict=True):
+            if p.grad is None:
+                continue
+            start = end - p.size
+            if found and found[-1].stop == start:
+                found[-1] = slice(found[-1].start, end)
+            else:
+                found.append(slice(start, end))
+        return found
+
+
+class Optimizer:
+    """Base class: the arenas, the step count, the learning rate.
+
+    A parameter without a gradient is left alone, its state too.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float or callable
+        Learning rate, or a schedule that maps the step (0, 1, ...) to it.
+    weight_decay : float
+        See the subclass.
+    """
+
+    _states = 0
+
+    def __init__(
+        self, parameters: Iterable[Parameter], lr: float | Schedule, weight_decay: float = 0.0
+    ) -> None:
+        unique = list({id(p): p for p in parameters}.values())
+        if not unique:
+            raise ArgumentError("an optimizer needs at least one parameter, got none")
+        for p in unique:
+            if not isinstance(p, Parameter):
+                raise DTypeError(f"an optimizer takes Parameters, got {type(p).__name__}")
+        self.schedule: Schedule = lr if callable(lr) else _Constant(_rate(lr))
+        _rate(self.schedule(0))
+        self.weight_decay = checks.real(weight_decay, "weight_decay")
+        if self.weight_decay < 0:
+            raise ArgumentError(f"weight_decay must be >= 0, got {weight_decay}")
+        self.step_count = 0
+        self.parameters = unique
+        by_dtype: dict[Any, list[Parameter]] = {}
+        for p in unique:
+            by_dtype.setdefault(p.data.dtype, []).append(p)
+        self.arenas = [_Arena(group, self._states) for group in by_dtype.values()]
+        self._hyper = np.zeros(8)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return _rate(self.schedule(self.step_count))
+
+    def zero_grad(self) -> None:
+        """Forget the gradient of every parameter."""
+        for p in self.parameters:
+            p.grad = None
+
+    def adopt(self) -> None:
+        """Copy into the flat arrays what was assigned to ``data`` or ``grad`` of a parameter."""
+        for arena in self.arenas:
+            arena.adopt()
+
+    def intact(self) -> bool:
+        """Whether every parameter still lives in the flat arrays and wants its gradient."""
+        return all(arena.intact() for arena in self.arenas)
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        self.adopt()
+        backend.run(self._advance)
+        for arena in self.arenas:
+            for run in arena.runs():
+                self._update(
+                    arena.grad[run], arena.data[run], [state[run] for state in arena.states]
+                )
+
+    def _advance(self) -> None:
+        """Count the step and write its numbers to where the kernel reads them."""
+        lr = self.lr
+        self.step_count += 1
+        self._fill(self._hyper, lr)
+
+    def _fill(self, hyper: np.ndarray, lr: float) -> None:
+        raise NotImplementedError
+
+    def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the step count and the state arrays, by name."""
+        state = {"step_count": np.array(self.step_count)}
+        for a, arena in enumerate(self.arenas):
+            for s, array in enumerate(arena.states):
+                state[f"arena{a}.state{s}"] = array.copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises
+        ------
+        ArgumentError
+            The state belongs to another optimizer or another set of parameters.
+        """
+        own = self.state_dict()
+        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+            raise ArgumentError(
+                "the state belongs to another optimizer or model: expected "
+                f"{ {k: v.shape for k, v in own.items()} }, "
+                f"got { {k: np.shape(v) for k, v in state.items()} }"
+            )
+        self.step_count = int(state["step_count"])
+        for a, arena in enumerate(self.arenas):
+            for s, array in enumerate(arena.states):
+                array[...] = state[f"arena{a}.state{s}"]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: ``v = momentum * v + g; p -= lr * v``.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float or callable
+        Learning rate, or a schedule that maps the step (0, 1, ...) to it.
+    momentum : float, default 0
+        In [0, 1].
+    nesterov : bool, default False
+        Step along ``g + momentum * v`` (Nesterov, 1983, in PyTorch's form).
+    weight_decay : float, default 0
+        ``weight_decay * p`` is added to the gradient.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float | Schedule = 1e-2,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.momentum = checks.fraction(momentum, "momentum")
+        self.nesterov = bool(nesterov)
+        if self.nesterov and not self.momentum:
+            raise ArgumentError("nesterov needs a momentum above 0")
+        self._states = 1 if self.momentum else 0
+        super().__init__(parameters, lr, weight_decay)
+
+    def _fill(self, hyper: np.ndarray, lr: float) -> None:
+        hyper[:3] = lr, self.momentum, self.weight_decay
+
+    def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
+        velocity = states[0] if states else data[:0]
+        backend.run(
+            backend.kernels("optim").sgd, grad, self._hyper, self.nesterov, data, velocity
+        )
+
+
+class Adam(Optimizer):
+    """Adam with bias correction (Kingma and Ba, 2015).
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float or callable
+        Learning rate, or a schedule that maps the step (0, 1, ...) to it.
+    betas : (float, float), default (0.9, 0.999)
+        Decay of the averages of the gradient and of its square, in [0, 1).
+    eps : float, default 1e-8
+        Added to the square root.
+    weight_decay : float, default 0
+        ``weight_decay * p`` is added to the gradient; `AdamW` decouples it.
+    """
+
+    _states = 2
+    _decoupled = False
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float | Schedule = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.betas = tuple(checks.fraction(beta, "betas") for beta in betas)
+        if len(self.betas) != 2 or max(self.betas) == 1:
+            raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas}")
+        self.eps = checks.real(eps, "eps")
+        if self.eps < 0:
+            raise ArgumentError(f"eps must be >= 0, got {eps}")
+        super().__init__(parameters, lr, weight_decay)
+
+    def _fill(self, hyper: np.ndarray, lr: float) -> None:
+        coupled, decoupled = (0.0, self.weight_decay) if self._decoupled else (self.weight_decay, 0.0)
+        beta1, beta2 = self.betas
+        t = self.step_count
+        hyper[:] = lr, beta1, beta2, self.eps, coupled, decoupled, 1 - beta1**t, 1 - beta2**t
+
+    def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
+        backend.run(backend.kernels("optim").adam, grad, self._hyper, data, *states)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float or callable
+        Learning rate, or a schedule that maps the step (0, 1, ...) to it.
+    betas : (float, float), default (0.9, 0.999)
+    eps : float, default 1e-8
+    weight_decay : float, default 0.01
+        Each step first scales the parameters by ``1 - lr * weight_decay``.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float | Schedule = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+
+
+class _Constant:
+    def __init__(self, lr: float) -> None:
+        self._lr = lr
+
+    def __call__(self, step: int) -> float:
+        return self._lr
+
+
+def _rate(value: Any, name: str = "lr") -> float:
+    rate = checks.real(value, name)
+    if rate < 0:
+        raise ArgumentError(f"{name} must be >= 0, got {value}")
+    return rate
+
+
+def _steps(value: int, name: str) -> int:
+    return 0 if value == 0 else checks.positive(value, name)

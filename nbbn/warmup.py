@@ -1,0 +1,95 @@
+"""Compile every kernel into the cache ahead of time, for container builds and first requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from . import functional as F  # noqa: N812 - the usual name
+
+__all__ = ["warmup"]
+
+_DTYPES = ("float32", "float64")
+
+
+def warmup(
+    dtypes: tuple[str, ...] = _DTYPES, *, on_compile: Callable[[str], None] | None = None
+) -> int:
+    """Compile every CPU kernel, serial and parallel, and store it in the cache.
+
+    Nothing runs: no thread pool starts.
+
+    Parameters
+    ----------
+    dtypes : tuple of {"float32", "float64"}
+        Types to compile for.
+    on_compile : callable, optional
+        Called with each kernel's name as its compilation begins.
+
+    Returns
+    -------
+    int
+        How many kernels were compiled; 0 if all were in the cache.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown dtype.
+    """
+    for dtype in dtypes:
+        checks.choice(dtype, _DTYPES, "dtypes")
+    from .kernels import _cache, _jit
+
+    compiled: list[str] = []
+
+    def note(name: str) -> None:
+        compiled.append(name)
+        if on_compile is not None:
+            on_compile(name)
+
+    outer, _cache.on_compile = _cache.on_compile, note
+    try:
+        with _jit.compiling_only():
+            for dtype in dtypes:
+                _call_everything(np.dtype(dtype))
+    finally:
+        _cache.on_compile = outer
+    return len(compiled)
+
+
+def _call_everything(dtype: np.dtype[Any]) -> None:
+    """Call every launcher with the argument types that the library uses."""
+    from .data import Batches
+    from .kernels import elementwise_cpu, optim_cpu
+
+    rows = np.zeros((4, 3), dtype)
+    vector = np.zeros(3, dtype)
+    labels = np.zeros(4, np.int64)
+    for x in (rows, np.zeros((2, 3, 4), dtype)):
+        y, stats = F.batch_norm_train(x, vector, vector)
+        F.batch_norm_infer(x, stats.mean, stats.var)
+        F.batch_norm_backward(x, x, stats)
+    F.update_running_stats(vector, vector, stats)
+    for unary in (F.relu, F.sigmoid, F.tanh, F.softmax, F.log_softmax):
+        unary(rows)
+    for backward in (
+        F.relu_backward,
+        F.sigmoid_backward,
+        F.tanh_backward,
+        F.softmax_backward,
+        F.log_softmax_backward,
+    ):
+        backward(rows, rows)
+    F.cross_entropy(rows, labels)
+    F.cross_entropy_backward(rows, labels)
+    elementwise_cpu.add_bias(rows, vector, rows)
+    elementwise_cpu.bias_gradient(rows, vector)
+    hyper = np.zeros(8)
+    optim_cpu.sgd(vector, hyper, False, vector, vector)
+    optim_cpu.adam(vector, hyper, vector, vector, vector)
+    images = np.zeros((4, 3), np.uint8)
+    for x, y in Batches(images, labels.astype(np.uint8), 4, rng=0):
+        del x, y

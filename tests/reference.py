@@ -1,0 +1,219 @@
+"""The naive truth: every operation in its textbook form, in extended precision.
+
+Nothing here imports nbbn, blocks a loop or saves a pass. Arrays of any floating type come in;
+float64 comes out. `np.longdouble` has 64 bits of mantissa on x86 and is float64 elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+WIDE = np.longdouble
+
+
+class Stats(NamedTuple):
+    mean: np.ndarray
+    var: np.ndarray
+    inv_std: np.ndarray
+    count: int
+
+
+def wide(array) -> np.ndarray:
+    return np.asarray(array).astype(WIDE)
+
+
+def narrow(array) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.asarray(array).astype(np.float64)
+
+
+# ----------------------------------------------------------------------- batch normalization
+
+
+def along(vector, x: np.ndarray, axis: int, default: float) -> np.ndarray:
+    """Reshape a per-channel vector so that it broadcasts against `x`; None means `default`."""
+    shape = [1] * x.ndim
+    shape[axis] = x.shape[axis]
+    if vector is None:
+        return np.full(shape, default, WIDE)
+    return wide(vector).reshape(shape)
+
+
+def channel_sum(array: np.ndarray, axis: int) -> np.ndarray:
+    others = tuple(d for d in range(array.ndim) if d != axis % array.ndim)
+    return array.sum(axis=others, dtype=WIDE)
+
+
+def statistics(x, eps: float = 1e-5, axis: int = 1) -> Stats:
+    """Mean, biased variance and 1 / sqrt(var + eps) of each channel, by the two-pass formula."""
+    x = wide(x)
+    count = x.size // x.shape[axis]
+    with np.errstate(invalid="ignore"):
+        mean = channel_sum(x, axis) / count
+        var = channel_sum((x - along(mean, x, axis, 0)) ** 2, axis) / count
+        inv_std = 1 / np.sqrt(var + WIDE(eps))
+    return Stats(narrow(mean), narrow(var), narrow(inv_std), count)
+
+
+def normalized(x, mean, var, eps: float, axis: int) -> np.ndarray:
+    x = wide(x)
+    with np.errstate(invalid="ignore"):
+        centred = x - along(mean, x, axis, 0)
+        return centred / np.sqrt(along(var, x, axis, 1) + WIDE(eps))
+
+
+def activated(y: np.ndarray, activation, residual) -> np.ndarray:
+    if residual is not None:
+        y = y + wide(residual)
+    return narrow(np.maximum(y, 0) if activation == "relu" else y)
+
+
+def batch_norm_train(
+    x, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None
+) -> tuple[np.ndarray, Stats]:
+    stats = statistics(x, eps, axis)
+    y = batch_norm_infer(
+        x,
+        stats.mean,
+        stats.var,
+        gamma,
+        beta,
+        eps=eps,
+        axis=axis,
+        activation=activation,
+        residual=residual,
+    )
+    return y, stats
+
+
+def batch_norm_infer(
+    x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None, residual=None
+) -> np.ndarray:
+    x_hat = normalized(x, mean, var, eps, axis)
+    y = along(gamma, x_hat, axis, 1) * x_hat + along(beta, x_hat, axis, 0)
+    return activated(y, activation, residual)
+
+
+def masked(dy, y) -> np.ndarray:
+    """The gradient that passes a fused ReLU whose output was `y`; None means no ReLU."""
+    return wide(dy) if y is None else np.where(np.asarray(y) > 0, wide(dy), 0)
+
+
+def batch_norm_backward(dy, x, gamma=None, *, eps=1e-5, axis=1, y=None):
+    """Return (dx, dgamma, dbeta) for batch statistics, with the sums over the batch spelled out."""
+    g = masked(dy, y)
+    stats = statistics(x, eps, axis)
+    x_hat = normalized(x, stats.mean, stats.var, eps, axis)
+    dgamma = channel_sum(g * x_hat, axis)
+    dbeta = channel_sum(g, axis)
+    with np.errstate(invalid="ignore"):
+        mean_g = along(dbeta, g, axis, 0) / stats.count
+        mean_gx = along(dgamma, g, axis, 0) / stats.count
+    factor = along(gamma, g, axis, 1) / np.sqrt(along(stats.var, g, axis, 1) + WIDE(eps))
+    return narrow(factor * (g - mean_g - x_hat * mean_gx)), narrow(dgamma), narrow(dbeta)
+
+
+def batch_norm_infer_backward(dy, x, mean, var, gamma=None, *, eps=1e-5, axis=1, y=None):
+    """Return (dx, dgamma, dbeta) for statistics that do not depend on the batch."""
+    g = masked(dy, y)
+    x_hat = normalized(x, mean, var, eps, axis)
+    factor = along(gamma, g, axis, 1) / np.sqrt(along(var, g, axis, 1) + WIDE(eps))
+    return narrow(factor * g), narrow(channel_sum(g * x_hat, axis)), narrow(channel_sum(g, axis))
+
+
+def running_stats(running_mean, running_var, stats: Stats, momentum=0.1, unbiased=True):
+    """Return the new (running_mean, running_var); `momentum` weighs the new value."""
+    correction = WIDE(stats.count) / (stats.count - 1) if unbiased else 1
+    a = WIDE(momentum)
+    mean = (1 - a) * wide(running_mean) + a * wide(stats.mean)
+    var = (1 - a) * wide(running_var) + a * wide(stats.var) * correction
+    return narrow(mean), narrow(var)
+
+
+# ------------------------------------------------------------------------------ activations
+
+
+def relu(x) -> np.ndarray:
+    return narrow(np.maximum(wide(x), 0))
+
+
+def relu_backward(dy, y) -> np.ndarray:
+    return narrow(masked(dy, y))
+
+
+def sigmoid(x) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return narrow(1 / (1 + np.exp(-wide(x))))
+
+
+def sigmoid_backward(dy, y) -> np.ndarray:
+    return narrow(wide(dy) * wide(y) * (1 - wide(y)))
+
+
+def tanh(x) -> np.ndarray:
+    return narrow(np.tanh(wide(x)))
+
+
+def tanh_backward(dy, y) -> np.ndarray:
+    return narrow(wide(dy) * (1 - wide(y) ** 2))
+
+
+# -------------------------------------------------------------------------- softmax and loss
+
+
+def softmax(x, axis: int = -1) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(wide(x) - wide(x).max(axis, keepdims=True))
+        return narrow(powers / powers.sum(axis, keepdims=True))
+
+
+def softmax_backward(dy, y, axis: int = -1) -> np.ndarray:
+    dy, y = wide(dy), wide(y)
+    return narrow(y * (dy - (dy * y).sum(axis, keepdims=True)))
+
+
+def log_softmax(x, axis: int = -1) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        shifted = wide(x) - wide(x).max(axis, keepdims=True)
+        return narrow(shifted - np.log(np.exp(shifted).sum(axis, keepdims=True)))
+
+
+def log_softmax_backward(dy, y, axis: int = -1) -> np.ndarray:
+    dy, y = wide(dy), wide(y)
+    return narrow(dy - np.exp(y) * dy.sum(axis, keepdims=True))
+
+
+def cross_entropy(logits, labels, reduction: str = "mean") -> np.ndarray:
+    losses = -wide(log_softmax(logits))[np.arange(len(labels)), labels]
+    return narrow({"mean": np.mean, "sum": np.sum, "none": np.asarray}[reduction](losses))
+
+
+def cross_entropy_backward(logits, labels, dloss=1.0, reduction: str = "mean") -> np.ndarray:
+    """Return (softmax - one_hot) of each row times that row's share of `dloss`."""
+    count, classes = np.shape(logits)
+    weight = wide(dloss) / (count if reduction == "mean" else 1)
+    one_hot = np.eye(classes)[labels]
+    return narrow((wide(softmax(logits)) - one_hot) * np.broadcast_to(weight, count)[:, None])
+
+
+# --------------------------------------------------------------------------------- gradients
+
+
+def central_difference(
+    function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
+) -> np.ndarray:
+    """Differentiate a scalar function of `x` one entry at a time, in float64."""
+    x = np.array(x, np.float64)
+    gradient = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        middle = x[index]
+        x[index] = middle + step
+        above = function(x)
+        x[index] = middle - step
+        below = function(x)
+        x[index] = middle
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
