@@ -365,9 +365,7 @@ class Tape:
                 )
             grad = np.ones(loss.data.shape, loss.data.dtype)
         elif not isinstance(grad, np.ndarray) or grad.shape != loss.data.shape:
-            raise ShapeError(
-                f"grad must be an array of shape {loss.shape}, got {np.shape(grad)}"
-            )
+            raise ShapeError(f"grad must be an array of shape {loss.shape}, got {np.shape(grad)}")
         self._consumed = True
         grads = {loss: grad}
         nodes = self._nodes

@@ -11,7 +11,13 @@ import numpy as np
 from . import backend
 from .errors import ArgumentError, DTypeError, ShapeError
 
-_NATIVE = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOAT32, _FLOAT64 = _NATIVE = np.dtype(np.float32), np.dtype(np.float64)
+# The type to compute in, for every type and byte order that is accepted.
+_COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(order + code): compute
+    for order in "<>"
+    for code, compute in (("f2", _FLOAT32), ("f4", _FLOAT32), ("f8", _FLOAT64))
+}
 MIN_RANK, MAX_RANK = 2, 5
 
 
@@ -26,23 +32,23 @@ class Layout(NamedTuple):
 def floating(array: Any, name: str) -> np.dtype[Any]:
     """Check that `array` holds real floating numbers; return the type to compute in."""
     if not isinstance(array, np.ndarray):
-        backend_name = type(array).__name__
+        kind = type(array).__name__
         raise DTypeError(
-            f"{name} must be a numpy.ndarray, got {backend_name}: convert it with numpy.asarray"
+            f"{name} must be a numpy.ndarray, got {kind}: convert it with numpy.asarray"
         )
-    dtype = array.dtype
-    if dtype in _NATIVE:
-        return dtype.newbyteorder("=")
-    if dtype.kind == "f" and dtype.itemsize == 2 or dtype.name == "bfloat16":
-        return _NATIVE[0]
+    found = _COMPUTE.get(array.dtype)
+    if found is not None:
+        return found
+    if array.dtype.name == "bfloat16":
+        return _FLOAT32
     raise DTypeError(
         f"{name} must hold float32 or float64 (float16 and bfloat16 compute in float32), "
-        f"got {dtype}: convert it with {name}.astype(numpy.float32)"
+        f"got {array.dtype}: convert it with {name}.astype(numpy.float32)"
     )
 
 
 def layout(x: Any, axis: int, name: str = "x") -> Layout:
-    """Find the canonical layout of `x`: rows (M, C), or planes (N, C, S) with C the channel axis."""
+    """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
     dtype = floating(x, name)
     rank = x.ndim
     if not MIN_RANK <= rank <= MAX_RANK:
@@ -144,7 +150,7 @@ def nothing(to: Layout) -> np.ndarray:
 
 def real(value: Any, name: str) -> float:
     """Check that `value` is one finite real number."""
-    if isinstance(value, bool | np.bool_) or not np.isscalar(value) and np.ndim(value) != 0:
+    if isinstance(value, bool | np.bool_) or (not np.isscalar(value) and np.ndim(value) != 0):
         raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
     try:
         number = float(value)
@@ -217,9 +223,7 @@ def labels_in_range(array: np.ndarray, classes: int) -> None:
 
 
 _EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}
-_NOTHING = {
-    (rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE
-}
+_NOTHING = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE}
 
 
 def positive(value: Any, name: str) -> int:

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="nbbn", description="Batch normalization, and the training around it, on NumPy and Numba."
+        prog="nbbn",
+        description="Batch normalization, and the training around it, on NumPy and Numba.",
     )
     parser.add_argument("--version", action="version", version=f"nbbn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -96,12 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
 
     warm = commands.add_parser(
-        "warmup", help="compile all kernels into the cache", description="Compile all kernels into the cache."
+        "warmup",
+        help="compile all kernels into the cache",
+        description="Compile all kernels into the cache.",
     )
     warm.add_argument("--quiet", action="store_true", help="print nothing")
     warm.set_defaults(run=_warmup)
 
-    data = commands.add_parser("data", help="fetch and verify MNIST", description="Fetch and verify MNIST.")
+    data = commands.add_parser(
+        "data", help="fetch and verify MNIST", description="Fetch and verify MNIST."
+    )
     data.add_argument("--data-dir", type=Path, metavar="DIR", help="folder for the four files")
     data.set_defaults(run=_data)
     return parser
@@ -110,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
 # ---------------------------------------------------------------- values of flags
 
 
-def _number(text: str, convert: Callable[[str], Any], accept: Callable[[Any], bool], what: str) -> Any:
+def _number(
+    text: str, convert: Callable[[str], Any], accept: Callable[[Any], bool], what: str
+) -> Any:
     try:
         value = convert(text)
     except ValueError:
@@ -160,9 +167,7 @@ def _train(arguments: argparse.Namespace) -> None:
     rng = np.random.default_rng(arguments.seed)
     mnist = data.load_mnist(arguments.data_dir)
     sizes = (784, *arguments.hidden, 10)
-    model = mlp(
-        sizes, batch_norm=not arguments.no_batch_norm, dropout=arguments.dropout, rng=rng
-    )
+    model = mlp(sizes, batch_norm=not arguments.no_batch_norm, dropout=arguments.dropout, rng=rng)
     batches = data.Batches(
         mnist.train_images, mnist.train_labels, arguments.batch_size, rng=rng, reuse=True
     )
@@ -313,5 +318,5 @@ def _data(arguments: argparse.Namespace) -> None:
     from .data import load_mnist
 
     mnist = load_mnist(arguments.data_dir)
-    print(f"MNIST verified: {len(mnist.train_labels):,} training and {len(mnist.test_labels):,} test images")
-
+    counts = f"{len(mnist.train_labels):,} training and {len(mnist.test_labels):,} test images"
+    print(f"MNIST verified: {counts}")

@@ -377,7 +377,7 @@ def _collect(
         for file in files:
             if (raw := _from_named_folder(folder, file)) is not None:
                 found[file.name] = raw
-        tried.append(f"folder {folder}: {_lacks(missing())}")
+        tried.append(f"folder {folder}: {_lacks(missing(), files)}")
     cache = _cache_folder(title)
     keep = folder if folder is not None else cache
     if cache is not None:
@@ -386,7 +386,7 @@ def _collect(
                 found[file.name] = raw
                 if sources and folder is not None:
                     keep = _keep(keep, file, raw)
-        tried.append(f"cache {cache}: {_lacks(missing())}")
+        tried.append(f"cache {cache}: {_lacks(missing(), files)}")
     for label, fetch in sources:
         if not missing():
             break
@@ -430,8 +430,10 @@ def _cache_folder(title: str) -> Path | None:
         return None
 
 
-def _lacks(missing: list[_File]) -> str:
-    return f"has no intact {', '.join(file.name for file in missing)}" if missing else "complete"
+def _lacks(missing: list[_File], files: tuple[_File, ...]) -> str:
+    if len(missing) == len(files):
+        return "none of the files is there intact"
+    return f"no intact {', '.join(file.name for file in missing)}"
 
 
 def _from_named_folder(folder: Path, file: _File) -> bytes | None:
@@ -461,7 +463,7 @@ def _from_cache(cache: Path, file: _File) -> bytes | None:
         raw = _read(path)
         _verify(file, raw)
     except DataError as error:
-        _log.warning("ignoring the cached file %s: %s", path, error)
+        _log.warning("the cached file %s is damaged and will not be used: %s", path, error)
         return None
     return raw
 

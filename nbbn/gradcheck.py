@@ -56,8 +56,8 @@ def gradcheck(
     """
     for position, x in enumerate(inputs):
         if not isinstance(x, np.ndarray) or x.dtype != np.float64:
-            found = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-            raise DTypeError(f"gradcheck needs float64 arrays, input {position} is {found}")
+            kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+            raise DTypeError(f"gradcheck needs float64 arrays, input {position} is {kind}")
     rng = generator(rng)
     checks.positive(directions, "directions")
     parameters = [Parameter(x.copy()) for x in inputs]

@@ -69,8 +69,8 @@ def initialize(
     Parameters
     ----------
     name : {"he", "he_uniform", "glorot", "glorot_uniform"} or float
-        He et al. (2015) and Glorot and Bengio (2010); a number is the standard deviation of a normal
-        distribution with mean 0.
+        He et al. (2015) and Glorot and Bengio (2010); a number is the standard deviation of a
+        normal distribution with mean 0.
     shape : (int, int)
         (out_features, in_features).
     rng : Generator, int or None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -65,6 +67,7 @@ class Module:
         object.__setattr__(self, name, value)
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor:
+        """Apply `forward` to a Tensor or an array."""
         return self.forward(as_tensor(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -306,6 +309,7 @@ class BatchNorm(Module):
     def __call__(
         self, x: Tensor | np.ndarray, residual: Tensor | np.ndarray | None = None
     ) -> Tensor:
+        """Apply `forward` to a Tensor or an array."""
         return self.forward(as_tensor(x), residual)
 
     def __repr__(self) -> str:
@@ -416,8 +420,12 @@ class Sequential(Module):
             if not isinstance(layer, Module):
                 raise DTypeError(f"Sequential takes Modules, got {type(layer).__name__}")
         self.layers = layers
-        for before, after in zip(layers, layers[1:], strict=False):
-            if isinstance(before, Dense) and before.bias is not None and isinstance(after, BatchNorm):
+        for before, after in itertools.pairwise(layers):
+            if (
+                isinstance(before, Dense)
+                and before.bias is not None
+                and isinstance(after, BatchNorm)
+            ):
                 _log.info("%r has a bias that %r subtracts again: use bias=False", before, after)
 
     def children(self) -> Iterator[tuple[str, Module]]:
@@ -490,10 +498,8 @@ def mlp(
     checks.choice(activation, tuple(_ACTIVATIONS), "activation")
     rng = generator(rng)
     layers: list[Module] = []
-    for features, width in zip(sizes[:-2], sizes[1:-1], strict=True):
-        layers.append(
-            Dense(features, width, bias=not batch_norm, init=init, rng=rng, dtype=dtype)
-        )
+    for features, width in itertools.pairwise(sizes[:-1]):
+        layers.append(Dense(features, width, bias=not batch_norm, init=init, rng=rng, dtype=dtype))
         if batch_norm:
             fused = activation if activation == "relu" else None
             layers.append(BatchNorm(width, activation=fused, dtype=dtype))
@@ -510,10 +516,8 @@ def _increment(counter: np.ndarray) -> None:
 
 
 def _float_type(dtype: Any) -> np.dtype[Any]:
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        found = None
-    if found not in _FLOATS:
-        raise DTypeError(f"dtype must be float32 or float64, got {dtype}")
-    return found
+    with contextlib.suppress(TypeError):
+        for accepted in _FLOATS:
+            if np.dtype(dtype) == accepted:
+                return accepted
+    raise DTypeError(f"dtype must be float32 or float64, got {dtype}")

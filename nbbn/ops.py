@@ -1,6 +1,7 @@
 """The catalogue of differentiable operations, each about a dozen lines.
 
-Adding one: its kernels, its functions in `nbbn.functional`, a class here, a line in `tests/cases.py`.
+Adding one: its kernels, its functions in `nbbn.functional`, a class here, one line in
+`tests/cases.py`.
 Everything computed goes through `backend.run`, so that a step can be recorded and replayed.
 """
 
@@ -446,9 +447,7 @@ class Linear(_Op):
     """x @ weight.T + bias for x (N, in), weight (out, in), bias (out,)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
-    ) -> np.ndarray:
+    def forward(ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         if np.ndim(x) != 2 or x.shape[1] != weight.shape[1]:
             raise ShapeError(
                 f"a linear layer of weight {weight.shape} takes x of shape "

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules.
 
-An optimizer moves its parameters, gradients and state into flat arrays, one per dtype: a step is one
-kernel over one array, and all gradients can be reduced or saved as one. The parameters' ``data``
+An optimizer moves its parameters, gradients and state into flat arrays, one per dtype: a step is
+one kernel over one array, and all gradients can be reduced or saved as one. The parameters' ``data``
 become views into them.
 """
 
@@ -329,9 +329,7 @@ class SGD(Optimizer):
 
     def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
         velocity = states[0] if states else data[:0]
-        backend.run(
-            backend.kernels("optim").sgd, grad, self._hyper, self.nesterov, data, velocity
-        )
+        backend.run(backend.kernels("optim").sgd, grad, self._hyper, self.nesterov, data, velocity)
 
 
 class Adam(Optimizer):
@@ -371,7 +369,9 @@ class Adam(Optimizer):
         super().__init__(parameters, lr, weight_decay)
 
     def _fill(self, hyper: np.ndarray, lr: float) -> None:
-        coupled, decoupled = (0.0, self.weight_decay) if self._decoupled else (self.weight_decay, 0.0)
+        coupled, decoupled = (
+            (0.0, self.weight_decay) if self._decoupled else (self.weight_decay, 0.0)
+        )
         beta1, beta2 = self.betas
         t = self.step_count
         hyper[:] = lr, beta1, beta2, self.eps, coupled, decoupled, 1 - beta1**t, 1 - beta2**t

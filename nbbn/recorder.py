@@ -73,7 +73,7 @@ class Recorder:
             slab = _Slab(len(self._slabs), nbytes)
             self._slabs.append(slab)
         # The buffer between the two makes this array, not the slab's, the base of all its views.
-        root = np.frombuffer(memoryview(slab.memory), dtype)
+        root = np.frombuffer(slab.memory.data, dtype)
         key = id(root)
 
         def release(_: Any) -> None:

@@ -72,7 +72,7 @@ class Step:
         key = (x.shape, x.dtype, y.shape, y.dtype)
         plan = self._plans.get(key)
         if isinstance(plan, Plan):
-                return float(plan.replay((x, y)).reshape(())[()])
+            return float(plan.replay((x, y)).reshape(())[()])
         return self._record(key, plan, x, y)
 
     def _record(self, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray) -> float:
@@ -166,7 +166,7 @@ class Evaluation(NamedTuple):
 
     loss: float
     accuracy: float
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class Epoch(NamedTuple):
@@ -315,4 +315,3 @@ class _evaluating:  # noqa: N801 - reads as a statement
     def __exit__(self, *exc: object) -> None:
         for module, training in self._modes:
             module.training = training
-

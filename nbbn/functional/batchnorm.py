@@ -45,7 +45,7 @@ class BatchNormStats(NamedTuple):
     mean: np.ndarray
     var: np.ndarray
     inv_std: np.ndarray
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 def batch_norm_train(
@@ -454,9 +454,7 @@ def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
         np.divide(1.0, np.sqrt(var + eps), out=inv_std)
 
 
-def _gradient(
-    out: np.ndarray | None, channels: int, dtype: np.dtype[Any], name: str
-) -> np.ndarray:
+def _gradient(out: np.ndarray | None, channels: int, dtype: np.dtype[Any], name: str) -> np.ndarray:
     if out is None:
         return backend.empty(channels, dtype)
     checks.output(out, (channels,), dtype, name)

@@ -125,9 +125,7 @@ def log_softmax_backward(
     return _rowwise("log_softmax_backward", (dy, y), y, axis, out)
 
 
-def cross_entropy(
-    logits: np.ndarray, labels: np.ndarray, *, reduction: str = "mean"
-) -> np.ndarray:
+def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "mean") -> np.ndarray:
     """Cross-entropy of softmax(logits) against class labels.
 
     ``loss[i] = log(sum(exp(logits[i]))) - logits[i, labels[i]]``.
@@ -174,7 +172,7 @@ def cross_entropy_backward(
     reduction: str = "mean",
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Gradient of `cross_entropy`: ``(softmax(logits) - onehot(labels)) * dloss``, over N if a mean.
+    """Gradient of `cross_entropy`: ``(softmax(logits) - onehot) * dloss``, over N for a mean.
 
     Parameters
     ----------
@@ -231,9 +229,7 @@ def _operands(
 ) -> tuple[np.ndarray, np.ndarray]:
     dtype = checks.floating(logits, "logits")
     if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ShapeError(
-            f"logits must have shape (N, K) with K >= 1 classes, got {logits.shape}"
-        )
+        raise ShapeError(f"logits must have shape (N, K) with K >= 1 classes, got {logits.shape}")
     checks.choice(reduction, _REDUCTIONS, "reduction")
     checked = checks.labels(labels, *logits.shape)
     return backend.contiguous(logits, dtype), checked

@@ -2,8 +2,8 @@
 
 Numba's own cache keys on a function's bytecode and its file, so another flag, an edited callee or a
 damaged file goes unnoticed or raises. This one keys on everything that shapes the machine code
-(options, library versions, the text of every kernel file, the CPU), checks a digest before it loads,
-and turns any failure into one warning and a compile.
+(options, library versions, the text of every kernel file, the CPU), checks a digest before it
+loads, and turns any failure into one warning and a compile.
 """
 
 from __future__ import annotations

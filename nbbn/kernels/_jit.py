@@ -35,7 +35,7 @@ class _State(threading.local):
 
 
 _state = _State()
-# A process forked after the thread pool started inherits the pool's bookkeeping but not its threads.
+# A process forked after the thread pool started has the pool's bookkeeping but not its threads.
 _forked_with_pool = False
 
 

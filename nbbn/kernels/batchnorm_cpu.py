@@ -5,8 +5,8 @@ value from the data, in the array's own precision over a short run (128 rows, or
 plane) and in float64 from there up: blocks merge by Chan's formula in an order that the shape alone
 fixes. Hence the same bits for every number of threads.
 
-Normalizing computes `(x - shift) * scale + offset`, where `shift` is the mean rounded to x's type and
-the rest of the mean goes into `offset`: no cancellation even for |mean| >> std.
+Normalizing computes `(x - shift) * scale + offset`, where `shift` is the mean rounded to x's type
+and the rest of the mean goes into `offset`: no cancellation even for |mean| >> std.
 
 Backward: one pass for sum(g) and sum(g * (x - shift)), one for `dx = a*g + b*(x - shift) + d`.
 With a ReLU behind the normalization, g is dy where the forward's output y is positive, else 0.
@@ -242,7 +242,11 @@ def _train_rows(
         for b in range(start, stop):
             first, last = _bounds(b, blocks, M)
             _stats_rows(
-                x, first, last, narrow[3 * C * b : 3 * C * (b + 1)], wide[4 * C * b : 4 * C * (b + 1)]
+                x,
+                first,
+                last,
+                narrow[3 * C * b : 3 * C * (b + 1)],
+                wide[4 * C * b : 4 * C * (b + 1)],
             )
     _merge_parts(wide, M, blocks, 1, 1, mean, var)
     _exact_columns(x, mean, var)
@@ -528,7 +532,7 @@ def _train_planes(
     for t in prange(threads):
         start, stop = _bounds(t, threads, units)
         for back in range(stop - start):
-            p, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
+            _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
             _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
 
 
@@ -541,7 +545,7 @@ def _infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid,
     for t in prange(threads):
         start, stop = _bounds(t, threads, units)
         for u in range(start, stop):
-            p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
+            _, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
             _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
 
 
@@ -631,7 +635,7 @@ def _backward_planes(
         for t in prange(threads):
             start, stop = _bounds(t, threads, units)
             for back in range(stop - start):
-                p, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
+                _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
                 _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1)
 
 

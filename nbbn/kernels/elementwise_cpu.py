@@ -21,9 +21,8 @@ _LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.4426950408889634), _F(0.693359375), _F(-2.12
 _LOWEST, _HIGHEST = _F(-104.0), _F(89.0)
 # Chebyshev interpolants of (exp(r) - 1 - r) / r^2 and, in z = x^2, of (tanh(x) - x) / x^3.
 _E0, _E1, _E2, _E3, _E4 = _F(0.5), _F(0.16666577), _F(0.04166655), _F(0.0083632), _F(0.00139262)
-_T0, _T1, _T2, _T3, _T4, _T5 = (
-    _F(-0.33333333), _F(0.13333303), _F(-0.05395923), _F(0.02176866), _F(-0.00834309), _F(0.00229177),
-)  # fmt: skip
+_T0, _T1, _T2 = _F(-0.33333333), _F(0.13333303), _F(-0.05395923)
+_T3, _T4, _T5 = _F(0.02176866), _F(-0.00834309), _F(0.00229177)
 _TANH_SMALL = _F(0.625)
 
 
@@ -84,7 +83,7 @@ def _share(t, threads, size):
 
 @Kernel
 def _relu(x, threads, y):
-    """y = max(x, 0), NaN kept; x, y (size,)."""
+    """Y = max(x, 0), NaN kept; x, y (size,)."""
     for t in prange(threads):
         first, last = _share(t, threads, x.size)
         source, target = x[first:last], y[first:last]
@@ -94,7 +93,7 @@ def _relu(x, threads, y):
 
 @Kernel
 def _relu_backward(dy, y, threads, dx):
-    """dx = dy where y > 0, else 0; dy, y, dx (size,)."""
+    """Dx = dy where y > 0, else 0; dy, y, dx (size,)."""
     for t in prange(threads):
         first, last = _share(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
@@ -104,7 +103,7 @@ def _relu_backward(dy, y, threads, dx):
 
 @Kernel
 def _sigmoid(x, threads, y):
-    """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
+    """Y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
     for t in prange(threads):
         first, last = _share(t, threads, x.size)
         source, target = x[first:last], y[first:last]
@@ -116,7 +115,7 @@ def _sigmoid(x, threads, y):
 
 @Kernel
 def _sigmoid_backward(dy, y, threads, dx):
-    """dx = dy * y * (1 - y); dy, y, dx (size,)."""
+    """Dx = dy * y * (1 - y); dy, y, dx (size,)."""
     for t in prange(threads):
         first, last = _share(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
@@ -126,7 +125,7 @@ def _sigmoid_backward(dy, y, threads, dx):
 
 @Kernel
 def _tanh_forward(x, threads, y):
-    """y = tanh(x); x, y (size,)."""
+    """Y = tanh(x); x, y (size,)."""
     for t in prange(threads):
         first, last = _share(t, threads, x.size)
         source, target = x[first:last], y[first:last]
@@ -136,7 +135,7 @@ def _tanh_forward(x, threads, y):
 
 @Kernel
 def _tanh_backward(dy, y, threads, dx):
-    """dx = dy * (1 - y^2); dy, y, dx (size,)."""
+    """Dx = dy * (1 - y^2); dy, y, dx (size,)."""
     for t in prange(threads):
         first, last = _share(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
@@ -146,7 +145,7 @@ def _tanh_backward(dy, y, threads, dx):
 
 @Kernel
 def _add_bias(x, bias, threads, y):
-    """y = x + bias; x, y (M, C), bias (C,)."""
+    """Y = x + bias; x, y (M, C), bias (C,)."""
     for t in prange(threads):
         first, last = _share(t, threads, x.shape[0])
         for row in range(first, last):
@@ -157,7 +156,7 @@ def _add_bias(x, bias, threads, y):
 
 @Kernel
 def _bias_gradient(dy, wide, dbias):
-    """dbias = sum of dy over rows, in float64; dy (M, C), dbias (C,)."""
+    """Dbias = sum of dy over rows, in float64; dy (M, C), dbias (C,)."""
     C = dbias.size
     for j in range(C):
         wide[j] = 0.0

@@ -15,7 +15,7 @@ from ._jit import Kernel, workers
 
 @Kernel
 def _sgd(grad, hyper, nesterov, threads, data, velocity):
-    """v = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
+    """V = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
     lr = data.dtype.type(hyper[0])
     momentum = data.dtype.type(hyper[1])
     decay = data.dtype.type(hyper[2])

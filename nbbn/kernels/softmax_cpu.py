@@ -1,8 +1,8 @@
 """Softmax, log-softmax and softmax-cross-entropy on rows (M, K), forward and backward.
 
-Each row is shifted by its maximum; sums are in float64. Rows are independent, so threads share them
-out freely. The backward of the cross-entropy recomputes the exponentials: cheaper than storing them,
-and exact where a stored log-sum-exp of large logits would lose digits.
+Each row is shifted by its maximum; sums are in float64. Rows are independent, so threads share
+them out freely. The backward of the cross-entropy recomputes the exponentials: cheaper than storing
+them, and exact where a stored log-sum-exp of large logits would lose digits.
 """
 
 import math
@@ -54,7 +54,7 @@ def _log_sum_exp(row, largest):
 
 @Kernel
 def _softmax(x, threads, y):
-    """y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
+    """Y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
     for t in prange(threads):
         first, last = _share(t, threads, x.shape[0])
         for i in range(first, last):
@@ -67,7 +67,7 @@ def _softmax(x, threads, y):
 
 @Kernel
 def _softmax_backward(dy, y, threads, dx):
-    """dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
+    """Dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
     for t in prange(threads):
         first, last = _share(t, threads, y.shape[0])
         for i in range(first, last):
@@ -82,7 +82,7 @@ def _softmax_backward(dy, y, threads, dx):
 
 @Kernel
 def _log_softmax(x, threads, y):
-    """y = x - log(sum(exp(x))) per row; x, y (M, K)."""
+    """Y = x - log(sum(exp(x))) per row; x, y (M, K)."""
     for t in prange(threads):
         first, last = _share(t, threads, x.shape[0])
         for i in range(first, last):
@@ -95,7 +95,7 @@ def _log_softmax(x, threads, y):
 
 @Kernel
 def _log_softmax_backward(dy, y, threads, dx):
-    """dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
+    """Dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
     for t in prange(threads):
         first, last = _share(t, threads, y.shape[0])
         for i in range(first, last):
@@ -110,7 +110,7 @@ def _log_softmax_backward(dy, y, threads, dx):
 
 @Kernel
 def _cross_entropy(logits, labels, threads, loss):
-    """loss = log(sum(exp(logits))) - logits[label] per row; logits (M, K), labels, loss (M,)."""
+    """Loss = log(sum(exp(logits))) - logits[label] per row; logits (M, K), labels, loss (M,)."""
     for t in prange(threads):
         first, last = _share(t, threads, logits.shape[0])
         for i in range(first, last):
@@ -121,7 +121,7 @@ def _cross_entropy(logits, labels, threads, loss):
 
 @Kernel
 def _cross_entropy_backward(logits, labels, dloss, scale, threads, dlogits):
-    """dlogits = (softmax(logits) - onehot) * dloss * scale; dloss (M,) or (1,)."""
+    """Dlogits = (softmax(logits) - onehot) * dloss * scale; dloss (M,) or (1,)."""
     for t in prange(threads):
         first, last = _share(t, threads, logits.shape[0])
         for i in range(first, last):
