@@ -179,7 +179,10 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> np.ndarray:
         raise DTypeError(
             f"source must be a path or bytes, got {type(source).__name__}: pass an IDX file"
         ) from None
-    return _parse_idx(_unpack(_read(path), str(path)), str(path))
+    content = _read(path)
+    if content is None:
+        raise DataError(f"{path} does not exist: pass the path of an IDX file")
+    return _parse_idx(_unpack(content, str(path)), str(path))
 
 
 class Batches:
@@ -378,7 +381,7 @@ def _collect(
             if (raw := _from_named_folder(folder, file)) is not None:
                 found[file.name] = raw
         tried.append(f"folder {folder}: {_lacks(missing(), files)}")
-    cache = _cache_folder(title)
+    cache = cache_dir(title)
     keep = folder if folder is not None else cache
     if cache is not None:
         for file in missing():
@@ -392,10 +395,7 @@ def _collect(
             break
         try:
             for file, raw in fetch(missing(), progress):
-                try:
-                    _verify(file, raw)
-                except DataError as error:
-                    raise DataError(f"{file.name}: {error}") from error
+                _verify(file, raw)
                 found[file.name] = raw
                 keep = _keep(keep, file, raw)
         except DataError as error:
@@ -417,16 +417,17 @@ def _named_folder(named: str | os.PathLike[str]) -> Path:
         folder = Path(named).expanduser()
     except (TypeError, RuntimeError) as error:
         raise DTypeError(f"data_dir must be the path of a folder, got {named!r}") from error
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise DataError(f"data_dir {folder} is not a folder: name the folder that holds the files")
     return folder
 
 
-def _cache_folder(title: str) -> Path | None:
+def cache_dir(title: str = "mnist") -> Path | None:
+    """Return the folder that keeps the files of a data set, None where there is no home folder."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "nbbn" / title
-    except RuntimeError:  # there is no home folder
+    except RuntimeError:
         return None
 
 
@@ -439,31 +440,31 @@ def _lacks(missing: list[_File], files: tuple[_File, ...]) -> str:
 def _from_named_folder(folder: Path, file: _File) -> bytes | None:
     """Return the content of a file in the user's folder, None if absent; damage is an error."""
     for path in (folder / file.name, folder / f"{file.name}.gz"):
-        if path.exists():
-            content = _read(path)
-            try:
-                raw = _unpack(content, path.name)
-                _verify(file, raw)
-            except DataError as error:
-                raise DataError(
-                    f"{path} is damaged or another file: {error}; expected, unpacked, "
-                    f"{file.size} bytes with sha256 {file.sha256}. "
-                    "Replace it, or delete it to have it fetched again"
-                ) from error
-            return raw
+        content = _read(path)
+        if content is None:
+            continue
+        try:
+            raw = _unpack(content, path.name)
+            _verify(file, raw)
+        except DataError as error:
+            raise DataError(
+                f"{path} is damaged or another file: {error}; expected, unpacked, "
+                f"{file.size} bytes with sha256 {file.sha256}. "
+                "Replace it, or delete it to have it fetched again"
+            ) from error
+        return raw
     return None
 
 
 def _from_cache(cache: Path, file: _File) -> bytes | None:
-    """Return the content of a cached file, None if it is absent or damaged."""
+    """Return the content of a cached file, None if it is absent, unreadable or damaged."""
     path = cache / file.name
-    if not path.exists():
-        return None
     try:
         raw = _read(path)
-        _verify(file, raw)
+        if raw is not None:
+            _verify(file, raw)
     except DataError as error:
-        _log.warning("the cached file %s is damaged and will not be used: %s", path, error)
+        _log.warning("the cached file %s will not be used: %s", path, error)
         return None
     return raw
 
@@ -471,7 +472,9 @@ def _from_cache(cache: Path, file: _File) -> bytes | None:
 def _verify(file: _File, raw: bytes) -> None:
     digest = hashlib.sha256(raw).hexdigest()
     if digest != file.sha256:
-        raise DataError(f"found {len(raw)} bytes with sha256 {digest}, not the original file")
+        raise DataError(
+            f"{file.name} has {len(raw)} bytes with sha256 {digest}, unlike the original"
+        )
 
 
 def _keep(folder: Path | None, file: _File, raw: bytes) -> Path | None:
@@ -556,7 +559,7 @@ def _open(url: str) -> Any:
 
 def _reason(error: Exception) -> str:
     """Say in one line why something could not be read or written."""
-    inner = getattr(error, "reason", error)
+    inner = getattr(error, "reason", None) or error
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror
     return " ".join(str(inner).split()) or type(inner).__name__
@@ -669,9 +672,12 @@ def _pickle_in(folder: Path) -> Path:
 # ---------------------------------------------------------------- files and formats
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> bytes | None:
+    """Return the content of a file, None if there is no such file."""
     try:
         return path.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {_reason(error)}") from error
 
@@ -714,7 +720,10 @@ def _parse_idx(raw: bytes, name: str) -> np.ndarray:
             f"{name} states the shape {shape}, which takes {start + math.prod(shape)} bytes, "
             f"but has {len(raw)}"
         )
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+    try:
+        return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+    except ValueError as error:  # an empty array, but with lengths that overflow
+        raise DataError(f"{name} states the shape {shape}, which NumPy cannot hold") from error
 
 
 # ---------------------------------------------------------------- checks of Batches

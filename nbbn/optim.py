@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules.
 
 An optimizer moves its parameters, gradients and state into flat arrays, one per dtype: a step is
-one kernel over one array, and all gradients can be reduced or saved as one. The parameters' ``data``
-become views into them.
+one kernel over one array, and all gradients can be reduced or saved as one. A parameter's ``data``
+becomes a view into them.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from ._jit import Kernel, device_function, reduction, scratch, workers
 
 ROWS_PER_RUN = 128
 ELEMENTS_PER_RUN = 1024
+ELEMENTS_IN_SHIFT = 16
 ELEMENTS_PER_BLOCK = 32_768
 MAX_BLOCKS = 64
 
@@ -160,6 +161,7 @@ def _sum_rows(x, first, last, shift, total, square):
 def _stats_rows(x, first, last, narrow, wide):
     """Write mean and M2 (sum of squared deviations) of rows first..last to wide[: 2 * C]."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
     shift, total, square = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
     mean, m2 = wide[:C], wide[C : 2 * C]
     run_mean, run_m2 = wide[2 * C : 3 * C], wide[3 * C : 4 * C]
@@ -169,7 +171,7 @@ def _stats_rows(x, first, last, narrow, wide):
         end = min(row + ROWS_PER_RUN, last)
         head = x[row]
         for j in range(C):
-            shift[j] = head[j] if abs(head[j]) < np.inf else 0
+            shift[j] = head[j] if abs(head[j]) < np.inf else zero
         _sum_rows(x, row, end, shift, total, square)
         n = float(end - row)
         for j in range(C):
@@ -208,6 +210,7 @@ def _exact_columns(x, mean, m2):
 def _normalize_rows(x, residual, relu, narrow, y, first, last):
     """Normalize rows first..last, last row first."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
     shift, scale, offset = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
     for back in range(last - first):
         row = last - 1 - back
@@ -218,14 +221,14 @@ def _normalize_rows(x, residual, relu, narrow, y, first, last):
             if relu:
                 for j in range(C):
                     value = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
-                    target[j] = 0 if value < 0 else value
+                    target[j] = zero if value < zero else value
             else:
                 for j in range(C):
                     target[j] = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
         elif relu:
             for j in range(C):
                 value = (source[j] - shift[j]) * scale[j] + offset[j]
-                target[j] = 0 if value < 0 else value
+                target[j] = zero if value < zero else value
         else:
             for j in range(C):
                 target[j] = (source[j] - shift[j]) * scale[j] + offset[j]
@@ -278,27 +281,41 @@ def _sum_products_rows(dy, x, y, first, last, shift, total, product):
         product[j] = 0
     row = first
     if y.size > 0:
-        while row + 2 <= last:
+        zero = x.dtype.type(0)
+        while row + 4 <= last:
             x0 = x[row]
             x1 = x[row + 1]
+            x2 = x[row + 2]
+            x3 = x[row + 3]
             dy0 = dy[row]
             dy1 = dy[row + 1]
+            dy2 = dy[row + 2]
+            dy3 = dy[row + 3]
             y0 = y[row]
             y1 = y[row + 1]
+            y2 = y[row + 2]
+            y3 = y[row + 3]
             for j in range(C):
-                g0 = dy0[j] if y0[j] > 0 else 0
-                g1 = dy1[j] if y1[j] > 0 else 0
-                total[j] += g0 + g1
-                product[j] += g0 * (x0[j] - shift[j]) + g1 * (x1[j] - shift[j])
-            row += 2
+                # Read first, select then: a read under a condition does not vectorize.
+                a0, a1, a2, a3 = dy0[j], dy1[j], dy2[j], dy3[j]
+                b0 = a0 if y0[j] > zero else zero
+                b1 = a1 if y1[j] > zero else zero
+                b2 = a2 if y2[j] > zero else zero
+                b3 = a3 if y3[j] > zero else zero
+                total[j] += (b0 + b1) + (b2 + b3)
+                product[j] += (b0 * (x0[j] - shift[j]) + b1 * (x1[j] - shift[j])) + (
+                    b2 * (x2[j] - shift[j]) + b3 * (x3[j] - shift[j])
+                )
+            row += 4
         while row < last:
             x0 = x[row]
             dy0 = dy[row]
             y0 = y[row]
             for j in range(C):
-                g0 = dy0[j] if y0[j] > 0 else 0
-                total[j] += g0
-                product[j] += g0 * (x0[j] - shift[j])
+                a0 = dy0[j]
+                b0 = a0 if y0[j] > zero else zero
+                total[j] += b0
+                product[j] += b0 * (x0[j] - shift[j])
             row += 1
         return
     while row + 4 <= last:
@@ -346,6 +363,7 @@ def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
 def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
     """Write dx of rows first..last, last row first."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
     shift, a, b, d = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C], narrow[3 * C : 4 * C]
     for back in range(last - first):
         row = last - 1 - back
@@ -356,10 +374,12 @@ def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
             output = y[row]
             if fixed:
                 for j in range(C):
-                    target[j] = a[j] * gradient[j] if output[j] > 0 else 0
+                    g = a[j] * gradient[j]
+                    target[j] = g if output[j] > zero else zero
             else:
                 for j in range(C):
-                    g = gradient[j] if output[j] > 0 else 0
+                    g = gradient[j]
+                    g = g if output[j] > zero else zero
                     target[j] = a[j] * g + b[j] * (source[j] - shift[j]) + d[j]
         elif fixed:
             for j in range(C):
@@ -402,8 +422,7 @@ def _backward_rows(
 def _sum_run(x, first, last, shift):
     """Sums of x - shift and of its square over elements first..last of one plane (S,)."""
     run = x[first:last]
-    total = shift - shift
-    square = total
+    total = square = x.dtype.type(0)
     for i in range(run.size):
         d = run[i] - shift
         total += d
@@ -415,19 +434,18 @@ def _sum_run(x, first, last, shift):
 def _stats_planes(x, n0, n1, c0, c1, s0, s1, narrow, wide):
     """Write mean and M2 of x[n0:n1, c, s0:s1] for each channel c0..c1 to wide[c], wide[C + c]."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
     count = float((n1 - n0) * (s1 - s0))
     for n in range(n0, n1):
         for c in range(c0, c1):
             plane = x[n, c]
             if n == n0:
-                end = min(s0 + ELEMENTS_PER_RUN, s1)
-                head = plane[s0:end]
-                zero = head[0] - head[0]
+                head = plane[s0 : min(s0 + ELEMENTS_IN_SHIFT, s1)]
                 center = zero
                 for i in range(head.size):
                     center += head[i]
                 center /= head.size
-                narrow[c] = center if abs(center) < np.inf else 0
+                narrow[c] = center if abs(center) < np.inf else zero
                 wide[c] = 0.0
                 wide[C + c] = 0.0
             s = s0
@@ -467,6 +485,7 @@ def _exact_channels(x, mean, m2):
 def _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
     """Normalize x[n0:n1, c0:c1, s0:s1], last plane first."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
     for n_back in range(n1 - n0):
         n = n1 - 1 - n_back
         for c_back in range(c1 - c0):
@@ -479,14 +498,14 @@ def _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
                 if relu:
                     for i in range(source.size):
                         value = (source[i] - shift) * scale + offset + other[i]
-                        target[i] = 0 if value < 0 else value
+                        target[i] = zero if value < zero else value
                 else:
                     for i in range(source.size):
                         target[i] = (source[i] - shift) * scale + offset + other[i]
             elif relu:
                 for i in range(source.size):
                     value = (source[i] - shift) * scale + offset
-                    target[i] = 0 if value < 0 else value
+                    target[i] = zero if value < zero else value
             else:
                 for i in range(source.size):
                     target[i] = (source[i] - shift) * scale + offset
@@ -552,11 +571,12 @@ def _infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid,
 @reduction
 def _sum_products_run(dy, x, y, shift):
     """Sums of g and of g * (x - shift) over one run of a plane."""
-    total = shift - shift
-    product = total
+    zero = x.dtype.type(0)
+    total = product = zero
     if y.size > 0:
         for i in range(x.size):
-            g = dy[i] if y[i] > 0 else 0
+            g = dy[i]
+            g = g if y[i] > zero else zero
             total += g
             product += g * (x[i] - shift)
     else:
@@ -589,6 +609,7 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
 def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
     """Write dx[n0:n1, c0:c1, s0:s1], last plane first."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
     for n_back in range(n1 - n0):
         n = n1 - 1 - n_back
         for c_back in range(c1 - c0):
@@ -601,10 +622,12 @@ def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
                 output = y[n, c, s0:s1]
                 if fixed:
                     for i in range(source.size):
-                        target[i] = a * gradient[i] if output[i] > 0 else 0
+                        g = a * gradient[i]
+                        target[i] = g if output[i] > zero else zero
                 else:
                     for i in range(source.size):
-                        g = gradient[i] if output[i] > 0 else 0
+                        g = gradient[i]
+                        g = g if output[i] > zero else zero
                         target[i] = a * g + b * (source[i] - shift) + d
             elif fixed:
                 for i in range(source.size):

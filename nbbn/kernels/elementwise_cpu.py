@@ -87,8 +87,9 @@ def _relu(x, threads, y):
     for t in prange(threads):
         first, last = _share(t, threads, x.size)
         source, target = x[first:last], y[first:last]
+        zero = x.dtype.type(0)
         for i in range(source.size):
-            target[i] = 0 if source[i] < 0 else source[i]
+            target[i] = zero if source[i] < zero else source[i]
 
 
 @Kernel
@@ -97,8 +98,10 @@ def _relu_backward(dy, y, threads, dx):
     for t in prange(threads):
         first, last = _share(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
+        zero = y.dtype.type(0)
         for i in range(output.size):
-            target[i] = gradient[i] if output[i] > 0 else 0
+            g = gradient[i]
+            target[i] = g if output[i] > zero else zero
 
 
 @Kernel
@@ -108,7 +111,7 @@ def _sigmoid(x, threads, y):
         first, last = _share(t, threads, x.size)
         source, target = x[first:last], y[first:last]
         for i in range(source.size):
-            one = source.dtype.type(1)
+            one = x.dtype.type(1)
             e = exp(-abs(source[i]))
             target[i] = (e if source[i] < 0 else one) / (one + e)
 
@@ -120,7 +123,7 @@ def _sigmoid_backward(dy, y, threads, dx):
         first, last = _share(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
         for i in range(output.size):
-            target[i] = gradient[i] * output[i] * (output.dtype.type(1) - output[i])
+            target[i] = gradient[i] * output[i] * (y.dtype.type(1) - output[i])
 
 
 @Kernel
@@ -140,7 +143,7 @@ def _tanh_backward(dy, y, threads, dx):
         first, last = _share(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
         for i in range(output.size):
-            target[i] = gradient[i] * (output.dtype.type(1) - output[i] * output[i])
+            target[i] = gradient[i] * (y.dtype.type(1) - output[i] * output[i])
 
 
 @Kernel

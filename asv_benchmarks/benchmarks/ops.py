@@ -1,0 +1,113 @@
+"""Every other operation: activations, softmax and loss, updates, batches; and what BLAS does."""
+
+import numpy as np
+
+import nbbn
+import nbbn.functional as F  # noqa: N812 - the usual name
+
+from .common import batch_norm_inputs, labels, normal, use_threads
+
+ROWS = {"128x10": (128, 10), "128x256": (128, 256), "8192x1024": (8192, 1024)}
+
+
+class ActivationBenchmark:
+    params = (list(ROWS), ["relu", "sigmoid", "tanh", "softmax", "log_softmax"])
+    param_names = ("shape", "op")
+
+    def setup(self, shape, op):
+        use_threads("all")
+        self.x, self.dy = normal(ROWS[shape]), normal(ROWS[shape], seed=1)
+        self.forward, self.backward = getattr(F, op), getattr(F, f"{op}_backward")
+        self.y = self.forward(self.x)
+        self.backward(self.dy, self.y)
+
+    def time_forward(self, shape, op):
+        self.forward(self.x)
+
+    def time_backward(self, shape, op):
+        self.backward(self.dy, self.y)
+
+
+class CrossEntropyBenchmark:
+    params = (list(ROWS),)
+    param_names = ("shape",)
+
+    def setup(self, shape):
+        use_threads("all")
+        rows, classes = ROWS[shape]
+        self.logits, self.labels = normal(ROWS[shape]), labels(rows, classes)
+        self.time_forward(shape)
+        self.time_backward(shape)
+
+    def time_forward(self, shape):
+        F.cross_entropy(self.logits, self.labels)
+
+    def time_backward(self, shape):
+        F.cross_entropy_backward(self.logits, self.labels)
+
+
+class RunningStatsBenchmark:
+    params = (["128x256", "1024x1024"],)
+    param_names = ("shape",)
+
+    def setup(self, shape):
+        *_, self.stats, _ = batch_norm_inputs(shape)
+        self.mean, self.var = (np.zeros(self.stats.mean.size, np.float32) for _ in range(2))
+        self.time_update(shape)
+
+    def time_update(self, shape):
+        F.update_running_stats(self.mean, self.var, self.stats)
+
+
+class OptimizerBenchmark:
+    """One update of as many parameters as the net 784-256-128-10 has, and of ten times that."""
+
+    params = ([235_000, 2_350_000], ["SGD", "Adam", "AdamW"])
+    param_names = ("parameters", "optimizer")
+
+    def setup(self, parameters, optimizer):
+        use_threads("all")
+        options = {"momentum": 0.9} if optimizer == "SGD" else {}
+        self.parameter = nbbn.Parameter(normal((parameters,)).copy())
+        self.optimizer = getattr(nbbn.optim, optimizer)([self.parameter], lr=1e-3, **options)
+        self.parameter.grad = normal((parameters,), seed=1).copy()
+        self.time_step(parameters, optimizer)
+
+    def time_step(self, parameters, optimizer):
+        self.optimizer.step()
+
+
+class BatchesBenchmark:
+    """Shuffle, gather and scale 6,000 images of 784 bytes in batches of 128."""
+
+    def setup(self):
+        use_threads("all")
+        images = np.random.default_rng(0).integers(0, 256, (6000, 784), np.uint8)
+        self.batches = nbbn.data.Batches(images, labels(6000), 128, rng=0, reuse=True)
+        self.time_epoch()
+
+    def time_epoch(self):
+        for _ in self.batches:
+            pass
+
+
+class DenseBLASBenchmark:
+    """The matrix products of a Dense layer: NumPy's BLAS, no code of this library."""
+
+    params = ([64, 128, 512], [256, 1024])
+    param_names = ("batch", "width")
+
+    def setup(self, batch, width):
+        self.x, self.dy = normal((batch, 784)), normal((batch, width), seed=1)
+        self.weight = normal((width, 784), seed=2)
+        self.y, self.dx = np.empty((batch, width), np.float32), np.empty_like(self.x)
+        self.dweight = np.empty_like(self.weight)
+        self.time_forward(batch, width)
+        self.time_backward(batch, width)
+
+    def time_forward(self, batch, width):
+        np.matmul(self.x, self.weight.T, self.y)
+
+    def time_backward(self, batch, width):
+        np.matmul(self.dy, self.weight, self.dx)
+        np.matmul(self.dy.T, self.x, self.dweight)

@@ -1,0 +1,114 @@
+"""The training step and a whole epoch: time, memory, accuracy."""
+
+import functools
+import tracemalloc
+
+import numpy as np
+
+import nbbn
+from nbbn.errors import DataError
+
+from .common import NETS, labels, make_step, normal, use_threads
+
+
+class StepBenchmark:
+    params = (list(NETS), ["eager", "recorded"])
+    param_names = ("net", "mode")
+
+    def setup(self, net, mode):
+        use_threads("all")
+        self.step, self.x, self.y, *_ = make_step(net, mode == "recorded")
+        # The first two calls record.
+        for _ in range(3):
+            self.time_step(net, mode)
+
+    def time_step(self, net, mode):
+        self.step(self.x, self.y)
+
+    def peakmem_step(self, net, mode):
+        self.step(self.x, self.y)
+
+
+class StepMemoryBenchmark:
+    """Peak of all allocations over what training must keep: 1.0 would be no waste at all.
+
+    "kept" is parameters, optimizer state and saved activations; "kept and gradients" adds the
+    gradients, as many as parameters.
+    """
+
+    params = (list(NETS), ["eager", "recorded"], ["kept", "kept and gradients"])
+    param_names = ("net", "mode", "over")
+    unit = "ratio"
+
+    def track_peak(self, net, mode, over):
+        make_step(net, mode == "recorded")[0](*_batch(net))  # compiles
+        x, y = _batch(net)
+        tracemalloc.start()
+        try:
+            step, _, _, model, _ = make_step(net, mode == "recorded")
+            tracemalloc.reset_peak()
+            for _ in range(4):
+                step(x, y)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        parameters = sum(p.data.nbytes for p in model.parameters())
+        hidden, batch = NETS[net]
+        # Of each hidden layer the input of its BatchNorm and the output of its ReLU; the logits.
+        activations = 4 * batch * (2 * sum(hidden) + 10)
+        return peak / (parameters * (3 if over == "kept" else 4) + activations)
+
+
+def _batch(net):
+    _, batch = NETS[net]
+    return normal((batch, 784)), labels(batch)
+
+
+@functools.cache
+def _mnist():
+    try:
+        return nbbn.data.load_mnist(download=False)
+    except DataError:
+        return None
+
+
+def _train(images, truth):
+    rng = np.random.default_rng(0)
+    batches = nbbn.data.Batches(images, truth, 128, rng=rng, reuse=True)
+    model = nbbn.mlp((784, 256, 128, 10), rng=rng)
+    rate = nbbn.optim.OneCycle(4e-3, len(batches))
+    nbbn.train.fit(model, batches, nbbn.optim.Adam(model.parameters(), lr=rate), epochs=1)
+    return model
+
+
+class EpochBenchmark:
+    """One epoch of 784-256-128-10 on MNIST, or on noise of its shape where it is not at hand."""
+
+    timeout = 600
+
+    def setup(self):
+        use_threads("all")
+        if mnist := _mnist():
+            self.images, self.labels = mnist.train_images, mnist.train_labels
+        else:
+            self.images = np.random.default_rng(0).integers(0, 256, (60_000, 784), np.uint8)
+            self.labels = labels(60_000)
+        _train(self.images[:256], self.labels[:256])
+
+    def time_epoch(self):
+        _train(self.images, self.labels)
+
+
+class AccuracyAfterOneEpochBenchmark:
+    unit = "%"
+    timeout = 600
+
+    def setup(self):
+        if _mnist() is None:
+            raise NotImplementedError("MNIST is not at hand: `nbbn data` fetches it")
+
+    def track_test_accuracy(self):
+        mnist = _mnist()
+        model = _train(mnist.train_images, mnist.train_labels)
+        test = nbbn.data.Batches(mnist.test_images, mnist.test_labels, 1000, shuffle=False)
+        return 100 * nbbn.train.evaluate(model, test).accuracy

@@ -1,0 +1,6 @@
+"""The contenders of compare.py, one file each, all with the same two functions.
+
+`bn(kind, shape, axis, **options)` and `step(sizes, batch, **options)` make the inputs and return a
+function without arguments that does the work once and waits for its result. `kind` is "forward"
+(batch statistics), "inference" or "backward". `VERSIONS` says what runs.
+"""

@@ -1,0 +1,42 @@
+"""What the machine allows: the bytes moved by copying, the matrix products alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from . import inputs
+
+VERSIONS = {"numpy": np.__version__}
+
+
+def bn(kind, shape, axis, threads=1):
+    """Copy an array of this shape: 2 passes over memory.
+
+    Below a megabyte one core is quicker than handing parts to several.
+    """
+    x = inputs.batch_norm(shape, axis)[0].reshape(-1)
+    y = np.empty_like(x)
+    if threads == 1 or x.nbytes < 1e6:
+        return lambda: np.copyto(y, x)
+    parts = list(zip(np.array_split(y, threads), np.array_split(x, threads), strict=True))
+    pool = ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(lambda part: np.copyto(*part), parts))
+
+
+def step(sizes, batch):
+    """Only the matrix products of a step: forward, and backward but for the first layer's input."""
+    weights = inputs.weights(sizes)
+    shapes = [(batch, n) for n in sizes]
+    x = [np.ones(shape, np.float32) for shape in shapes]
+    dx = [np.ones(shape, np.float32) for shape in shapes]
+    dweights = [np.empty_like(w) for w in weights]
+
+    def products():
+        for layer, weight in enumerate(weights):
+            np.matmul(x[layer], weight.T, out=x[layer + 1])
+        for layer in reversed(range(len(weights))):
+            np.matmul(dx[layer + 1].T, x[layer], out=dweights[layer])
+            if layer:
+                np.matmul(dx[layer + 1], weights[layer], out=dx[layer])
+
+    return products

@@ -1,0 +1,32 @@
+"""nbbn: the functional API, and the recorded step."""
+
+import itertools
+
+import numba
+import numpy as np
+
+import nbbn
+import nbbn.functional as F  # noqa: N812 - the usual name
+
+from . import inputs
+
+VERSIONS = {"nbbn": nbbn.__version__, "numba": numba.__version__}
+
+
+def bn(kind, shape, axis, out=False):
+    x, dy, gamma, beta, mean, var = inputs.batch_norm(shape, axis)
+    _, stats = F.batch_norm_train(x, gamma, beta, axis=axis)
+    y = np.empty_like(x) if out else None
+    return {
+        "forward": lambda: F.batch_norm_train(x, gamma, beta, axis=axis, out=y),
+        "inference": lambda: F.batch_norm_infer(x, mean, var, gamma, beta, axis=axis, out=y),
+        "backward": lambda: F.batch_norm_backward(dy, x, stats, gamma, axis=axis, out=y),
+    }[kind]
+
+
+def step(sizes, batch):
+    model = nbbn.mlp(sizes, rng=0)
+    optimizer = nbbn.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE)
+    train = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)
+    data = itertools.cycle(inputs.batches(sizes[0], sizes[-1], batch))
+    return lambda: train(*next(data))

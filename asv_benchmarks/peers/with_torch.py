@@ -1,0 +1,82 @@
+"""PyTorch, eager or compiled: the quickest way in that its public operators offer."""
+
+import itertools
+import os
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from torch import nn
+
+from . import inputs
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+VERSIONS = {"torch": torch.__version__}
+EPS = inputs.EPS
+
+
+def forward(x, gamma, beta):
+    return F.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
+
+
+def infer(x, mean, var, gamma, beta):
+    return F.batch_norm(x, mean, var, gamma, beta, eps=EPS)
+
+
+def backward(dy, x, gamma, mean, inv_std):
+    return torch.ops.aten.native_batch_norm_backward(
+        dy, x, gamma, None, None, mean, inv_std, True, EPS, [True, True, True]
+    )
+
+
+def bn(kind, shape, axis, compiled=False):
+    x, dy, *vectors = (torch.from_numpy(array) for array in inputs.batch_norm(shape, axis))
+    if axis == -1:
+        # The same bytes, seen as (N, C, H, W) in the channels-last memory format.
+        x, dy = (array.permute(0, -1, *range(1, array.ndim - 1)) for array in (x, dy))
+    gamma, beta, mean, var = vectors
+    _, batch_mean, inv_std = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.1, EPS)
+    function, arguments = {
+        "forward": (forward, (x, gamma, beta)),
+        "inference": (infer, (x, mean, var, gamma, beta)),
+        "backward": (backward, (dy, x, gamma, batch_mean, inv_std)),
+    }[kind]
+    if compiled:
+        torch._dynamo.reset()
+        function = torch.compile(function, dynamic=False)
+
+    # Entered once: entering at every call would cost as much as a small kernel.
+    torch.inference_mode().__enter__()
+    return lambda: function(*arguments)
+
+
+def mlp(sizes):
+    """Dense, BatchNorm, ReLU for each hidden layer, and a last Dense."""
+    layers = []
+    for n_in, n_out in itertools.pairwise(sizes[:-1]):
+        layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return model
+
+
+def step(sizes, batch, compiled=False):
+    torch.manual_seed(0)
+    model = mlp(sizes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE, fused=True)
+    if compiled:
+        torch._dynamo.reset()
+        model = torch.compile(model, dynamic=False)
+    pairs = inputs.batches(sizes[0], sizes[-1], batch)
+    data = itertools.cycle([(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs])
+
+    def train():
+        x, y = next(data)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return train

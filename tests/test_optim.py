@@ -1,0 +1,460 @@
+"""Optimizers and schedules against PyTorch and closed forms; the flat arrays; saved state."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import Parameter, Tape, optim
+from nbbn.errors import ArgumentError, DTypeError, ShapeError
+
+TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
+SHAPES = [(4, 3), (3,), (), (2, 1, 5)]
+
+SETTINGS = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "weight_decay": 0.02}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.02}),
+    ("SGD", {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
+    ("SGD", {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "betas": (0.7, 0.95), "eps": 1e-3}),
+    ("Adam", {"lr": 0.01, "weight_decay": 0.02}),
+    ("AdamW", {"lr": 0.01}),
+    ("AdamW", {"lr": 0.01, "weight_decay": 0.3}),
+]
+
+every_setting = pytest.mark.parametrize(("name", "options"), SETTINGS, ids=str)
+
+
+def parameters(rng, dtype=np.float64, shapes=SHAPES):
+    return [Parameter(np.asarray(rng.normal(size=shape), dtype)) for shape in shapes]
+
+
+def gradient(p, step: int):
+    """A gradient that depends on the parameter and on the step."""
+    return (np.sin(3 * p + step) + 0.1 * p).astype(p.dtype)
+
+
+def advance(optimizer, step: int) -> None:
+    for p in optimizer.parameters:
+        p.grad = gradient(p.data, step)
+    optimizer.step()
+
+
+def bits(items) -> list[bytes]:
+    return [p.data.tobytes() for p in items]
+
+
+# ------------------------------------------------------------------------------ against torch
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@every_setting
+def test_twenty_steps_match_torch(name, options, dtype, rng):
+    torch = pytest.importorskip("torch")
+    own = parameters(rng, dtype)
+    twins = [torch.tensor(p.data, requires_grad=True) for p in own]
+    optimizer = getattr(optim, name)(own, **options)
+    peer = getattr(torch.optim, name)(twins, **options)
+    for step in range(20):
+        gradients = [gradient(p.data, step) for p in own]
+        for p, twin, g in zip(own, twins, gradients, strict=True):
+            p.grad = g
+            twin.grad = torch.tensor(g)
+        optimizer.step()
+        peer.step()
+    for p, twin in zip(own, twins, strict=True):
+        want = twin.detach().numpy()
+        assert p.dtype == dtype
+        assert np.abs(p.data - want).max() <= TOLERANCE[dtype] * np.abs(want).max()
+
+
+def test_a_schedule_sets_the_rate_of_each_step(rng):
+    """The same as torch with its scheduler stepped after each step."""
+    torch = pytest.importorskip("torch")
+    own = parameters(rng)
+    twins = [torch.tensor(p.data, requires_grad=True) for p in own]
+    optimizer = optim.SGD(own, optim.StepDecay(0.1, 5, factor=0.5), momentum=0.9)
+    peer = torch.optim.SGD(twins, 0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(peer, 5, 0.5)
+    for step in range(20):
+        assert optimizer.lr == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        for p, twin in zip(own, twins, strict=True):
+            p.grad = gradient(p.data, step)
+            twin.grad = torch.tensor(p.grad)
+        optimizer.step()
+        peer.step()
+        scheduler.step()
+    for p, twin in zip(own, twins, strict=True):
+        np.testing.assert_allclose(p.data, twin.detach().numpy(), rtol=0, atol=1e-12)
+
+
+# --------------------------------------------------------------------------------- schedules
+
+
+def test_step_decay():
+    schedule = optim.StepDecay(0.8, 3, factor=0.5, warmup=2)
+    expected = [0.4, 0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2]
+    assert [schedule(step) for step in range(9)] == pytest.approx(expected, rel=1e-15)
+
+
+def test_cosine():
+    schedule = optim.Cosine(0.5, 10, final=0.1, warmup=2)
+    assert [schedule(0), schedule(1)] == pytest.approx([0.25, 0.5])
+    for step in range(2, 11):
+        fraction = (step - 2) / 8
+        want = 0.1 + 0.4 * (1 + math.cos(math.pi * fraction)) / 2
+        assert schedule(step) == pytest.approx(want, rel=1e-12)
+    assert schedule(10) == schedule(11) == schedule(1000) == pytest.approx(0.1)
+
+
+def torch_rates(torch, make, count):
+    """Rates of the first `count` steps under a torch scheduler."""
+    peer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.3)
+    scheduler = make(peer)
+    rates = []
+    for _ in range(count):
+        rates.append(scheduler.get_last_lr()[0])
+        peer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("total", [1, 7, 100])
+def test_cosine_matches_torch(total):
+    torch = pytest.importorskip("torch")
+
+    def make(peer):
+        return torch.optim.lr_scheduler.CosineAnnealingLR(peer, total, 0.01)
+
+    schedule = optim.Cosine(0.3, total, final=0.01)
+    expected = torch_rates(torch, make, total + 1)
+    assert [schedule(step) for step in range(total + 1)] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("total", "rise"), [(2, 0.3), (10, 0.3), (97, 0.25), (500, 0.4)])
+def test_one_cycle_matches_torch(total, rise):
+    torch = pytest.importorskip("torch")
+
+    def make(peer):
+        return torch.optim.lr_scheduler.OneCycleLR(peer, 0.3, total, pct_start=rise)
+
+    schedule = optim.OneCycle(0.3, total, rise=rise)
+    # One fewer: torch's scheduler refuses to be stepped past the end.
+    expected = torch_rates(torch, make, total - 1)
+    found = [schedule(step) for step in range(total)]
+    assert found[:-1] == pytest.approx(expected, rel=1e-9)
+    assert found[-1] == pytest.approx(0.3 / 250_000, rel=1e-9)
+
+
+@pytest.mark.parametrize("rise", [0.0, 0.01, 0.1, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("total", [1, 2, 10, 100])
+def test_one_cycle_stays_in_its_bounds_for_every_length(total, rise):
+    schedule = optim.OneCycle(1.0, total, rise=rise)
+    rates = [schedule(step) for step in range(total + 3)]
+    assert all(1 / 250_000 * (1 - 1e-9) <= rate <= 1 for rate in rates)
+    assert rates[total - 1] == rates[total] == rates[total + 2]
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_schedules_by_name(name):
+    schedule = optim.SCHEDULES[name](0.1, 30)
+    optimizer = optim.SGD([Parameter([1.0])], schedule)
+    assert 0 < optimizer.lr <= 0.1
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_optimizers_by_name(name, rng):
+    p = Parameter(np.ones(3))
+    optimizer = optim.OPTIMIZERS[name]([p], lr=0.1)
+    advance(optimizer, 0)
+    assert not np.array_equal(p.data, np.ones(3))
+
+
+# ------------------------------------------------------------------------------- flat arrays
+
+
+def test_parameters_keep_their_values_and_share_one_array(rng):
+    own = parameters(rng)
+    before = bits(own)
+    optimizer = optim.Adam(own)
+    assert bits(own) == before
+    (arena,) = optimizer.arenas
+    assert arena.data.size == sum(p.size for p in own)
+    assert all(np.shares_memory(p.data, arena.data) for p in own)
+
+
+@every_setting
+def test_data_that_the_user_replaced_is_adopted(name, options, rng):
+    own, other = (parameters(np.random.default_rng(1)) for _ in range(2))
+    first, second = (getattr(optim, name)(items, **options) for items in (own, other))
+    for step in range(4):
+        values = rng.normal(size=own[0].shape)
+        own[0].data = values.copy()
+        other[0].data[...] = values
+        advance(first, step)
+        advance(second, step)
+        assert bits(own) == bits(other)
+    assert np.shares_memory(own[0].data, first.arenas[0].data)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 3, 1), (3, 4), (1, 3), ()])
+def test_replaced_data_of_another_shape_is_refused(shape, rng):
+    (p,) = own = parameters(rng, shapes=[(4, 3)])
+    optimizer = optim.SGD(own)
+    p.data = np.ones(shape)
+    p.grad = np.ones((4, 3))
+    with pytest.raises(ShapeError, match=r"\(4, 3\)"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (3, 4), ()])
+def test_a_gradient_of_another_shape_is_refused(shape, rng):
+    (p,) = own = parameters(rng, shapes=[(4, 3)])
+    optimizer = optim.SGD(own)
+    before = bits(own)
+    p.grad = np.ones(shape)
+    with pytest.raises(ShapeError, match=r"\(4, 3\)"):
+        optimizer.step()
+    assert bits(own) == before
+
+
+@every_setting
+def test_a_parameter_without_a_gradient_is_left_alone(name, options, rng):
+    """Its state too: it goes on later as if the steps in between had not been."""
+    own = parameters(rng)
+    optimizer = getattr(optim, name)(own, **options)
+    advance(optimizer, 0)
+    before = own[1].data.tobytes()
+    state = [array.copy() for array in optimizer.arenas[0].states]
+    for step in range(3):
+        for p in own:
+            p.grad = gradient(p.data, step)
+        own[1].grad = None
+        optimizer.step()
+    assert own[1].data.tobytes() == before
+    part = slice(own[0].size, own[0].size + own[1].size)
+    for array, kept in zip(optimizer.arenas[0].states, state, strict=True):
+        np.testing.assert_array_equal(array[part], kept[part])
+    advance(optimizer, 3)
+    assert own[1].data.tobytes() != before
+
+
+def test_zero_grad_forgets_every_gradient(rng):
+    own = parameters(rng)
+    optimizer = optim.SGD(own, momentum=0.9)
+    advance(optimizer, 0)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in own)
+    before = bits(own)
+    optimizer.step()
+    assert bits(own) == before
+
+
+def test_gradients_do_not_leak_into_the_next_step(rng):
+    """The flat gradient array is used again: what the last step left there must not show."""
+    own = parameters(rng, shapes=[(3,), (3,)])
+    optimizer = optim.SGD(own, 1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        before = [p.data.copy() for p in own]
+        with Tape() as tape:
+            loss = (own[0] * 2 + own[1] * 3).sum()
+        tape.backward(loss)
+        optimizer.step()
+        for p, old, slope in zip(own, before, (2, 3), strict=True):
+            np.testing.assert_allclose(p.data, old - slope, rtol=1e-15)
+
+
+def test_gradients_add_up_in_the_flat_array(rng):
+    (p,) = own = parameters(rng, shapes=[(3,)])
+    optim.SGD(own)
+    for times in (1, 2, 3):
+        with Tape() as tape:
+            loss = (p * 2 + p).sum()
+        tape.backward(loss)
+        np.testing.assert_array_equal(p.grad, np.full(3, 3.0 * times))
+
+
+def test_parameters_of_both_types_step_side_by_side(rng):
+    shapes = [(4, 3), (3,)]
+    own = [*parameters(rng, np.float32, shapes), *parameters(rng, np.float64, shapes)]
+    mixed = [own[0], own[2], own[1], own[3]]
+    alone = [[Parameter(p.data.copy()) for p in group] for group in (own[:2], own[2:])]
+    optimizers = [optim.Adam(group) for group in (mixed, *alone)]
+    for step in range(5):
+        for optimizer in optimizers:
+            advance(optimizer, step)
+    assert bits(own) == bits([*alone[0], *alone[1]])
+    assert [p.dtype for p in mixed] == [np.float32, np.float64, np.float32, np.float64]
+
+
+def test_a_parameter_given_twice_steps_once(rng):
+    (p,) = parameters(rng, shapes=[(3,)])
+    before = p.data.copy()
+    optimizer = optim.SGD([p, p], 0.5)
+    p.grad = np.ones(3)
+    optimizer.step()
+    np.testing.assert_allclose(p.data, before - 0.5, rtol=1e-15)
+
+
+def test_a_second_optimizer_does_not_break_the_first(rng):
+    """Each adopts the parameters: whichever steps, steps along the gradient there is."""
+    (p,) = own = parameters(rng, shapes=[(3,)])
+    first, second = optim.SGD(own, 0.5), optim.SGD(own, 0.25)
+    for optimizer, rate in ((first, 0.5), (second, 0.25), (first, 0.5)):
+        optimizer.zero_grad()
+        before = p.data.copy()
+        with Tape() as tape:
+            loss = (p * 2).sum()
+        tape.backward(loss)
+        optimizer.step()
+        np.testing.assert_allclose(p.data, before - 2 * rate, rtol=1e-15)
+
+
+def test_an_empty_parameter_is_harmless(rng):
+    own = [Parameter(np.ones((0, 3))), Parameter(np.ones(2))]
+    optimizer = optim.Adam(own)
+    advance(optimizer, 0)
+    assert own[0].shape == (0, 3)
+
+
+def test_large_parameters_step_the_same_in_parallel(rng):
+    """Above the size at which kernels run in parallel, against the same values in small pieces."""
+    values, slopes = rng.normal(size=(2, 200_000)).astype(np.float32)
+    whole = Parameter(values.copy())
+    pieces = [Parameter(part.copy()) for part in np.split(values, 20)]
+    optimizers = [optim.Adam([whole]), *(optim.Adam([piece]) for piece in pieces)]
+    for _ in range(3):
+        whole.grad = slopes.copy()
+        for piece, slope in zip(pieces, np.split(slopes, 20), strict=True):
+            piece.grad = slope.copy()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert whole.data.tobytes() == np.concatenate([piece.data for piece in pieces]).tobytes()
+
+
+# ------------------------------------------------------------------------------------- state
+
+
+@every_setting
+def test_saved_state_continues_bit_for_bit(name, options, rng):
+    options = {**options, "lr": optim.OneCycle(0.1, 20)}
+    own = parameters(rng)
+    optimizer = getattr(optim, name)(own, **options)
+    for step in range(5):
+        advance(optimizer, step)
+    copies = [Parameter(p.data.copy()) for p in own]
+    state = optimizer.state_dict()
+    resumed = getattr(optim, name)(copies, **options)
+    resumed.load_state_dict(state)
+    assert resumed.step_count == 5
+    assert resumed.lr == optimizer.lr
+    for step in range(5, 10):
+        advance(optimizer, step)
+        advance(resumed, step)
+        assert bits(own) == bits(copies)
+
+
+def test_state_dict_copies(rng):
+    optimizer = optim.Adam(parameters(rng))
+    advance(optimizer, 0)
+    state = optimizer.state_dict()
+    kept = {name: array.copy() for name, array in state.items()}
+    advance(optimizer, 1)
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, kept[name])
+    assert state["step_count"] == 1
+
+
+def test_a_state_that_does_not_fit_changes_nothing(rng):
+    optimizer = optim.Adam(parameters(rng))
+    advance(optimizer, 0)
+    before = optimizer.state_dict()
+    others = [
+        optim.SGD(parameters(rng)).state_dict(),
+        optim.Adam(parameters(rng, shapes=[(3,)])).state_dict(),
+        {**before, "extra": np.ones(1)},
+        {},
+    ]
+    for wrong in others:
+        with pytest.raises(ArgumentError, match="another optimizer or model"):
+            optimizer.load_state_dict(wrong)
+    for name, array in optimizer.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+P = Parameter([1.0, 2.0])
+NAN = float("nan")
+
+REFUSED = {
+    "no parameters": (lambda: optim.SGD([]), ArgumentError, "at least one parameter"),
+    "arrays": (lambda: optim.SGD([np.ones(2)]), DTypeError, "Parameters.*ndarray"),
+    "tensors": (lambda: optim.SGD([nbbn.Tensor([1.0])]), DTypeError, "Parameters.*Tensor"),
+    "a parameter": (lambda: optim.SGD(P), DTypeError, "Parameter"),
+    "a model": (lambda: optim.SGD(nbbn.Dense(2, 3)), DTypeError, "Dense"),
+    "a sequence": (lambda: optim.SGD(nbbn.mlp((2, 3))), DTypeError, "Dense|Sequential"),
+    "lr nan": (lambda: optim.SGD([P], NAN), ArgumentError, "lr.*nan"),
+    "lr inf": (lambda: optim.Adam([P], float("inf")), ArgumentError, "lr.*inf"),
+    "lr < 0": (lambda: optim.AdamW([P], -0.1), ArgumentError, "lr.*>= 0.*-0.1"),
+    "lr text": (lambda: optim.SGD([P], "0.1"), DTypeError, "lr.*str"),
+    "lr None": (lambda: optim.SGD([P], None), DTypeError, "lr.*NoneType"),
+    "lr array": (lambda: optim.SGD([P], np.ones(2)), DTypeError, "lr.*ndarray"),
+    "lr complex": (lambda: optim.SGD([P], 1j), DTypeError, "lr.*complex"),
+    "lr bool": (lambda: optim.SGD([P], True), DTypeError, "lr.*bool"),
+    "schedule nan": (lambda: optim.SGD([P], lambda step: NAN), ArgumentError, "lr.*nan"),
+    "momentum > 1": (lambda: optim.SGD([P], momentum=1.5), ArgumentError, "momentum.*1.5"),
+    "momentum < 0": (lambda: optim.SGD([P], momentum=-0.5), ArgumentError, "momentum.*-0.5"),
+    "nesterov alone": (lambda: optim.SGD([P], nesterov=True), ArgumentError, "nesterov.*momentum"),
+    "decay < 0": (lambda: optim.SGD([P], weight_decay=-1), ArgumentError, "weight_decay.*-1"),
+    "decay nan": (lambda: optim.Adam([P], weight_decay=NAN), ArgumentError, "weight_decay.*nan"),
+    "beta 1": (lambda: optim.Adam([P], betas=(0.9, 1.0)), ArgumentError, r"betas.*\[0, 1\).*1.0"),
+    "beta < 0": (lambda: optim.Adam([P], betas=(-0.1, 0.9)), ArgumentError, "betas.*-0.1"),
+    "one beta": (lambda: optim.Adam([P], betas=(0.9,)), ArgumentError, "betas.*two"),
+    "beta a number": (lambda: optim.Adam([P], betas=0.9), DTypeError, "betas.*float"),
+    "eps < 0": (lambda: optim.Adam([P], eps=-1e-8), ArgumentError, "eps.*-1e-08"),
+    "StepDecay, every 0": (lambda: optim.StepDecay(0.1, 0), ArgumentError, "every.*at least 1.*0"),
+    "StepDecay, factor": (lambda: optim.StepDecay(0.1, 5, factor=NAN), ArgumentError, "factor"),
+    "StepDecay, factor < 0": (
+        lambda: optim.StepDecay(0.1, 5, factor=-0.5),
+        ArgumentError,
+        "factor.*-0.5",
+    ),
+    "Cosine, total": (lambda: optim.Cosine(0.1, 0), ArgumentError, "total.*at least 1.*0"),
+    "Cosine, total a fraction": (lambda: optim.Cosine(0.1, 1.5), DTypeError, "total.*float"),
+    "Cosine, warmup": (lambda: optim.Cosine(0.1, 5, warmup=5), ArgumentError, "warmup.*5.*total"),
+    "Cosine, warmup < 0": (lambda: optim.Cosine(0.1, 5, warmup=-1), ArgumentError, "warmup.*-1"),
+    "Cosine, final": (lambda: optim.Cosine(0.1, 5, final=-1), ArgumentError, "final.*-1"),
+    "OneCycle, lr": (lambda: optim.OneCycle(NAN, 5), ArgumentError, "lr.*nan"),
+    "OneCycle, rise": (lambda: optim.OneCycle(0.1, 5, rise=1.1), ArgumentError, "rise.*1.1"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSED.values(), ids=REFUSED)
+def test_arguments_that_do_not_fit_are_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_schedule_that_fails_later_leaves_everything_as_it_was(rng):
+    own = parameters(rng)
+    optimizer = optim.Adam(own, lambda step: 0.1 if step < 2 else NAN)
+    advance(optimizer, 0)
+    advance(optimizer, 1)
+    before, state = bits(own), optimizer.state_dict()
+    with pytest.raises(ArgumentError, match=r"lr.*nan"):
+        advance(optimizer, 2)
+    assert bits(own) == before
+    for name, array in optimizer.state_dict().items():
+        np.testing.assert_array_equal(array, state[name])
