@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, functional, initializers, losses, ops, optim, train
+    from . import data, functional, initializers, losses, ops, optim, threads, train
     from .autograd import Op, Parameter, Tape, Tensor, apply
     from .gradcheck import gradcheck
     from .layers import (
@@ -54,11 +54,21 @@ __all__ = [
     "mlp",
     "ops",
     "optim",
+    "threads",
     "train",
     "warmup",
 ]
 
-_MODULES = {"data", "functional", "initializers", "losses", "ops", "optim", "train"}
+_MODULES = {
+    "data",
+    "functional",
+    "initializers",
+    "losses",
+    "ops",
+    "optim",
+    "threads",
+    "train",
+}
 _HOMES = {
     **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
     "gradcheck": "gradcheck",

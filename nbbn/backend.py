@@ -16,7 +16,16 @@ import numpy as np
 
 from .errors import DeviceError
 
-__all__ = ["contiguous", "device_of", "empty", "kernels", "not_recordable", "recording", "run"]
+__all__ = [
+    "contiguous",
+    "device_of",
+    "empty",
+    "kernels",
+    "matmul",
+    "not_recordable",
+    "recording",
+    "run",
+]
 
 
 class _Local(threading.local):
@@ -54,6 +63,12 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
         array: np.ndarray = _local.recorder.empty(shape, dtype)
         return array
     return np.empty(shape, dtype)
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """Write ``a @ b`` to `out`, and let the kernels know that BLAS threads are about."""
+    importlib.import_module("nbbn.kernels._jit").alternates_with_blas = True
+    run(np.matmul, a, b, out)
 
 
 def contiguous(array: np.ndarray, dtype: Any) -> np.ndarray:

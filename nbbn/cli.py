@@ -40,9 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status: 0, 2 after bad input, 130 after Ctrl-C.
     """
-    # Spinning OpenMP threads would take the cores from the matrix products between kernels.
-    if "numba" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -161,7 +158,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from . import data, optim
+    from . import data, optim, threads
     from .layers import mlp
 
     rng = np.random.default_rng(arguments.seed)
@@ -178,9 +175,15 @@ def _train(arguments: argparse.Namespace) -> None:
         options["momentum"] = arguments.momentum
     optimizer = optim.OPTIMIZERS[arguments.optimizer](model.parameters(), lr=rate, **options)
 
+    # Where the pools cannot be one, OpenMP's threads must not spin while matrix products run.
+    if "numba" not in sys.modules and not threads.can_share():
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
     from . import progress, train
 
-    _use_threads(arguments.threads)
+    if arguments.threads is not None:
+        threads.limit(arguments.threads)
+    threads.share()
     if not arguments.quiet:
         _announce_compilation()
     count = sum(p.size for p in model.parameters())
@@ -234,19 +237,6 @@ def _save(folder: Path, state: dict[str, Any], result: dict[str, Any]) -> None:
         (folder / "result.json").write_text(json.dumps(result) + "\n")
     except OSError as error:
         raise ArgumentError(f"cannot write to --out {folder}: {error.strerror}") from None
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    import numba
-    from threadpoolctl import threadpool_limits
-
-    most = numba.config.NUMBA_NUM_THREADS
-    if threads > most:
-        raise ArgumentError(f"--threads must be at most {most}, the number of cores; got {threads}")
-    numba.set_num_threads(threads)
-    threadpool_limits(threads, user_api="blas")
 
 
 def _announce_compilation() -> None:

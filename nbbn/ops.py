@@ -215,7 +215,7 @@ def _matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.n
     if out is None:
         leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         out = backend.empty((*leading, a.shape[-2], b.shape[-1]), np.result_type(a, b))
-    backend.run(np.matmul, a, b, out)
+    backend.matmul(a, b, out)
     return out
 
 

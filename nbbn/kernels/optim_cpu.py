@@ -57,14 +57,17 @@ def _adam(grad, hyper, threads, data, mean, square):
 
 # ---------------------------------------------------------------- launchers
 
+# Elements touched per parameter, for the choice between one thread and several.
+_ARRAYS = 3
+
 
 def sgd(grad, hyper, nesterov, data, velocity):
     """SGD step; hyper = (lr, momentum, weight decay)."""
-    threads = workers(data.size)
+    threads = workers(_ARRAYS * data.size)
     _sgd(threads, grad, hyper, nesterov, threads, data, velocity)
 
 
 def adam(grad, hyper, data, mean, square):
     """Adam step; hyper = (lr, beta1, beta2, eps, L2, decoupled decay, 1 - beta1^t, 1 - beta2^t)."""
-    threads = workers(data.size)
+    threads = workers(_ARRAYS * data.size)
     _adam(threads, grad, hyper, threads, data, mean, square)

@@ -1,0 +1,41 @@
+"""The callback through which OpenBLAS runs its jobs on Numba's threads; see `nbbn.threads`."""
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, prange, types
+from numba.extending import intrinsic
+
+
+@intrinsic
+def _call_job(typing_context, job, number, data, extra):
+    """job(number, data, extra) for the address of a C function `void (int, void *, int)`."""
+    signature = types.void(types.intp, types.int32, types.intp, types.int32)
+
+    def generate(context, builder, signature, args):
+        pointer = ir.IntType(8).as_pointer()
+        c_type = ir.FunctionType(ir.VoidType(), [ir.IntType(32), pointer, ir.IntType(32)])
+        job, number, data, extra = args
+        function = builder.inttoptr(job, c_type.as_pointer())
+        builder.call(function, [number, builder.inttoptr(data, pointer), extra])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit(parallel=True, nogil=True)
+def _run_jobs(job, count, size, data, extra):
+    # Every job gets a thread of its own, whatever the caller's mask says: they wait for each other.
+    before = numba.get_num_threads()
+    numba.set_num_threads(count)
+    for i in prange(count):
+        _call_job(job, np.int32(i), data + i * size, extra)
+    numba.set_num_threads(before)
+
+
+@cfunc(
+    types.void(types.int32, types.intp, types.int32, types.uintp, types.intp, types.int32)
+)
+def run_jobs(sync, job, count, size, data, extra):
+    """Run jobs 0..count - 1, `size` bytes of arguments each, and return when all are done."""
+    _run_jobs(job, np.int64(count), np.int64(size), data, extra)
