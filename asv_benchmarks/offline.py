@@ -72,11 +72,14 @@ if (location.protocol === "file:") {
         return {
             send: function (headers, complete) {
                 var path = decodeURIComponent(options.url.split("?")[0]);
-                if (path in files) {
-                    complete(200, "OK", {json: files[path]});
-                } else {
-                    complete(404, "Not Found");
-                }
+                // Later, as from a server: the page is not ready for answers at once.
+                setTimeout(function () {
+                    if (path in files) {
+                        complete(200, "OK", {json: files[path]});
+                    } else {
+                        complete(404, "Not Found");
+                    }
+                }, 0);
             },
             abort: function () {}
         };

@@ -15,7 +15,7 @@ def markdown(result):
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     parts = [
         f"{result['cpu']}, {result['cores']} cores; {versions}; {result['date']}; "
-        f"medians of {result['rounds']} rounds.",
+        f"medians of {result['rounds']} rounds, of limits the best.",
         f"```bash\n{result['command']}\n```",
     ]
     if "bn" in result:

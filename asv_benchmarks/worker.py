@@ -1,7 +1,7 @@
 """One contender in a process of its own: answers JSON lines on stdin with JSON lines on stdout.
 
-    {"do": "prepare", "what": "bn" or "step", "case": {...}}   make the case and warm it up
-    {"do": "time", "samples": 5}                               median seconds of one call
+{"do": "prepare", "what": "bn" or "step", "case": {...}}   make the case and warm it up
+{"do": "time", "samples": 5}                               median seconds of one call
 """
 
 import gc

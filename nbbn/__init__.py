@@ -13,7 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import data, functional, initializers, losses, ops, optim, threads, train
     from .autograd import Op, Parameter, Tape, Tensor, apply
-    from .gradcheck import gradcheck
+    from .gradients import gradcheck
     from .layers import (
         BatchNorm,
         Dense,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Tanh,
         mlp,
     )
-    from .warmup import warmup
+    from .precompile import warmup
 
 __all__ = [
     "BatchNorm",
@@ -71,8 +71,8 @@ _MODULES = {
 }
 _HOMES = {
     **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
-    "gradcheck": "gradcheck",
-    "warmup": "warmup",
+    "gradcheck": "gradients",
+    "warmup": "precompile",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -59,7 +60,9 @@ class Tensor:
             if data.dtype.kind in "biuf":
                 data = data.astype(np.float32)
         data = np.asarray(data)
-        if data.dtype.kind != "f":
+        if not data.dtype.isnative:
+            data = data.astype(data.dtype.newbyteorder("="))
+        if data.dtype not in (np.float32, np.float64):
             raise DTypeError(
                 f"a Tensor holds float32 or float64, got {data.dtype}: convert it with "
                 ".astype(numpy.float32); labels and indices stay plain arrays"
@@ -94,6 +97,8 @@ class Tensor:
         return self.data.dtype
 
     def __len__(self) -> int:
+        if self.data.ndim == 0:
+            raise ShapeError("a 0-dimensional Tensor has no length: use item()")
         return len(self.data)
 
     def __repr__(self) -> str:
@@ -181,6 +186,9 @@ class Tensor:
     def __rmatmul__(self, other: Any) -> Tensor:
         return apply(operation("MatMul"), other, self)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[position] for position in range(len(self)))
+
     def __getitem__(self, index: Any) -> Tensor:
         return apply(operation("Index"), self, index=index)
 
@@ -206,7 +214,9 @@ class Tensor:
 
     def reshape(self, *shape: Any) -> Tensor:
         """Give the same elements, in C order, another shape; one length may be -1."""
-        target = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        target = (
+            tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        )
         return apply(operation("Reshape"), self, shape=target)
 
     def transpose(self, *axes: int) -> Tensor:
@@ -219,24 +229,25 @@ class Tensor:
         return self.transpose()
 
     def _accumulate(self, gradient: np.ndarray) -> None:
-        buffer = self._buffer
-        if buffer is None:
-            if self.grad is not None:
-                total = backend.empty(self.data.shape, self.data.dtype)
-                backend.run(np.add, self.grad, gradient, total)
-                gradient = total
-            self.grad = gradient
-        elif self.grad is None:
-            if gradient is not buffer:
-                backend.run(np.copyto, buffer, gradient)
-            self.grad = buffer
-        else:
-            backend.run(np.add, self.grad, gradient, buffer)
-            self.grad = buffer
+        # The gradient may be another tensor's, or a view of it: never keep it, never add to it.
+        total = self._buffer
+        if total is None:
+            total = backend.empty(self.data.shape, self.data.dtype)
+        if self.grad is not None:
+            backend.run(np.add, self.grad, gradient, total)
+        elif gradient is not total:
+            backend.run(np.copyto, total, gradient)
+        self.grad = total
 
 
 class Parameter(Tensor):
-    """A Tensor that a model learns: it requires gradients."""
+    """A Tensor that a model learns: it requires gradients.
+
+    Parameters
+    ----------
+    data : array_like of float
+        As for `Tensor`.
+    """
 
     __slots__ = ()
 
@@ -253,10 +264,13 @@ class Context:
         Which inputs want a gradient.
     buffers : tuple of ndarray or None
         Where the gradient of each input may be written instead of a fresh array.
+    owns_dy : bool
+        Whether backward may overwrite dy.
     """
 
     needs: tuple[bool, ...] = ()
     buffers: tuple[np.ndarray | None, ...] = ()
+    owns_dy: bool = False
 
 
 class Op:
@@ -274,6 +288,8 @@ class Op:
     """
 
     recordable: ClassVar[bool] = False
+    # Whether backward returns arrays that nobody else holds; the next operation may overwrite them.
+    fresh: ClassVar[bool] = False
 
     @staticmethod
     def forward(ctx: Context, *arrays: Any, **attributes: Any) -> np.ndarray:
@@ -364,35 +380,68 @@ class Tape:
                     ".sum() or .mean(), or pass grad"
                 )
             grad = np.ones(loss.data.shape, loss.data.dtype)
-        elif not isinstance(grad, np.ndarray) or grad.shape != loss.data.shape:
-            raise ShapeError(f"grad must be an array of shape {loss.shape}, got {np.shape(grad)}")
+        elif not isinstance(grad, np.ndarray) or grad.dtype.kind != "f":
+            found = grad.dtype if isinstance(grad, np.ndarray) else type(grad).__name__
+            raise DTypeError(f"grad must be a numpy.ndarray of floating numbers, got {found}")
+        elif grad.shape != loss.data.shape:
+            raise ShapeError(f"grad must have shape {loss.shape}, got {grad.shape}")
         self._consumed = True
-        grads = {loss: grad}
+        grads = {loss: backend.contiguous(grad, loss.data.dtype)}
+        fresh: set[Tensor] = set()
         nodes = self._nodes
         while nodes:
             op, ctx, inputs, output = nodes.pop()
             dy = grads.pop(output, None)
+            ctx.owns_dy = output in fresh
+            fresh.discard(output)
             output._tape = None
+            # The output's array is of no more use, unless to somebody outside.
+            del output
             if dy is None:
                 continue
             ctx.needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-            ctx.buffers = tuple(
-                x._buffer if isinstance(x, Tensor) and x.grad is None else None for x in inputs
-            )
+            ctx.buffers = _buffers(inputs, dy.dtype)
             gradients = op.backward(ctx, dy)
             if not isinstance(gradients, tuple):
                 gradients = (gradients,)
+            if len(gradients) != len(inputs):
+                raise TapeError(
+                    f"{op.__name__}.backward must return a gradient, or None, for each of its "
+                    f"{len(inputs)} inputs, got {len(gradients)}"
+                )
             for x, needed, gradient in zip(inputs, ctx.needs, gradients, strict=True):
                 if not needed or gradient is None:
                     continue
+                if not isinstance(gradient, np.ndarray) or gradient.shape != x.data.shape:
+                    raise ShapeError(
+                        f"{op.__name__}.backward must return a gradient of shape {x.shape}, "
+                        f"got {getattr(gradient, 'shape', type(gradient).__name__)}"
+                    )
+                if gradient.dtype != x.data.dtype:
+                    gradient = backend.contiguous(gradient, x.data.dtype)
                 if x._tape is not self:
                     x._accumulate(gradient)
                 elif x in grads:
                     total = backend.empty(gradient.shape, gradient.dtype)
                     backend.run(np.add, grads[x], gradient, total)
                     grads[x] = total
+                    fresh.add(x)
                 else:
                     grads[x] = gradient
+                    if op.fresh:
+                        fresh.add(x)
+
+
+def _buffers(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray | None, ...]:
+    """Where gradients of `dtype` may be written: the buffers of leaves without a gradient."""
+    found: list[np.ndarray | None] = []
+    for x in inputs:
+        buffer = x._buffer if isinstance(x, Tensor) and x.grad is None else None
+        # A parameter that is an input twice has one buffer for two gradients.
+        if buffer is not None and (buffer.dtype != dtype or any(buffer is b for b in found)):
+            buffer = None
+        found.append(buffer)
+    return tuple(found)
 
 
 def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:

@@ -67,7 +67,8 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """Write ``a @ b`` to `out`, and let the kernels know that BLAS threads are about."""
-    importlib.import_module("nbbn.kernels._jit").alternates_with_blas = True
+    jit: Any = importlib.import_module("nbbn.kernels._jit")
+    jit.alternates_with_blas = True
     run(np.matmul, a, b, out)
 
 
@@ -83,6 +84,15 @@ def contiguous(array: np.ndarray, dtype: Any) -> np.ndarray:
     copy = empty(array.shape, dtype)
     run(np.copyto, copy, array, "unsafe")
     return copy
+
+
+def dense(array: np.ndarray) -> np.ndarray:
+    """Return `array` native, aligned and without gaps, its axes in their own order, or a copy."""
+    if not array.dtype.isnative or not array.flags.aligned:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.c_contiguous and not np.may_share_memory(array.ravel("K"), array):
+        array = np.ascontiguousarray(array)
+    return array if array.flags.writeable else np.asarray(_WritableAlias(array))
 
 
 class _WritableAlias:

@@ -97,10 +97,7 @@ def flat_layout(x: Any, name: str) -> Layout:
 
 def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
     """Check `axis` against the rank of `x` and return it counted from the front."""
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        raise DTypeError(f"axis must be an integer, got {type(axis).__name__}") from None
+    index = integer(axis, "axis")
     if not -x.ndim <= index < x.ndim:
         raise ShapeError(
             f"axis {axis} is out of range for {name} with shape {x.shape}: "
@@ -150,12 +147,11 @@ def nothing(to: Layout) -> np.ndarray:
 
 def real(value: Any, name: str) -> float:
     """Check that `value` is one finite real number."""
-    if isinstance(value, bool | np.bool_) or (not np.isscalar(value) and np.ndim(value) != 0):
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise DTypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    number = float(value)
     if not math.isfinite(number):
         raise ArgumentError(f"{name} must be finite, got {number}")
     return number
@@ -226,12 +222,16 @@ _EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}
 _NOTHING = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE}
 
 
+def integer(value: Any, name: str) -> int:
+    """Check that `value` is an integer."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
+    return operator.index(value)
+
+
 def positive(value: Any, name: str) -> int:
     """Check that `value` is an integer of at least 1."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise DTypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if isinstance(value, bool) or number < 1:
+    number = integer(value, name)
+    if number < 1:
         raise ArgumentError(f"{name} must be at least 1, got {value}")
     return number

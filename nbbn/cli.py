@@ -152,7 +152,11 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def _train(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
-    say = (lambda text: None) if arguments.quiet else (lambda text: print(text, flush=True))
+
+    def say(text: str) -> None:
+        if not arguments.quiet:
+            print(text, flush=True)
+
     if arguments.out is not None:
         _prepare(arguments.out)
 
@@ -295,7 +299,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _warmup(arguments: argparse.Namespace) -> None:
     from .kernels._cache import cache_dir
-    from .warmup import warmup
+    from .precompile import warmup
 
     start = time.perf_counter()
     count = warmup(on_compile=None if arguments.quiet else lambda name: print(f"compiling {name}"))

@@ -48,6 +48,10 @@ def generator(rng: np.random.Generator | int | None) -> np.random.Generator:
     rng : Generator, int or None
         None draws a fresh seed from the operating system.
 
+    Returns
+    -------
+    Generator
+
     Raises
     ------
     ArgumentError

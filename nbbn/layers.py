@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -271,7 +272,7 @@ class BatchNorm(Module):
         dtype = _float_type(dtype)
         self.eps = checks.epsilon(eps, zero_allowed=False)
         self.momentum = None if momentum is None else checks.fraction(momentum, "momentum")
-        self.axis = axis
+        self.axis = checks.integer(axis, "axis")
         self.activation = checks.choice(activation, (None, "relu"), "activation")
         self.gamma = Parameter(np.ones(channels, dtype)) if affine else None
         self.beta = Parameter(np.zeros(channels, dtype)) if affine else None
@@ -399,9 +400,9 @@ class Flatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Flatten all axes but the first."""
-        if x.ndim == 2:
-            return x
-        return x.reshape(x.shape[0], x.size // max(x.shape[0], 1))
+        if x.ndim == 0:
+            raise ShapeError(f"Flatten takes (N, ...), got shape {x.shape}")
+        return x if x.ndim == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
     def __repr__(self) -> str:
         return "Flatten()"
@@ -493,8 +494,10 @@ def mlp(
     ArgumentError
         Fewer than two sizes, an unknown activation or initializer, dropout outside [0, 1).
     """
+    if not isinstance(sizes, Sequence):
+        raise DTypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")
     if len(sizes) < 2:
-        raise ArgumentError(f"sizes needs an input and an output, got {tuple(sizes)}")
+        raise ArgumentError(f"sizes needs an input and an output, got {sizes!r}")
     checks.choice(activation, tuple(_ACTIVATIONS), "activation")
     rng = generator(rng)
     layers: list[Module] = []

@@ -18,6 +18,19 @@ from . import functional as F  # noqa: N812 - the usual name
 from .autograd import Op, Tensor, apply, apply_with_context
 from .errors import ArgumentError, DTypeError, ShapeError
 
+__all__ = [
+    "batch_norm_infer",
+    "batch_norm_train",
+    "cross_entropy",
+    "dropout",
+    "linear",
+    "log_softmax",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]
+
 # ---------------------------------------------------------------- helpers
 
 
@@ -67,7 +80,10 @@ def _axes(axis: int | tuple[int, ...] | None, x: np.ndarray) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(x.ndim))
     several = axis if isinstance(axis, tuple) else (axis,)
-    return tuple(checks.axis_index(a, x, "x") for a in several)
+    found = tuple(checks.axis_index(a, x, "x") for a in several)
+    if len(set(found)) < len(found):
+        raise ShapeError(f"axis {axis} names an axis of shape {x.shape} twice")
+    return found
 
 
 def _reduced(x: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
@@ -190,7 +206,9 @@ class MatMul(_Op):
 
     @staticmethod
     def forward(ctx: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        if np.ndim(a) < 2 or np.ndim(b) < 2:
+        checks.floating(a, "the left operand of @")
+        checks.floating(b, "the right operand of @")
+        if a.ndim < 2 or b.ndim < 2:
             raise ShapeError(
                 f"@ needs 2 or more dimensions on both sides, got {np.shape(a)} @ {np.shape(b)}: "
                 "reshape vectors to (1, n) or (n, 1)"
@@ -213,7 +231,12 @@ class MatMul(_Op):
 
 def _matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     if out is None:
-        leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        try:
+            leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        except ValueError:
+            raise ShapeError(
+                f"cannot multiply {a.shape} @ {b.shape}: leading axes differ"
+            ) from None
         out = backend.empty((*leading, a.shape[-2], b.shape[-1]), np.result_type(a, b))
     backend.matmul(a, b, out)
     return out
@@ -294,6 +317,9 @@ class Reshape(_Op):
         ctx.shape = x.shape
         try:
             return backend.contiguous(x, x.dtype).reshape(shape)
+        except TypeError:
+            kinds = ", ".join(type(n).__name__ for n in shape)
+            raise DTypeError(f"a shape is made of integers, got {kinds}") from None
         except ValueError:
             raise ShapeError(
                 f"cannot reshape {x.size} elements of shape {x.shape} into {shape}"
@@ -356,6 +382,8 @@ def _scatter(dy: np.ndarray, index: Any, dx: np.ndarray) -> None:
 class ReLU(_Op):
     """max(x, 0)."""
 
+    fresh = True
+
     @staticmethod
     def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
         ctx.y = F.relu(x)
@@ -369,6 +397,8 @@ class ReLU(_Op):
 class Sigmoid(_Op):
     """1 / (1 + exp(-x))."""
 
+    fresh = True
+
     @staticmethod
     def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
         ctx.y = F.sigmoid(x)
@@ -381,6 +411,8 @@ class Sigmoid(_Op):
 
 class Tanh(_Op):
     """Hyperbolic tangent."""
+
+    fresh = True
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
@@ -423,9 +455,12 @@ class LogSoftmax(_Op):
 class Dropout(_Op):
     """Zero each element with probability p and scale the rest by 1 / (1 - p)."""
 
+    fresh = True
+
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, p: float, rng: np.random.Generator) -> np.ndarray:
-        ctx.mask = backend.empty(x.shape, x.dtype)
+        dtype = checks.floating(x, "x")
+        ctx.mask = backend.empty(x.shape, dtype)
         backend.run(_draw_mask, rng, p, ctx.mask)
         return _compute(np.multiply, x, ctx.mask)
 
@@ -446,16 +481,24 @@ def _draw_mask(rng: np.random.Generator, p: float, mask: np.ndarray) -> None:
 class Linear(_Op):
     """x @ weight.T + bias for x (N, in), weight (out, in), bias (out,)."""
 
+    fresh = True
+
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        if np.ndim(x) != 2 or x.shape[1] != weight.shape[1]:
+        checks.floating(weight, "weight")
+        if weight.ndim != 2:
+            raise ShapeError(f"weight must have shape (out, in), got {weight.shape}")
+        dtype = checks.floating(x, "x")
+        if x.ndim != 2 or x.shape[1] != weight.shape[1]:
             raise ShapeError(
                 f"a linear layer of weight {weight.shape} takes x of shape "
-                f"(N, {weight.shape[1]}), got {np.shape(x)}"
+                f"(N, {weight.shape[1]}), got {x.shape}"
             )
+        x = backend.contiguous(x, dtype)
         ctx.x, ctx.weight, ctx.bias = x, weight, bias
         y = _matmul(x, weight.T)
         if bias is not None:
+            bias = checks.channel_vector(bias, weight.shape[0], y.dtype, "bias")
             backend.run(backend.kernels("elementwise").add_bias, y, bias, y)
         return y
 
@@ -476,6 +519,8 @@ class Linear(_Op):
 class BatchNormTrain(_Op):
     """Batch normalization with the batch's own statistics."""
 
+    fresh = True
+
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, gamma: Any, beta: Any, residual: Any, *,
@@ -490,11 +535,13 @@ class BatchNormTrain(_Op):
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
+        dresidual = _residual_gradient(ctx, dy)
+        in_place = ctx.owns_dy and dresidual is None and dy.dtype == ctx.x.dtype
         dx, dgamma, dbeta = F.batch_norm_backward(
-            dy, ctx.x, ctx.stats, ctx.gamma, axis=ctx.axis, y=ctx.y,
+            dy, ctx.x, ctx.stats, ctx.gamma, axis=ctx.axis, y=ctx.y, out=dy if in_place else None,
             out_dgamma=ctx.buffers[1], out_dbeta=ctx.buffers[2],
         )  # fmt: skip
-        return dx, dgamma, dbeta, _residual_gradient(ctx, dy)
+        return dx, dgamma, dbeta, dresidual
 
 
 class BatchNormInfer(_Op):
@@ -525,11 +572,15 @@ class BatchNormInfer(_Op):
 def _residual_gradient(ctx: Any, dy: np.ndarray) -> np.ndarray | None:
     if not ctx.needs[-1]:
         return None
-    return dy if ctx.y is None else F.relu_backward(dy, ctx.y)
+    if ctx.y is not None:
+        return F.relu_backward(dy, ctx.y)
+    return dy if ctx.owns_dy else _compute(np.positive, dy)
 
 
 class CrossEntropy(_Op):
     """Softmax-cross-entropy of logits (N, K) against labels (N,)."""
+
+    fresh = True
 
     @staticmethod
     def forward(ctx: Any, logits: np.ndarray, labels: np.ndarray, *, reduction: str) -> np.ndarray:
@@ -546,7 +597,18 @@ class CrossEntropy(_Op):
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
-    """``x @ weight.T + bias`` for x (N, in), weight (out, in) and bias (out,)."""
+    """``x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray, shape (N, in)
+    weight : Tensor or ndarray, shape (out, in)
+    bias : Tensor or ndarray, shape (out,), optional
+
+    Returns
+    -------
+    Tensor, shape (N, out)
+    """
     return apply(Linear, x, weight, bias)
 
 
@@ -554,7 +616,23 @@ def batch_norm_train(
     x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
     eps: float = 1e-5, axis: int = 1, activation: str | None = None,
 ) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_train`."""
+    """Differentiable `nbbn.functional.batch_norm_train`.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    gamma, beta : Tensor or ndarray, shape (C,), optional
+    residual : Tensor or ndarray, shape of `x`, optional
+        Added before the activation.
+    eps : float, default 1e-5
+    axis : int, default 1
+    activation : {None, "relu"}, default None
+
+    Returns
+    -------
+    y : Tensor
+    stats : BatchNormStats
+    """
     y, ctx = apply_with_context(
         BatchNormTrain, x, gamma, beta, residual, eps=eps, axis=axis, activation=activation
     )
@@ -565,7 +643,23 @@ def batch_norm_infer(
     x: Any, mean: Any, var: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
     eps: float = 1e-5, axis: int = 1, activation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_infer`; the statistics are constants."""
+    """Differentiable `nbbn.functional.batch_norm_infer`; the statistics are constants.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    mean, var : ndarray, shape (C,)
+    gamma, beta : Tensor or ndarray, shape (C,), optional
+    residual : Tensor or ndarray, shape of `x`, optional
+        Added before the activation.
+    eps : float, default 1e-5
+    axis : int, default 1
+    activation : {None, "relu"}, default None
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(
         BatchNormInfer, x, mean, var, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation,
@@ -573,22 +667,59 @@ def batch_norm_infer(
 
 
 def relu(x: Any) -> Tensor:
-    """Differentiable `nbbn.functional.relu`."""
+    """Differentiable `nbbn.functional.relu`.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(ReLU, x)
 
 
 def sigmoid(x: Any) -> Tensor:
-    """Differentiable `nbbn.functional.sigmoid`."""
+    """Differentiable `nbbn.functional.sigmoid`.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(Sigmoid, x)
 
 
 def tanh(x: Any) -> Tensor:
-    """Differentiable `nbbn.functional.tanh`."""
+    """Differentiable `nbbn.functional.tanh`.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(Tanh, x)
 
 
 def softmax(x: Any, *, axis: int = -1) -> Tensor:
-    """Differentiable `nbbn.functional.softmax`; the result remembers its logits."""
+    """Differentiable `nbbn.functional.softmax`; the result remembers its logits.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    axis : int, default -1
+
+    Returns
+    -------
+    Tensor
+    """
     y = apply(Softmax, x, axis=axis)
     if isinstance(x, Tensor) and axis in (-1, x.ndim - 1):
         y._logits = x
@@ -596,17 +727,53 @@ def softmax(x: Any, *, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: Any, *, axis: int = -1) -> Tensor:
-    """Differentiable `nbbn.functional.log_softmax`."""
+    """Differentiable `nbbn.functional.log_softmax`.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    axis : int, default -1
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(LogSoftmax, x, axis=axis)
 
 
 def cross_entropy(logits: Any, labels: np.ndarray, *, reduction: str = "mean") -> Tensor:
-    """Differentiable `nbbn.functional.cross_entropy`."""
+    """Differentiable `nbbn.functional.cross_entropy`.
+
+    Parameters
+    ----------
+    logits : Tensor or ndarray, shape (N, K)
+    labels : ndarray of int, shape (N,)
+    reduction : {"mean", "sum", "none"}, default "mean"
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(CrossEntropy, logits, labels, reduction=reduction)
 
 
 def dropout(x: Any, p: float, rng: np.random.Generator) -> Tensor:
-    """Zero elements with probability `p`, in [0, 1), and scale the rest by ``1 / (1 - p)``."""
+    """Zero elements with probability `p` and scale the rest by ``1 / (1 - p)``.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    p : float
+        In [0, 1).
+    rng : Generator
+        Source of the mask.
+
+    Returns
+    -------
+    Tensor
+    """
     if not 0 <= checks.real(p, "p") < 1:
         raise ArgumentError(f"the dropout probability must lie in [0, 1), got {p}")
+    if not isinstance(rng, np.random.Generator):
+        raise DTypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
     return apply(Dropout, x, p=p, rng=rng)

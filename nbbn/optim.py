@@ -15,7 +15,7 @@ import numpy as np
 
 from . import backend, checks
 from .autograd import Parameter
-from .errors import ArgumentError, DTypeError
+from .errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = [
     "OPTIMIZERS",
@@ -51,6 +51,8 @@ class StepDecay:
         self.lr = _rate(lr)
         self.every = checks.positive(every, "every")
         self.factor = checks.real(factor, "factor")
+        if self.factor <= 0:
+            raise ArgumentError(f"factor must be above 0, got {factor}")
         self.warmup = _steps(warmup, "warmup")
 
     def __call__(self, step: int) -> float:
@@ -112,10 +114,12 @@ class OneCycle:
     def __call__(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""
         start, end = self.lr / 25, self.lr / 250_000
+        last = self.total - 1
         peak = self.rise * self.total - 1
-        if step <= peak:
+        step = min(step, last)
+        if step < peak:
             return _anneal(start, self.lr, step / peak)
-        return _anneal(self.lr, end, min((step - peak) / (self.total - 1 - peak), 1.0))
+        return _anneal(self.lr, end, (step - peak) / (last - peak) if last > peak else 0.0)
 
 
 def _anneal(start: float, end: float, position: float) -> float:
@@ -140,6 +144,7 @@ class _Arena:
         self.data, self.grad = np.empty(size, dtype), np.zeros(size, dtype)
         self.states = [np.zeros(size, dtype) for _ in range(states)]
         self.views: list[np.ndarray] = []
+        self.buffers: list[np.ndarray] = []
         self.ends: list[int] = []
         end = 0
         for p in parameters:
@@ -150,23 +155,30 @@ class _Arena:
             p.grad = None
             p._buffer = self.grad[start:end].reshape(p.shape)
             self.views.append(view)
+            self.buffers.append(p._buffer)
             self.ends.append(end)
 
     def adopt(self) -> None:
         """Bring back data and gradients that somebody replaced by arrays of their own."""
-        for p, view, end in zip(self.parameters, self.views, self.ends, strict=True):
+        for p, view, buffer in zip(self.parameters, self.views, self.buffers, strict=True):
+            for name, array in (("data", p.data), ("grad", p.grad)):
+                if array is not None and np.shape(array) != view.shape:
+                    raise ShapeError(
+                        f"{name} of a parameter of shape {view.shape} was replaced by an array of "
+                        f"shape {np.shape(array)}: keep the shape, or make a new optimizer"
+                    )
             if p.data is not view:
                 view[...] = p.data
                 p.data = view
-            if p.grad is not None and p.grad is not p._buffer:
-                buffer = self.grad[end - p.size : end].reshape(p.shape)
+            if p.grad is not None and p.grad is not buffer:
                 buffer[...] = p.grad
-                p._buffer = p.grad = buffer
+                p.grad = buffer
+            p._buffer = buffer
 
     def intact(self) -> bool:
-        """Whether `adopt` would find nothing to do and every parameter requires its gradient."""
-        for p, view in zip(self.parameters, self.views, strict=True):
-            if p.data is not view or not p.requires_grad or p.grad is not None:
+        """Whether every parameter lives here and waits for a gradient."""
+        for p, view, buffer in zip(self.parameters, self.views, self.buffers, strict=True):
+            if p.data is not view or p._buffer is not buffer or p.grad is not None:
                 return False
         return True
 
@@ -203,6 +215,11 @@ class Optimizer:
     def __init__(
         self, parameters: Iterable[Parameter], lr: float | Schedule, weight_decay: float = 0.0
     ) -> None:
+        if isinstance(parameters, Parameter) or not isinstance(parameters, Iterable):
+            raise DTypeError(
+                "an optimizer takes the Parameters of a model, such as model.parameters(), "
+                f"got {type(parameters).__name__}"
+            )
         unique = list({id(p): p for p in parameters}.values())
         if not unique:
             raise ArgumentError("an optimizer needs at least one parameter, got none")
@@ -238,7 +255,7 @@ class Optimizer:
             arena.adopt()
 
     def intact(self) -> bool:
-        """Whether every parameter still lives in the flat arrays and wants its gradient."""
+        """Whether every parameter still lives in the flat arrays and has no gradient yet."""
         return all(arena.intact() for arena in self.arenas)
 
     def step(self) -> None:
@@ -253,7 +270,9 @@ class Optimizer:
 
     def _advance(self) -> None:
         """Count the step and write its numbers to where the kernel reads them."""
-        lr = self.lr
+        lr = self.schedule(self.step_count)
+        if not 0 <= lr < math.inf:
+            raise ArgumentError(f"lr must be finite and >= 0, but the schedule gave {lr}")
         self.step_count += 1
         self._fill(self._hyper, lr)
 
@@ -325,11 +344,11 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, weight_decay)
 
     def _fill(self, hyper: np.ndarray, lr: float) -> None:
-        hyper[:3] = lr, self.momentum, self.weight_decay
+        hyper[:4] = lr, self.momentum, self.weight_decay, self.nesterov
 
     def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
         velocity = states[0] if states else data[:0]
-        backend.run(backend.kernels("optim").sgd, grad, self._hyper, self.nesterov, data, velocity)
+        backend.run(backend.kernels("optim").sgd, grad, self._hyper, data, velocity)
 
 
 class Adam(Optimizer):
@@ -360,9 +379,13 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        if not isinstance(betas, tuple | list):
+            raise DTypeError(f"betas must be a pair of numbers, got {type(betas).__name__}")
+        if len(betas) != 2:
+            raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas!r}")
         self.betas = tuple(checks.fraction(beta, "betas") for beta in betas)
-        if len(self.betas) != 2 or max(self.betas) == 1:
-            raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas}")
+        if max(self.betas) == 1:
+            raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas!r}")
         self.eps = checks.real(eps, "eps")
         if self.eps < 0:
             raise ArgumentError(f"eps must be >= 0, got {eps}")

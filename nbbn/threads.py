@@ -1,8 +1,8 @@
 """One pool of threads for kernels and matrix products.
 
-OpenBLAS and Numba each keep a pool of their own. Their idle threads spin on the cores that the other
-needs, so a training step, which alternates between the two, loses up to ten times. OpenBLAS can hand
-its jobs to a caller's threads instead (`openblas_set_threads_callback_function`): here to Numba's.
+OpenBLAS and Numba each keep a pool of their own. Their idle threads spin on the cores that the
+other needs, so a training step, which alternates between the two, loses up to ten times. OpenBLAS
+can hand its jobs to a caller's threads (`openblas_set_threads_callback_function`): here to Numba's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,13 @@ def limit(threads: int) -> None:
 
 
 def can_share() -> bool:
-    """Whether NumPy's BLAS can run on foreign threads: an OpenBLAS that exports the setter."""
+    """Whether NumPy's BLAS can run on the caller's threads.
+
+    Returns
+    -------
+    bool
+        True for an OpenBLAS that exports the function to say so.
+    """
     return _setter() is not None
 
 
@@ -57,8 +63,8 @@ def share() -> bool:
     """Let NumPy's matrix products run on Numba's threads from now on.
 
     For a process that trains and does little else, as `nbbn train` does: call it once, before other
-    threads start. It changes the process, not the results. A forked child goes back to OpenBLAS's own
-    threads.
+    threads start. It changes the process, not the results. A forked child goes back to OpenBLAS's
+    own threads.
 
     Returns
     -------

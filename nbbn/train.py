@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from . import backend, checks, layers
-from .autograd import Tape, Tensor
+from .autograd import Parameter, Tape, Tensor
 from .data import Batches
-from .errors import ArgumentError, DTypeError
+from .errors import ArgumentError, DTypeError, ShapeError
 from .layers import Module
 from .losses import cross_entropy
 from .optim import Optimizer
-from .recorder import Plan, Recorder, difference
+from .recorder import Arena, Plan, Recorder, contents, difference
 
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
@@ -30,8 +30,15 @@ _MAX_PLANS = 8
 class Step:
     """One training step: forward, backward, optimizer.
 
-    Made by `record_step`. The first two calls for a batch shape run eagerly and are recorded; later
-    ones replay. Results are those of the eager step, bit for bit.
+    Made by `record_step`. The first two calls with different batches of a shape run eagerly and are
+    recorded; later ones replay. Results are those of the eager step, bit for bit.
+
+    Parameters
+    ----------
+    model : Module
+    loss : callable
+        Maps (output Tensor, y) to a Tensor of one element.
+    optimizer : Optimizer
 
     Attributes
     ----------
@@ -43,6 +50,7 @@ class Step:
         self._model, self._loss, self._optimizer = model, loss, optimizer
         self._plans: dict[Any, Recorder | Plan] = {}
         self._version = -1
+        self._parameters: list[Parameter] = []
         self.refusal: str | None = None
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
@@ -67,30 +75,38 @@ class Step:
             return self._eager(x, y).item()
         if self._version != layers.version() or not self._optimizer.intact():
             self._forget()
-        # Only whole, dense arrays can take each other's place in a plan.
-        x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
-        key = (x.shape, x.dtype, y.shape, y.dtype)
+        # Only whole, dense, separate arrays can take each other's place in a plan.
+        x, y = backend.dense(x), backend.dense(y)
+        if np.may_share_memory(x, y):
+            y = y.copy()
+        wanted = tuple([p.requires_grad for p in self._parameters])
+        key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted)
         plan = self._plans.get(key)
         if isinstance(plan, Plan):
             return float(plan.replay((x, y)).reshape(())[()])
         return self._record(key, plan, x, y)
 
     def _record(self, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray) -> float:
-        recorder = Recorder((x, y))
+        if before is not None and set(before.contents) & set(contents((x, y))):
+            # Only different batches show what Python computes from a batch behind our back.
+            return self._eager(x, y).item()
+        recorder = Recorder((x, y), None if before is None else Arena(before))
         with backend.recording(recorder):
             loss = self._eager(x, y)
         value = loss.item()
         if layers.version() != self._version:
             recorder.refuse("the model sets attributes of its modules during a step")
         reason = recorder.refusal
-        if before is None:
+        if before is not None:
+            reason = difference(before, recorder)
+        if reason is None and before is None:
+            recorder.inputs = ()
             while len(self._plans) >= _MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = recorder
-        else:
-            reason = difference(before, recorder)
+        elif reason is None:
             self._plans[key] = Plan(recorder, loss.data)
-        if reason is not None:
+        else:
             self.refusal = reason
             self._plans.clear()
             warnings.warn(
@@ -104,8 +120,10 @@ class Step:
         self._optimizer.zero_grad()
         with Tape() as tape:
             loss = self._loss(self._model(Tensor(x)), y)
+        if not isinstance(loss, Tensor):
+            raise DTypeError(f"the loss must be a Tensor, got {type(loss).__name__}")
         if loss.size != 1:
-            raise ArgumentError(f"the loss must be one number, got shape {loss.shape}")
+            raise ShapeError(f"the loss must be one number, got shape {loss.shape}")
         tape.backward(loss)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -114,6 +132,7 @@ class Step:
     def _forget(self) -> None:
         self._plans.clear()
         self._version = layers.version()
+        self._parameters = self._model.parameters()
         self._optimizer.adopt()
 
 

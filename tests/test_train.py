@@ -296,7 +296,8 @@ def test_layouts_may_alternate(rng):
     ]
     pair = Pair(adam_mlp)
     pair.train(data[:4])
-    assert pair.train(changed) == len(changed)
+    # Arrays in Fortran order sum in another order, so they have a plan of their own.
+    assert pair.train(changed) == len(changed) - 2
 
 
 def test_one_buffer_for_all_batches(rng):
@@ -773,15 +774,17 @@ def test_a_replayed_step_allocates_nothing_of_the_size_of_an_array(rng):
 def test_peak_memory_is_what_has_to_be_kept(recorded, rows, rng):
     """At most 1.2 times parameters, gradients, optimizer state and what forward saves."""
     features, widths = 784, (256, 128)
-    x = rng.normal(size=(rows, features)).astype(np.float32)
-    y = rng.integers(0, 10, rows)
+    data = [
+        (rng.normal(size=(rows, features)).astype(np.float32), rng.integers(0, 10, rows))
+        for _ in range(4)
+    ]
     tracemalloc.start()
     try:
         model = nbbn.mlp((features, *widths, 10), rng=1)
         optimizer = optim.Adam(model.parameters())
         step = record_step(model, losses.cross_entropy, optimizer)
         tracemalloc.reset_peak()
-        for _ in range(4):
+        for x, y in data:
             if recorded:
                 step(x, y)
             else:

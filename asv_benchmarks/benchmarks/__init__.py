@@ -2,8 +2,12 @@
 
 import os
 
-# Spinning OpenMP threads would take the cores from the matrix products between kernels.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # An old core type for OpenBLAS, pinned by the environment, would halve the speed of products.
 for _name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(_name, None)
+
+import nbbn  # noqa: E402
+
+# As the nbbn command does: idle OpenMP threads must not spin while matrix products run.
+if not nbbn.threads.can_share():
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

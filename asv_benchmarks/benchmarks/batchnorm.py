@@ -53,9 +53,7 @@ class BatchNormOutBenchmark:
         F.batch_norm_infer(self.x, mean, var, self.gamma, self.beta, axis=self.axis, out=self.out)
 
     def time_backward(self, shape):
-        F.batch_norm_backward(
-            self.dy, self.x, self.stats, self.gamma, axis=self.axis, out=self.out
-        )
+        F.batch_norm_backward(self.dy, self.x, self.stats, self.gamma, axis=self.axis, out=self.out)
 
 
 class FusedBatchNormBenchmark:

@@ -1,6 +1,7 @@
 """What the suites share: the grid, the nets, inputs that are made once per process."""
 
 import functools
+import itertools
 import os
 
 import numpy as np
@@ -64,22 +65,40 @@ def batch_norm_inputs(name, dtype="float32"):
 
 
 @functools.cache
-def labels(count, classes=10):
-    return np.random.default_rng(4).integers(0, classes, count)
+def labels(count, classes=10, seed=4):
+    """Class labels."""
+    return np.random.default_rng(seed).integers(0, classes, count)
+
+
+def batches(net):
+    """Different batches of one of NETS, without end: one batch alone leaves a step unrecorded."""
+    _, count = NETS[net]
+    return itertools.cycle(
+        [(normal((count, 784), seed=seed), labels(count, seed=seed)) for seed in range(4)]
+    )
+
+
+@functools.cache
+def share_threads():
+    """Run matrix products on the kernels' threads, as the nbbn command does."""
+    import nbbn
+
+    nbbn.threads.share()
 
 
 def make_step(net, recorded=True):
-    """Make a training step of one of NETS and a batch for it; also return model and optimizer."""
+    """Make a training step of one of NETS; return it and its model."""
     import nbbn
 
-    hidden, batch = NETS[net]
+    share_threads()
+    hidden, _ = NETS[net]
     model = nbbn.mlp((784, *hidden, 10), rng=0)
     optimizer = nbbn.optim.Adam(model.parameters(), lr=1e-3)
     if recorded:
         step = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)
     else:
         step = functools.partial(eager_step, model, optimizer)
-    return step, normal((batch, 784)), labels(batch), model, optimizer
+    return step, model
 
 
 def eager_step(model, optimizer, x, y):

@@ -8,7 +8,7 @@ import numpy as np
 import nbbn
 from nbbn.errors import DataError
 
-from .common import NETS, labels, make_step, normal, use_threads
+from .common import NETS, batches, labels, make_step, share_threads, use_threads
 
 
 class StepBenchmark:
@@ -17,16 +17,17 @@ class StepBenchmark:
 
     def setup(self, net, mode):
         use_threads("all")
-        self.step, self.x, self.y, *_ = make_step(net, mode == "recorded")
+        self.step, _ = make_step(net, mode == "recorded")
+        self.batches = batches(net)
         # The first two calls record.
-        for _ in range(3):
+        for _ in range(4):
             self.time_step(net, mode)
 
     def time_step(self, net, mode):
-        self.step(self.x, self.y)
+        self.step(*next(self.batches))
 
     def peakmem_step(self, net, mode):
-        self.step(self.x, self.y)
+        self.step(*next(self.batches))
 
 
 class StepMemoryBenchmark:
@@ -41,14 +42,14 @@ class StepMemoryBenchmark:
     unit = "ratio"
 
     def track_peak(self, net, mode, over):
-        make_step(net, mode == "recorded")[0](*_batch(net))  # compiles
-        x, y = _batch(net)
+        data = batches(net)
+        make_step(net, mode == "recorded")[0](*next(data))  # compiles
         tracemalloc.start()
         try:
-            step, _, _, model, _ = make_step(net, mode == "recorded")
+            step, model = make_step(net, mode == "recorded")
             tracemalloc.reset_peak()
             for _ in range(4):
-                step(x, y)
+                step(*next(data))
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -57,11 +58,6 @@ class StepMemoryBenchmark:
         # Of each hidden layer the input of its BatchNorm and the output of its ReLU; the logits.
         activations = 4 * batch * (2 * sum(hidden) + 10)
         return peak / (parameters * (3 if over == "kept" else 4) + activations)
-
-
-def _batch(net):
-    _, batch = NETS[net]
-    return normal((batch, 784)), labels(batch)
 
 
 @functools.cache
@@ -73,11 +69,12 @@ def _mnist():
 
 
 def _train(images, truth):
+    share_threads()
     rng = np.random.default_rng(0)
-    batches = nbbn.data.Batches(images, truth, 128, rng=rng, reuse=True)
+    data = nbbn.data.Batches(images, truth, 128, rng=rng, reuse=True)
     model = nbbn.mlp((784, 256, 128, 10), rng=rng)
-    rate = nbbn.optim.OneCycle(4e-3, len(batches))
-    nbbn.train.fit(model, batches, nbbn.optim.Adam(model.parameters(), lr=rate), epochs=1)
+    rate = nbbn.optim.OneCycle(4e-3, len(data))
+    nbbn.train.fit(model, data, nbbn.optim.Adam(model.parameters(), lr=rate), epochs=1)
     return model
 
 

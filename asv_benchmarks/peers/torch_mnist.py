@@ -16,9 +16,8 @@ import torch.nn.functional as F  # noqa: E402, N812
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from peers.with_torch import mlp  # noqa: E402
-
 from nbbn.data import load_mnist  # noqa: E402 - loads no numba
+from peers.with_torch import mlp  # noqa: E402
 
 
 def accuracy(model, images, labels):

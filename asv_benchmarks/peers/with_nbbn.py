@@ -1,4 +1,4 @@
-"""nbbn: the functional API, and the recorded step."""
+"""nbbn: the functional API, and the recorded step of the nbbn command."""
 
 import itertools
 
@@ -25,6 +25,7 @@ def bn(kind, shape, axis, out=False):
 
 
 def step(sizes, batch):
+    nbbn.threads.share()  # as the nbbn command does
     model = nbbn.mlp(sizes, rng=0)
     optimizer = nbbn.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE)
     train = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)

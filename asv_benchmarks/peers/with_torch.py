@@ -1,7 +1,6 @@
 """PyTorch, eager or compiled: the quickest way in that its public operators offer."""
 
 import itertools
-import os
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
@@ -9,7 +8,6 @@ from torch import nn
 
 from . import inputs
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 VERSIONS = {"torch": torch.__version__}
 EPS = inputs.EPS
 

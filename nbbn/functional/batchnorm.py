@@ -428,15 +428,15 @@ def batch_norm(
     """
     if (running_mean is None) != (running_var is None):
         raise ArgumentError("running_mean and running_var go together: pass both or neither")
-    if not training and running_mean is not None and running_var is not None:
-        return batch_norm_infer(
-            x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
-        )
     if running_mean is not None:
         channels = checks.layout(x, axis).shape[1]
         checks.fraction(momentum, "momentum")
         for name, array in (("running_mean", running_mean), ("running_var", running_var)):
             _statistic(array, channels, name)
+    if not training and running_mean is not None and running_var is not None:
+        return batch_norm_infer(
+            x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
+        )
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
     if running_mean is not None and running_var is not None:
         update_running_stats(running_mean, running_var, stats, momentum=momentum)

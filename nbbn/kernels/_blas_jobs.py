@@ -25,6 +25,7 @@ def _call_job(typing_context, job, number, data, extra):
 
 @njit(parallel=True, nogil=True)
 def _run_jobs(job, count, size, data, extra):
+    """Call job(i, data + i * size, extra) for i in 0..count - 1, all at the same time."""
     # Every job gets a thread of its own, whatever the caller's mask says: they wait for each other.
     before = numba.get_num_threads()
     numba.set_num_threads(count)
@@ -33,9 +34,7 @@ def _run_jobs(job, count, size, data, extra):
     numba.set_num_threads(before)
 
 
-@cfunc(
-    types.void(types.int32, types.intp, types.int32, types.uintp, types.intp, types.int32)
-)
+@cfunc(types.void(types.int32, types.intp, types.int32, types.uintp, types.intp, types.int32))
 def run_jobs(sync, job, count, size, data, extra):
     """Run jobs 0..count - 1, `size` bytes of arguments each, and return when all are done."""
     _run_jobs(job, np.int64(count), np.int64(size), data, extra)

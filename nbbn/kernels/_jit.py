@@ -4,6 +4,10 @@ Every kernel is written once, with `prange` over blocks whose size follows from 
 alone, and compiled twice: serial and parallel. `Kernel` picks one per call. Both give the same
 bits, so the choice is free: small arrays, a busy or forked process, and a threading layer that
 cannot be shared between threads all take the serial one.
+
+No fastmath flag is used. A flag that lets the compiler reorder sums or fuse a product with a sum
+makes the bits depend on where a loop was inlined, on the processor and on the compiler's version.
+Loops are written so that they vectorize as they stand.
 """
 
 from __future__ import annotations
@@ -19,9 +23,6 @@ from numba import njit
 from numba.np.ufunc import parallel as _numba_parallel
 
 from ._cache import KernelCache
-
-# Keeps NaN and Inf exact: never add nnan or ninf.
-FASTMATH = frozenset({"contract", "nsz"})
 
 # Below this many elements a parallel region costs more than it saves.
 PARALLEL_MIN = 131_072
@@ -77,12 +78,7 @@ def scratch(size: int, dtype: Any) -> np.ndarray:
 
 def device_function(function: Callable[..., Any]) -> Any:
     """Compile a helper that kernels call; its code becomes part of theirs."""
-    return njit(fastmath=set(FASTMATH), error_model="numpy", nogil=True)(function)
-
-
-def reduction(function: Callable[..., Any]) -> Any:
-    """Compile a helper whose sums may be reordered, so that they fill vector registers."""
-    return njit(fastmath={*FASTMATH, "reassoc"}, error_model="numpy", nogil=True)(function)
+    return njit(error_model="numpy", nogil=True)(function)
 
 
 class Kernel:
@@ -131,7 +127,6 @@ class compiling_only:  # noqa: N801 - reads as a statement: `with compiling_only
 def _compile(function: Callable[..., Any], *, parallel: bool) -> Any:
     options = {
         "parallel": parallel,
-        "fastmath": set(FASTMATH),
         "error_model": "numpy",
         "nogil": True,
     }

@@ -8,7 +8,7 @@ fixes. Hence the same bits for every number of threads.
 Normalizing computes `(x - shift) * scale + offset`, where `shift` is the mean rounded to x's type
 and the rest of the mean goes into `offset`: no cancellation even for |mean| >> std.
 
-Backward: one pass for sum(g) and sum(g * (x - shift)), one for `dx = a*g + b*(x - shift) + d`.
+Backward: a pass for sum(g) and sum(g * (x - shift)), one for `dx = a * (g + b * (x - shift) + d)`.
 With a ReLU behind the normalization, g is dy where the forward's output y is positive, else 0.
 
 The second pass of each thread walks its blocks backwards: what was read last is still in cache.
@@ -18,11 +18,13 @@ An empty array stands for "not given" in residual, gamma, beta and y.
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, device_function, reduction, scratch, workers
+from ._jit import Kernel, device_function, scratch, workers
 
 ROWS_PER_RUN = 128
 ELEMENTS_PER_RUN = 1024
 ELEMENTS_IN_SHIFT = 16
+# A plane's elements go round-robin into this many sums: an order that vectorizes and is fixed.
+LANES = 32
 ELEMENTS_PER_BLOCK = 32_768
 MAX_BLOCKS = 64
 
@@ -115,8 +117,8 @@ def _backward_affine(gamma, mean, inv_std, count, fixed, wide, narrow, dgamma, d
         a = inv_std[j]
         if gamma.size > 0:
             a *= gamma[j]
-        b = 0.0 if fixed else -a * inv_std[j] * sum_g_x_hat / count
-        d = 0.0 if fixed else -a * sum_g / count
+        b = 0.0 if fixed else -inv_std[j] * (sum_g_x_hat / count)
+        d = 0.0 if fixed else -sum_g / count
         narrow[C + j] = a
         narrow[2 * C + j] = b
         narrow[3 * C + j] = d - b * rest
@@ -158,6 +160,16 @@ def _sum_rows(x, first, last, shift, total, square):
 
 
 @device_function
+def _spread(x, first, last, column, center):
+    """Sum of squared deviations from `center` over rows first..last of one column, in float64."""
+    total = 0.0
+    for row in range(first, last):
+        d = x[row, column] - center
+        total += d * d
+    return total
+
+
+@device_function
 def _stats_rows(x, first, last, narrow, wide):
     """Write mean and M2 (sum of squared deviations) of rows first..last to wide[: 2 * C]."""
     C = x.shape[1]
@@ -179,6 +191,10 @@ def _stats_rows(x, first, last, narrow, wide):
             deviation = np.float64(square[j]) - total[j] * offset
             run_mean[j] = shift[j] + offset
             run_m2[j] = 0.0 if deviation < 0.0 else deviation
+        for j in range(C):
+            # A shift far from the run's mean, an outlier, has cost digits: sum about the mean.
+            if 64.0 * run_m2[j] < square[j]:
+                run_m2[j] = _spread(x, row, end, j, run_mean[j])
         if row == first:
             for j in range(C):
                 mean[j] = run_mean[j]
@@ -380,13 +396,13 @@ def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
                 for j in range(C):
                     g = gradient[j]
                     g = g if output[j] > zero else zero
-                    target[j] = a[j] * g + b[j] * (source[j] - shift[j]) + d[j]
+                    target[j] = a[j] * (g + (b[j] * (source[j] - shift[j]) + d[j]))
         elif fixed:
             for j in range(C):
                 target[j] = a[j] * gradient[j]
         else:
             for j in range(C):
-                target[j] = a[j] * gradient[j] + b[j] * (source[j] - shift[j]) + d[j]
+                target[j] = a[j] * (gradient[j] + (b[j] * (source[j] - shift[j]) + d[j]))
 
 
 @Kernel
@@ -407,31 +423,58 @@ def _backward_rows(
             )
     _sum_parts(wide, blocks, C)
     _backward_affine(gamma, mean, inv_std, M, fixed, wide, narrow, dgamma, dbeta)
-    if dx.size > 0:
-        for t in prange(threads):
-            start, stop = _bounds(t, threads, blocks)
-            for back in range(stop - start):
-                first, last = _bounds(stop - 1 - back, blocks, M)
-                _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last)
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, blocks)
+        for back in range(stop - start):
+            first, last = _bounds(stop - 1 - back, blocks, M)
+            _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last)
 
 
 # ---------------------------------------------------------------- kernels: planes
 
 
-@reduction
-def _sum_run(x, first, last, shift):
-    """Sums of x - shift and of its square over elements first..last of one plane (S,)."""
-    run = x[first:last]
-    total = square = x.dtype.type(0)
-    for i in range(run.size):
-        d = run[i] - shift
-        total += d
-        square += d * d
-    return total, square
+@device_function
+def _clear_lanes(lanes):
+    """Set all 2 * LANES sums to zero."""
+    for lane in range(lanes.size):
+        lanes[lane] = 0
 
 
 @device_function
-def _stats_planes(x, n0, n1, c0, c1, s0, s1, narrow, wide):
+def _fold_lanes(lanes):
+    """Add up each half of lanes (2 * LANES,) pairwise, halving its length until one is left."""
+    width = np.uintp(LANES)
+    half = width // np.uintp(2)
+    while half > 0:
+        for lane in range(half):
+            lanes[lane] += lanes[lane + half]
+            lanes[width + lane] += lanes[width + lane + half]
+        half //= np.uintp(2)
+    return lanes[0], lanes[width]
+
+
+@device_function
+def _sum_run(run, shift, lanes):
+    """Sums of run - shift and of its square; run (size,), lanes (2 * LANES,)."""
+    _clear_lanes(lanes)
+    # Unsigned indices cannot be negative, and numba then needs no code for those.
+    width, size = np.uintp(LANES), np.uintp(run.size)
+    start = np.uintp(0)
+    while start + width <= size:
+        for lane in range(width):
+            d = run[start + lane] - shift
+            lanes[lane] += d
+            lanes[width + lane] += d * d
+        start += width
+    for lane in range(size - start):
+        d = run[start + lane] - shift
+        lanes[lane] += d
+        lanes[width + lane] += d * d
+    return _fold_lanes(lanes)
+
+
+@device_function
+def _stats_planes(x, n0, n1, c0, c1, s0, s1, narrow, wide, lanes):
     """Write mean and M2 of x[n0:n1, c, s0:s1] for each channel c0..c1 to wide[c], wide[C + c]."""
     C = x.shape[1]
     zero = x.dtype.type(0)
@@ -451,7 +494,7 @@ def _stats_planes(x, n0, n1, c0, c1, s0, s1, narrow, wide):
             s = s0
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
-                total, square = _sum_run(plane, s, end, narrow[c])
+                total, square = _sum_run(plane[s:end], narrow[c], lanes)
                 wide[c] += total
                 wide[C + c] += square
                 s = end
@@ -524,7 +567,7 @@ def _unit(u, grid, shape):
 
 @Kernel
 def _train_planes(
-    x, residual, gamma, beta, eps, relu, threads, grid, y, mean, var, inv_std, wide, narrow
+    x, residual, gamma, beta, eps, relu, threads, grid, y, mean, var, inv_std, wide, narrow, lanes
 ):
     """Training forward: x, y (N, C, S); mean, var, inv_std (C,) in float64."""
     N, C, S = x.shape
@@ -543,6 +586,7 @@ def _train_planes(
                 s1,
                 narrow[3 * C * p : 3 * C * (p + 1)],
                 wide[4 * C * p : 4 * C * (p + 1)],
+                lanes[2 * LANES * u : 2 * LANES * (u + 1)],
             )
     _merge_parts(wide, N, grid[0], S, grid[2], mean, var)
     _exact_channels(x, mean, var)
@@ -568,26 +612,37 @@ def _infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid,
             _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
 
 
-@reduction
-def _sum_products_run(dy, x, y, shift):
-    """Sums of g and of g * (x - shift) over one run of a plane."""
+@device_function
+def _sum_products_run(dy, x, y, shift, lanes):
+    """Sums of g and of g * (x - shift) over one run; dy, x, y (size,), lanes (2 * LANES,)."""
+    _clear_lanes(lanes)
     zero = x.dtype.type(0)
-    total = product = zero
-    if y.size > 0:
-        for i in range(x.size):
-            g = dy[i]
-            g = g if y[i] > zero else zero
-            total += g
-            product += g * (x[i] - shift)
-    else:
-        for i in range(x.size):
-            total += dy[i]
-            product += dy[i] * (x[i] - shift)
-    return total, product
+    width, size = np.uintp(LANES), np.uintp(x.size)
+    start = np.uintp(0)
+    while start + width <= size:
+        if y.size > 0:
+            for lane in range(width):
+                g = dy[start + lane]
+                g = g if y[start + lane] > zero else zero
+                lanes[lane] += g
+                lanes[width + lane] += g * (x[start + lane] - shift)
+        else:
+            for lane in range(width):
+                g = dy[start + lane]
+                lanes[lane] += g
+                lanes[width + lane] += g * (x[start + lane] - shift)
+        start += width
+    for lane in range(size - start):
+        g = dy[start + lane]
+        if y.size > 0:
+            g = g if y[start + lane] > zero else zero
+        lanes[lane] += g
+        lanes[width + lane] += g * (x[start + lane] - shift)
+    return _fold_lanes(lanes)
 
 
 @device_function
-def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
+def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide, lanes):
     """Write sum(g) and sum(g * (x - shift)) for each channel c0..c1 to wide[c], wide[C + c]."""
     C = x.shape[1]
     for c in range(c0, c1):
@@ -599,7 +654,9 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
                 mask = y[n, c, s:end] if y.size > 0 else x[n, c, 0:0]
-                total, product = _sum_products_run(dy[n, c, s:end], x[n, c, s:end], mask, shift[c])
+                total, product = _sum_products_run(
+                    dy[n, c, s:end], x[n, c, s:end], mask, shift[c], lanes
+                )
                 wide[c] += total
                 wide[C + c] += product
                 s = end
@@ -628,18 +685,18 @@ def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
                     for i in range(source.size):
                         g = gradient[i]
                         g = g if output[i] > zero else zero
-                        target[i] = a * g + b * (source[i] - shift) + d
+                        target[i] = a * (g + (b * (source[i] - shift) + d))
             elif fixed:
                 for i in range(source.size):
                     target[i] = a * gradient[i]
             else:
                 for i in range(source.size):
-                    target[i] = a * gradient[i] + b * (source[i] - shift) + d
+                    target[i] = a * (gradient[i] + (b * (source[i] - shift) + d))
 
 
 @Kernel
 def _backward_planes(
-    dy, x, y, gamma, mean, inv_std, fixed, threads, grid, dx, dgamma, dbeta, wide, narrow
+    dy, x, y, gamma, mean, inv_std, fixed, threads, grid, dx, dgamma, dbeta, wide, narrow, lanes
 ):
     """Backward: dy, x, dx (N, C, S); dgamma, dbeta (C,)."""
     N, C, S = x.shape
@@ -651,15 +708,15 @@ def _backward_planes(
         for u in range(start, stop):
             p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
             own = wide[2 * C * p : 2 * C * (p + 1)]
-            _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, narrow, own)
+            ours = lanes[2 * LANES * u : 2 * LANES * (u + 1)]
+            _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, narrow, own, ours)
     _sum_parts(wide, grid[0] * grid[2], C)
     _backward_affine(gamma, mean, inv_std, N * S, fixed, wide, narrow, dgamma, dbeta)
-    if dx.size > 0:
-        for t in prange(threads):
-            start, stop = _bounds(t, threads, units)
-            for back in range(stop - start):
-                _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
-                _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1)
+    for t in prange(threads):
+        start, stop = _bounds(t, threads, units)
+        for back in range(stop - start):
+            _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
+            _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1)
 
 
 # ---------------------------------------------------------------- kernels: running statistics
@@ -692,21 +749,29 @@ def _grid(shape):
     return n_parts, c_parts, s_parts
 
 
+def _narrow_and_lanes(size, grid, dtype):
+    """Scratch of `size` elements, and 2 * LANES more for each unit of the grid."""
+    lanes = 2 * LANES * grid[0] * grid[1] * grid[2]
+    both = scratch(size + lanes, dtype)
+    return both[:size], both[size : size + lanes]
+
+
 def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
     """Normalize x with its own statistics; fills y, mean, var (biased) and inv_std."""
     threads = workers(x.size)
     C = x.shape[1]
+    operands = (x, residual, gamma, beta, eps, relu, threads)
+    results = (y, mean, var, inv_std)
     if x.ndim == 2:
         blocks = _blocks(x.size, x.shape[0])
-        parts, kernel = blocks, _train_rows
+        wide, narrow = scratch(4 * C * blocks, np.float64), scratch(3 * C * blocks, x.dtype)
+        _train_rows(threads, *operands, blocks, *results, wide, narrow)
     else:
-        blocks = _grid(x.shape)
-        parts, kernel = blocks[0] * blocks[2], _train_planes
-    wide, narrow = scratch(4 * C * parts, np.float64), scratch(3 * C * parts, x.dtype)
-    kernel(
-        threads, x, residual, gamma, beta, eps, relu, threads, blocks, y, mean, var, inv_std, wide,
-        narrow,
-    )  # fmt: skip
+        grid = _grid(x.shape)
+        parts = grid[0] * grid[2]
+        wide = scratch(4 * C * parts, np.float64)
+        narrow, lanes = _narrow_and_lanes(3 * C * parts, grid, x.dtype)
+        _train_planes(threads, *operands, grid, *results, wide, narrow, lanes)
 
 
 def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
@@ -722,20 +787,20 @@ def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
 
 
 def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
-    """Gradients of `train`, or of `infer` where `fixed`; an empty dx is not computed."""
+    """Gradients of `train`, or of `infer` where `fixed`."""
     threads = workers(x.size)
     C = x.shape[1]
+    operands = (dy, x, y, gamma, mean, inv_std, fixed, threads)
+    results = (dx, dgamma, dbeta)
     if x.ndim == 2:
         blocks = _blocks(x.size, x.shape[0])
-        parts, kernel = blocks, _backward_rows
+        wide, narrow = scratch(2 * C * blocks, np.float64), scratch((4 + 2 * blocks) * C, x.dtype)
+        _backward_rows(threads, *operands, blocks, *results, wide, narrow)
     else:
-        blocks = _grid(x.shape)
-        parts, kernel = blocks[0] * blocks[2], _backward_planes
-    wide, narrow = scratch(2 * C * parts, np.float64), scratch((4 + 2 * parts) * C, x.dtype)
-    kernel(
-        threads, dy, x, y, gamma, mean, inv_std, fixed, threads, blocks, dx, dgamma, dbeta, wide,
-        narrow,
-    )  # fmt: skip
+        grid = _grid(x.shape)
+        wide = scratch(2 * C * grid[0] * grid[2], np.float64)
+        narrow, lanes = _narrow_and_lanes(4 * C, grid, x.dtype)
+        _backward_planes(threads, *operands, grid, *results, wide, narrow, lanes)
 
 
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ._jit import FASTMATH, Kernel, device_function, scratch, workers
+from ._jit import Kernel, device_function, scratch, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -61,14 +61,14 @@ def _tanh(x):
     raise NotImplementedError
 
 
-@overload(exp, jit_options={"fastmath": set(FASTMATH)})
+@overload(exp)
 def _exp_overload(x):
     if x == types.float32:
         return lambda x: _exp32(x)
     return lambda x: math.exp(x)
 
 
-@overload(_tanh, jit_options={"fastmath": set(FASTMATH)})
+@overload(_tanh)
 def _tanh_overload(x):
     if x == types.float32:
         return lambda x: _tanh32(x)

@@ -7,7 +7,7 @@ float32 nearest to byte/255. Nothing accumulates, so any split of the rows gives
 
 from numba import prange
 
-from ._jit import Kernel
+from ._jit import Kernel, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -29,4 +29,4 @@ def _gather_scale(images, index, labels, scale, offset, x, y):
 
 def gather_scale(images, index, labels, scale, offset, x, y):
     """Write `images[index] * scale + offset` to x and `labels[index]` to y."""
-    _gather_scale(x.size, images, index, labels, scale, offset, x, y)
+    _gather_scale(workers(x.size), images, index, labels, scale, offset, x, y)

@@ -14,11 +14,12 @@ from ._jit import Kernel, workers
 
 
 @Kernel
-def _sgd(grad, hyper, nesterov, threads, data, velocity):
+def _sgd(grad, hyper, threads, data, velocity):
     """V = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
     lr = data.dtype.type(hyper[0])
     momentum = data.dtype.type(hyper[1])
     decay = data.dtype.type(hyper[2])
+    nesterov = hyper[3] != 0.0
     for t in prange(threads):
         first, last = t * data.size // threads, (t + 1) * data.size // threads
         p, g = data[first:last], grad[first:last]
@@ -61,10 +62,10 @@ def _adam(grad, hyper, threads, data, mean, square):
 _ARRAYS = 3
 
 
-def sgd(grad, hyper, nesterov, data, velocity):
-    """SGD step; hyper = (lr, momentum, weight decay)."""
+def sgd(grad, hyper, data, velocity):
+    """SGD step; hyper = (lr, momentum, weight decay, 1 for Nesterov's form)."""
     threads = workers(_ARRAYS * data.size)
-    _sgd(threads, grad, hyper, nesterov, threads, data, velocity)
+    _sgd(threads, grad, hyper, threads, data, velocity)
 
 
 def adam(grad, hyper, data, mean, square):

@@ -88,7 +88,7 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     elementwise_cpu.add_bias(rows, vector, rows)
     elementwise_cpu.bias_gradient(rows, vector)
     hyper = np.zeros(8)
-    optim_cpu.sgd(vector, hyper, False, vector, vector)
+    optim_cpu.sgd(vector, hyper, vector, vector)
     optim_cpu.adam(vector, hyper, vector, vector, vector)
     images = np.zeros((4, 3), np.uint8)
     for x, y in Batches(images, labels.astype(np.uint8), 4, rng=0):
