@@ -274,9 +274,7 @@ def main(argv=None):
     arguments = arguments_of(argv)
     samples = 1 if arguments.quick else 5
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
-        say(
-            f"the machine is busy (load {load:.1f}): threads will wait for each other, quote nothing"
-        )
+        say(f"the machine is busy (load {load:.1f}): threads wait for each other, quote nothing")
     versions = {}
     wanted = ("bn", "step", "process") if arguments.what == "all" else (arguments.what,)
     result = {

@@ -734,15 +734,16 @@ def _update_running(mean, var, count, momentum, unbiased, running_mean, running_
 # ---------------------------------------------------------------- launchers
 
 
-def _blocks(size, most):
-    """How many blocks an array of `size` elements is cut into, `most` at the most."""
-    return max(1, min(size // ELEMENTS_PER_BLOCK, MAX_BLOCKS, most))
+def _blocks(M, C):
+    """How many blocks rows (M, C) are cut into: of whole runs, since merging costs C per block."""
+    most = max(M // ROWS_PER_RUN, min(M // 8, 8))
+    return max(1, min(M * C // ELEMENTS_PER_BLOCK, MAX_BLOCKS, most))
 
 
 def _grid(shape):
     """Cut planes (N, C, S) along N first, then C, then S: (n_parts, c_parts, s_parts)."""
     N, C, S = shape
-    units = _blocks(N * C * S, N * C * S)
+    units = max(1, min(N * C * S // ELEMENTS_PER_BLOCK, MAX_BLOCKS))
     n_parts = min(N, units)
     c_parts = min(C, units // n_parts)
     s_parts = max(1, min(S // ELEMENTS_PER_RUN, units // (n_parts * c_parts)))
@@ -763,7 +764,7 @@ def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
     operands = (x, residual, gamma, beta, eps, relu, threads)
     results = (y, mean, var, inv_std)
     if x.ndim == 2:
-        blocks = _blocks(x.size, x.shape[0])
+        blocks = _blocks(*x.shape)
         wide, narrow = scratch(4 * C * blocks, np.float64), scratch(3 * C * blocks, x.dtype)
         _train_rows(threads, *operands, blocks, *results, wide, narrow)
     else:
@@ -793,7 +794,7 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
     operands = (dy, x, y, gamma, mean, inv_std, fixed, threads)
     results = (dx, dgamma, dbeta)
     if x.ndim == 2:
-        blocks = _blocks(x.size, x.shape[0])
+        blocks = _blocks(*x.shape)
         wide, narrow = scratch(2 * C * blocks, np.float64), scratch((4 + 2 * blocks) * C, x.dtype)
         _backward_rows(threads, *operands, blocks, *results, wide, narrow)
     else:
