@@ -79,6 +79,8 @@ def contiguous(array: np.ndarray, dtype: Any) -> np.ndarray:
     read-only type, and kernels do not write to their inputs.
     """
     flags = array.flags
+    if array.dtype is dtype and flags.carray:
+        return array
     if array.dtype == dtype and array.dtype.isnative and flags.c_contiguous and flags.aligned:
         return array if flags.writeable else np.asarray(_WritableAlias(array))
     copy = empty(array.shape, dtype)

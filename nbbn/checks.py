@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from typing import Any, NamedTuple
@@ -50,26 +51,36 @@ def floating(array: Any, name: str) -> np.dtype[Any]:
 def layout(x: Any, axis: int, name: str = "x") -> Layout:
     """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
     dtype = floating(x, name)
-    rank = x.ndim
+    order = _dense_order(x)
+    return _layout(x.shape, integer(axis, "axis"), order, dtype, name)
+
+
+@functools.lru_cache(maxsize=512)
+def _layout(
+    shape: tuple[int, ...],
+    axis: int,
+    order: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    name: str,
+) -> Layout:
+    rank = len(shape)
     if not MIN_RANK <= rank <= MAX_RANK:
         raise ShapeError(
-            f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {x.shape}: "
+            f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
             "reshape it so that one axis counts the channels"
         )
-    channel = axis_index(axis, x, name)
-    shape = x.shape
+    channel = _axis_index(axis, shape, name)
     if shape[channel] == 0:
         raise ShapeError(f"{name} has no channels: axis {axis} of shape {shape} has length 0")
-    order = _dense_order(x)
     if order is not None:
         shape = tuple(shape[d] for d in order)
         channel = order.index(channel)
     channels = shape[channel]
     inner = math.prod(shape[channel + 1 :])
     if channels == 1:
-        folded: tuple[int, ...] = (1, 1, x.size)
+        folded: tuple[int, ...] = (1, 1, math.prod(shape))
     elif inner == 1:
-        folded = (x.size // channels, channels)
+        folded = (math.prod(shape[:channel]), channels)
     else:
         folded = (math.prod(shape[:channel]), channels, inner)
     return Layout(order, folded, dtype)
@@ -97,13 +108,16 @@ def flat_layout(x: Any, name: str) -> Layout:
 
 def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
     """Check `axis` against the rank of `x` and return it counted from the front."""
-    index = integer(axis, "axis")
-    if not -x.ndim <= index < x.ndim:
+    return _axis_index(integer(axis, "axis"), x.shape, name)
+
+
+def _axis_index(axis: int, shape: tuple[int, ...], name: str) -> int:
+    rank = len(shape)
+    if not -rank <= axis < rank:
         raise ShapeError(
-            f"axis {axis} is out of range for {name} with shape {x.shape}: "
-            f"use {-x.ndim} to {x.ndim - 1}"
+            f"axis {axis} is out of range for {name} with shape {shape}: use {-rank} to {rank - 1}"
         )
-    return index % x.ndim
+    return axis % rank
 
 
 def _dense_order(x: np.ndarray) -> tuple[int, ...] | None:
@@ -118,7 +132,8 @@ def fold(array: np.ndarray, to: Layout) -> np.ndarray:
     """Return `array` in the canonical layout `to`: a view where possible, else a copy."""
     if to.order is not None:
         array = array.transpose(to.order)
-    return backend.contiguous(array, to.dtype).reshape(to.shape)
+    array = backend.contiguous(array, to.dtype)
+    return array if array.shape == to.shape else array.reshape(to.shape)
 
 
 def same_shape(array: Any, x: np.ndarray, name: str, like: str = "x") -> None:
@@ -159,6 +174,8 @@ def real(value: Any, name: str) -> float:
 
 def epsilon(eps: Any, *, zero_allowed: bool) -> float:
     """Check eps, which keeps 1 / sqrt(var + eps) finite."""
+    if type(eps) is float and 0.0 < eps < math.inf:
+        return eps
     value = real(eps, "eps")
     if value < 0 or (value == 0 and not zero_allowed):
         bound = ">= 0" if zero_allowed else "> 0 in training"
@@ -224,6 +241,8 @@ _NOTHING = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) fo
 
 def integer(value: Any, name: str) -> int:
     """Check that `value` is an integer."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
     return operator.index(value)

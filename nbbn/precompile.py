@@ -71,6 +71,7 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     for x in (rows, np.zeros((2, 3, 4), dtype)):
         y, stats = F.batch_norm_train(x, vector, vector)
         F.batch_norm_infer(x, stats.mean, stats.var)
+        F.batch_norm_infer(x, vector, vector)
         F.batch_norm_backward(x, x, stats)
     F.update_running_stats(vector, vector, stats)
     for unary in (F.relu, F.sigmoid, F.tanh, F.softmax, F.log_softmax):

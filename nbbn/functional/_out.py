@@ -14,33 +14,31 @@ class Target:
     `folded` is what the kernel fills; `finish()` returns the array for the caller.
     """
 
+    __slots__ = ("_copy_to", "_result", "folded")
+
     def __init__(
         self, out: np.ndarray | None, x: np.ndarray, layout: Layout, *inputs: np.ndarray
     ) -> None:
-        self._copy_from: np.ndarray | None = None
         if out is None:
-            self._result = _empty_like(x, layout)
+            out = _empty_like(x, layout)
+            apart = True
         else:
             checks.output(out, x.shape, x.dtype)
-            self._result = out
-        direct = self._result if layout.order is None else self._result.transpose(layout.order)
-        flags = direct.flags
-        if (
-            direct.dtype == layout.dtype
-            and flags.c_contiguous
-            and flags.aligned
-            and (out is None or not any(_overlaps(out, array) for array in inputs))
-        ):
-            self.folded = direct.reshape(layout.shape)
+            apart = not any(_overlaps(out, array) for array in inputs)
+        self._result = out
+        self._copy_to: np.ndarray | None = None
+        direct = out if layout.order is None else out.transpose(layout.order)
+        if apart and direct.dtype == layout.dtype and direct.flags.carray:
+            self.folded = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
         else:
             self.folded = backend.empty(layout.shape, layout.dtype)
-            self._copy_from = self.folded.reshape(direct.shape)
             self._copy_to = direct
 
     def finish(self) -> np.ndarray:
         """Move a temporary into place and return the result."""
-        if self._copy_from is not None:
-            backend.run(np.copyto, self._copy_to, self._copy_from, "unsafe")
+        if self._copy_to is not None:
+            source = self.folded.reshape(self._copy_to.shape)
+            backend.run(np.copyto, self._copy_to, source, "unsafe")
         return self._result
 
 
@@ -53,7 +51,7 @@ def _empty_like(x: np.ndarray, layout: Layout) -> np.ndarray:
 
 def _overlaps(out: np.ndarray, array: np.ndarray) -> bool:
     """Whether they share memory in another way than element for element."""
-    if not np.may_share_memory(out, array):
+    if out is array or not np.may_share_memory(out, array):
         return False
     return (
         out.strides != array.strides

@@ -177,8 +177,10 @@ def batch_norm_infer(
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
     relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
-    mean = _statistic(mean, channels, "mean")
-    var = _statistic(var, channels, "var")
+    # Running statistics usually have the type of x; both that and float64 go in as they are.
+    dtype = layout.dtype if _are_of(layout.dtype, mean, var) else _FLOAT64
+    mean = _statistic(mean, channels, "mean", dtype)
+    var = _statistic(var, channels, "var", dtype)
     gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
     beta = checks.channel_vector(beta, channels, layout.dtype, "beta")
     if residual is None:
@@ -443,10 +445,16 @@ def batch_norm(
     return y
 
 
-def _statistic(array: np.ndarray | None, channels: int, name: str) -> np.ndarray:
+def _statistic(
+    array: np.ndarray | None, channels: int, name: str, dtype: np.dtype[Any] = _FLOAT64
+) -> np.ndarray:
     if array is None:
         raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
-    return checks.channel_vector(array, channels, _FLOAT64, name)
+    return checks.channel_vector(array, channels, dtype, name)
+
+
+def _are_of(dtype: np.dtype[Any], *arrays: Any) -> bool:
+    return all(isinstance(array, np.ndarray) and array.dtype is dtype for array in arrays)
 
 
 def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:

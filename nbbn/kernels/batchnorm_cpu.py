@@ -69,9 +69,9 @@ def _merge_parts(wide, N, n_parts, S, s_parts, mean, m2):
 
 @device_function
 def _invert(var, eps, inv_std):
-    """Write 1 / sqrt(var + eps), per channel."""
+    """Write 1 / sqrt(var + eps), per channel, in float64 whatever the type of var."""
     for j in range(var.size):
-        inv_std[j] = 1.0 / np.sqrt(var[j] + eps)
+        inv_std[j] = 1.0 / np.sqrt(np.float64(var[j]) + eps)
 
 
 @device_function
@@ -91,7 +91,7 @@ def _affine(gamma, beta, mean, inv_std, narrow):
         if gamma.size > 0:
             scale *= gamma[j]
         narrow[j] = mean[j]
-        offset = (np.float64(narrow[j]) - mean[j]) * scale
+        offset = (np.float64(narrow[j]) - np.float64(mean[j])) * scale
         if beta.size > 0:
             offset += beta[j]
         narrow[C + j] = scale
@@ -454,12 +454,11 @@ def _fold_lanes(lanes):
 
 
 @device_function
-def _sum_run(run, shift, lanes):
-    """Sums of run - shift and of its square; run (size,), lanes (2 * LANES,)."""
+def _sum_run(run, first, last, shift, lanes):
+    """Sums of run - shift and of its square over first..last of a plane; lanes (2 * LANES,)."""
     _clear_lanes(lanes)
     # Unsigned indices cannot be negative, and numba then needs no code for those.
-    width, size = np.uintp(LANES), np.uintp(run.size)
-    start = np.uintp(0)
+    width, start, size = np.uintp(LANES), np.uintp(first), np.uintp(last)
     while start + width <= size:
         for lane in range(width):
             d = run[start + lane] - shift
@@ -494,7 +493,7 @@ def _stats_planes(x, n0, n1, c0, c1, s0, s1, narrow, wide, lanes):
             s = s0
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
-                total, square = _sum_run(plane[s:end], narrow[c], lanes)
+                total, square = _sum_run(plane, s, end, narrow[c], lanes)
                 wide[c] += total
                 wide[C + c] += square
                 s = end
@@ -613,12 +612,11 @@ def _infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid,
 
 
 @device_function
-def _sum_products_run(dy, x, y, shift, lanes):
-    """Sums of g and of g * (x - shift) over one run; dy, x, y (size,), lanes (2 * LANES,)."""
+def _sum_products_run(dy, x, y, first, last, shift, lanes):
+    """Sums of g and of g * (x - shift) over first..last of a plane; lanes (2 * LANES,)."""
     _clear_lanes(lanes)
     zero = x.dtype.type(0)
-    width, size = np.uintp(LANES), np.uintp(x.size)
-    start = np.uintp(0)
+    width, start, size = np.uintp(LANES), np.uintp(first), np.uintp(last)
     while start + width <= size:
         if y.size > 0:
             for lane in range(width):
@@ -650,13 +648,12 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide, lanes):
         wide[C + c] = 0.0
     for n in range(n0, n1):
         for c in range(c0, c1):
+            gradient, plane = dy[n, c], x[n, c]
+            mask = y[n, c] if y.size > 0 else plane[:0]
             s = s0
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
-                mask = y[n, c, s:end] if y.size > 0 else x[n, c, 0:0]
-                total, product = _sum_products_run(
-                    dy[n, c, s:end], x[n, c, s:end], mask, shift[c], lanes
-                )
+                total, product = _sum_products_run(gradient, plane, mask, s, end, shift[c], lanes)
                 wide[c] += total
                 wide[C + c] += product
                 s = end
