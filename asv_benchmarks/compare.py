@@ -25,7 +25,7 @@ from benchmarks.common import NETS, SHAPES, cpu_count
 HERE = Path(__file__).resolve().parent
 KINDS = ("forward", "inference", "backward")
 # Lets the OpenMP threads of the last contender stop spinning before the next one's turn.
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.1
 
 # Name -> module in peers/, options for its bn(), options for its step(); None: does not take part.
 CONTENDERS = {
