@@ -8,11 +8,10 @@ import sys
 import numpy as np
 
 import nbbn
-from nbbn import data, losses, optim, threads, train
+from nbbn import data, losses, optim, train
 
 EPOCHS = 1 if "--smoke" in sys.argv else 5
 
-threads.share()  # kernels and matrix products on one pool of threads
 rng = np.random.default_rng(0)
 mnist = data.load_mnist()
 batches = data.Batches(mnist.train_images, mnist.train_labels, 128, rng=rng)

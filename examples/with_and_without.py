@@ -11,12 +11,11 @@ import sys
 import numpy as np
 
 import nbbn
-from nbbn import data, losses, optim, threads, train
+from nbbn import data, losses, optim, train
 
 SMOKE = "--smoke" in sys.argv
 STEPS, EVERY, TARGET = (40, 20, 0.80) if SMOKE else (1400, 20, 0.97)
 
-threads.share()
 mnist = data.load_mnist()
 test = data.Batches(mnist.test_images, mnist.test_labels, 1000, shuffle=False)
 

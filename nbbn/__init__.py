@@ -13,6 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import data, functional, initializers, losses, ops, optim, threads, train
     from .autograd import Op, Parameter, Tape, Tensor, apply
+    from .errors import NbbnError
     from .gradients import gradcheck
     from .layers import (
         BatchNorm,
@@ -35,6 +36,7 @@ __all__ = [
     "Dropout",
     "Flatten",
     "Module",
+    "NbbnError",
     "Op",
     "Parameter",
     "ReLU",
@@ -71,6 +73,7 @@ _MODULES = {
 }
 _HOMES = {
     **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
+    "NbbnError": "errors",
     "gradcheck": "gradients",
     "warmup": "precompile",
 }

@@ -27,6 +27,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of a flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -50,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has left: keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"nbbn: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("nbbn: interrupted", file=sys.stderr)
         return 130
@@ -69,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train an MLP on MNIST",
         description="Train a multi-layer perceptron with batch normalization on MNIST. "
         "The last line of standard output is a JSON object with the results.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     add = train.add_argument
     add("--hidden", type=_widths, default="256,128", metavar="N,N", help="widths of hidden layers")
@@ -80,13 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--schedule", choices=_SCHEDULES, default="one-cycle", help="learning rate over the steps")
     add("--weight-decay", type=_not_negative, default=0.0, metavar="X", help="decay of the weights")
     add("--momentum", type=_not_negative, default=0.9, metavar="X", help="momentum of sgd")
-    add("--dropout", type=_not_negative, default=0.0, metavar="P", help="dropout probability")
+    add("--dropout", type=_probability, default=0.0, metavar="P", help="dropout probability")
     add("--no-batch-norm", action="store_true", help="leave the batch normalization out")
-    add("--until", type=_positive, metavar="X", help="stop at this test accuracy, such as 0.98")
+    add("--until", type=_fraction, metavar="X", help="stop at this test accuracy, such as 0.98")
     add("--seed", type=_seed, default=0, metavar="N", help="of weights, shuffling and dropout")
     add("--threads", type=_count, metavar="N", help="threads of kernels and matrix products")
-    add("--data-dir", type=Path, metavar="DIR", help="folder of the four MNIST files")
-    add("--out", type=Path, metavar="DIR", help="folder for weights (model.npz) and result.json")
+    add("--dedicated", action="store_true", help="faster where nothing else runs, slow elsewhere")
+    add("--data-dir", type=_folder, metavar="DIR", help="folder of the four MNIST files")
+    add("--out", type=_folder, metavar="DIR", help="folder for weights (model.npz) and result.json")
     add("--quiet", action="store_true", help="print the JSON line only")
     train.set_defaults(run=_train)
 
@@ -104,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser(
         "data", help="fetch and verify MNIST", description="Fetch and verify MNIST."
     )
-    data.add_argument("--data-dir", type=Path, metavar="DIR", help="folder for the four files")
+    data.add_argument("--data-dir", type=_folder, metavar="DIR", help="folder for the four files")
     data.set_defaults(run=_data)
     return parser
 
@@ -136,8 +149,20 @@ def _positive(text: str) -> float:
     return float(_number(text, float, lambda x: 0 < x < float("inf"), "a finite number above 0"))
 
 
+def _fraction(text: str) -> float:
+    return float(_number(text, float, lambda x: 0 < x <= 1, "a number between 0 and 1"))
+
+
 def _not_negative(text: str) -> float:
     return float(_number(text, float, lambda x: 0 <= x < float("inf"), "a finite number >= 0"))
+
+
+def _probability(text: str) -> float:
+    return float(_number(text, float, lambda x: 0 <= x < 1, "a probability of at least 0, below 1"))
+
+
+def _folder(text: str) -> Path:
+    return Path(_number(text, str, bool, "the path of a folder"))
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -179,15 +204,16 @@ def _train(arguments: argparse.Namespace) -> None:
         options["momentum"] = arguments.momentum
     optimizer = optim.OPTIMIZERS[arguments.optimizer](model.parameters(), lr=rate, **options)
 
-    # Where the pools cannot be one, OpenMP's threads must not spin while matrix products run.
-    if "numba" not in sys.modules and not threads.can_share():
+    # Two pools: OpenMP's idle threads must not spin while matrix products run.
+    if "numba" not in sys.modules and not arguments.dedicated:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     from . import progress, train
 
     if arguments.threads is not None:
         threads.limit(arguments.threads)
-    threads.share()
+    if arguments.dedicated:
+        threads.share()
     if not arguments.quiet:
         _announce_compilation()
     count = sum(p.size for p in model.parameters())

@@ -286,10 +286,12 @@ def fit(
             count += len(y)
             if progress:
                 progress.loss(total / count)
+        if not count:
+            raise ArgumentError(f"there are no batches in epoch {number}: pass Batches, or a list")
         seconds = time.perf_counter() - start
         result = evaluate(model, test, loss=loss) if test is not None else None
         model.train()
-        epoch = Epoch(number, total / max(count, 1), seconds, count / seconds, result)
+        epoch = Epoch(number, total / count, seconds, count / seconds, result)
         history.append(epoch)
         if progress:
             progress.epoch(epoch)
@@ -320,7 +322,9 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
             total += loss(output, y).item() * len(y)
             right += int(np.count_nonzero(output.data.argmax(axis=1) == y))
             count += len(y)
-    return Evaluation(total / max(count, 1), right / max(count, 1), count)
+    if not count:
+        raise ArgumentError("there is nothing to evaluate: batches is empty")
+    return Evaluation(total / count, right / count, count)
 
 
 class _evaluating:  # noqa: N801 - reads as a statement

@@ -130,7 +130,7 @@ def compiled_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
         for node in ast.walk(ast.parse(FILES[name].read_text())):
             if isinstance(node, ast.FunctionDef):
                 marks = {ast.unparse(mark).split("(")[0] for mark in node.decorator_list}
-                if marks & {"Kernel", "device_function", "reduction", "njit"}:
+                if marks & {"Kernel", "SerialKernel", "device_function", "njit"}:
                     yield f"{name}.{node.name}", node
 
 

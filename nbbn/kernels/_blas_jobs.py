@@ -3,8 +3,10 @@
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, prange, types
+from numba import cfunc, prange, types
 from numba.extending import intrinsic
+
+from ._jit import parallel_function
 
 
 @intrinsic
@@ -23,7 +25,7 @@ def _call_job(typing_context, job, number, data, extra):
     return signature, generate
 
 
-@njit(parallel=True, nogil=True)
+@parallel_function
 def _run_jobs(job, count, size, data, extra):
     """Call job(i, data + i * size, extra) for i in 0..count - 1, all at the same time."""
     # Every job gets a thread of its own, whatever the caller's mask says: they wait for each other.

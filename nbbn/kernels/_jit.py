@@ -81,7 +81,35 @@ def device_function(function: Callable[..., Any]) -> Any:
     return njit(error_model="numpy", nogil=True)(function)
 
 
-class Kernel:
+def parallel_function(function: Callable[..., Any]) -> Any:
+    """Compile a function in its parallel form alone, for callers that know it is safe."""
+    return _compile(function, parallel=True)
+
+
+class SerialKernel:
+    """A kernel too short to share out: one form only.
+
+    Parameters
+    ----------
+    function : callable
+        The kernel.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.py_func = function
+        self.serial = _compile(function, parallel=False)
+
+    def __call__(self, *args: Any) -> None:
+        """Run on `args`."""
+        if _state.compile_only:
+            self.serial.compile(tuple(numba.typeof(value) for value in args))
+        else:
+            self.serial(*args)
+
+
+class Kernel(SerialKernel):
     """One loop nest in its serial and parallel form.
 
     Parameters
@@ -91,21 +119,15 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self.__name__ = function.__name__
-        self.__doc__ = function.__doc__
-        self.py_func = function
-        self.serial = _compile(function, parallel=False)
+        super().__init__(function)
         self.parallel = _compile(function, parallel=True)
 
     def __call__(self, threads: int, *args: Any) -> None:
         """Run on `args`, in parallel where `threads` (from `workers`) is more than one."""
         if _state.compile_only:
-            signature = tuple(numba.typeof(value) for value in args)
-            self.serial.compile(signature)
-            self.parallel.compile(signature)
-            return
-        if threads == 1:
-            self.serial(*args)
+            self.parallel.compile(tuple(numba.typeof(value) for value in args))
+        if threads == 1 or _state.compile_only:
+            super().__call__(*args)
             return
         _state.busy = True
         try:

@@ -18,7 +18,7 @@ An empty array stands for "not given" in residual, gamma, beta and y.
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, device_function, scratch, workers
+from ._jit import Kernel, SerialKernel, device_function, scratch, workers
 
 ROWS_PER_RUN = 128
 ELEMENTS_PER_RUN = 1024
@@ -719,7 +719,7 @@ def _backward_planes(
 # ---------------------------------------------------------------- kernels: running statistics
 
 
-@Kernel
+@SerialKernel
 def _update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
     """Move the running statistics (C,) towards the batch's by `momentum`, in place."""
     correction = count / (count - 1.0) if unbiased else 1.0
@@ -803,4 +803,4 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
 
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
     """Running-statistics update, in place."""
-    _update_running(1, mean, var, count, momentum, unbiased, running_mean, running_var)
+    _update_running(mean, var, count, momentum, unbiased, running_mean, running_var)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ._jit import Kernel, device_function, scratch, workers
+from ._jit import Kernel, SerialKernel, device_function, scratch, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -157,7 +157,7 @@ def _add_bias(x, bias, threads, y):
                 target[j] = source[j] + bias[j]
 
 
-@Kernel
+@SerialKernel
 def _bias_gradient(dy, wide, dbias):
     """Dbias = sum of dy over rows, in float64; dy (M, C), dbias (C,)."""
     C = dbias.size
@@ -218,4 +218,4 @@ def add_bias(x, bias, y):
 
 def bias_gradient(dy, dbias):
     """Sum over rows."""
-    _bias_gradient(1, dy, scratch(dbias.size, np.float64), dbias)
+    _bias_gradient(dy, scratch(dbias.size, np.float64), dbias)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, device_function, workers
+from ._jit import Kernel, SerialKernel, device_function, workers
 from .elementwise_cpu import exp
 
 # ---------------------------------------------------------------- kernels
@@ -134,7 +134,7 @@ def _cross_entropy_backward(logits, labels, dloss, scale, threads, dlogits):
             target[labels[i]] -= weight
 
 
-@Kernel
+@SerialKernel
 def _scaled_sum(values, scale, total):
     """total[0] = sum(values) * scale, added up in float64 in order; values (M,), total (1,)."""
     s = 0.0
@@ -143,7 +143,7 @@ def _scaled_sum(values, scale, total):
     total[0] = s * scale
 
 
-@Kernel
+@SerialKernel
 def _first_bad_label(labels, classes, found):
     """found[0] = position of the first label outside [0, classes), or -1; labels (M,)."""
     found[0] = -1
@@ -194,9 +194,9 @@ def cross_entropy_backward(logits, labels, dloss, scale, dlogits):
 
 def scaled_sum(values, scale, total):
     """Sum of values times scale, into total (1,)."""
-    _scaled_sum(1, values, scale, total)
+    _scaled_sum(values, scale, total)
 
 
 def first_bad_label(labels, classes, found):
     """Position of the first label outside [0, classes), or -1, into found (1,)."""
-    _first_bad_label(1, labels, classes, found)
+    _first_bad_label(labels, classes, found)
