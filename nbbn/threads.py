@@ -62,10 +62,10 @@ def can_share() -> bool:
 def share() -> bool:
     """Let NumPy's matrix products run on Numba's threads from now on.
 
-    For a process that has its cores to itself: training steps become 5 to 30 % faster. Call it once,
-    before other threads start. Where other processes want the same cores, threads that wait for
-    each other lose their turns, and training is up to ten times slower than without. It changes the
-    process, not the results. A forked child goes back to OpenBLAS's own threads.
+    For a process that has its cores to itself: training steps become 5 to 30 % faster. Call it
+    once, before other threads start. Where other processes want the same cores, threads that wait
+    for each other lose their turns, and training is up to ten times slower than without. It changes
+    the process, not the results. A forked child goes back to OpenBLAS's own threads.
 
     Returns
     -------
