@@ -37,6 +37,6 @@ for epoch in range(EPOCHS):
     result = train.evaluate(model, test)
     print(f"epoch {epoch + 1}  loss {loss.item():.4f}  test accuracy {result.accuracy:.2%}")
 
-# The loop above in one call, a quarter faster since steps are recorded and replayed:
+# The loop above in one call, and faster, since steps are recorded and replayed:
 #     train.fit(model, batches, optimizer, epochs=EPOCHS, test=test)
 np.savez("mnist_mlp.npz", **model.state_dict())

@@ -81,6 +81,12 @@ def device_function(function: Callable[..., Any]) -> Any:
     return njit(error_model="numpy", nogil=True)(function)
 
 
+@device_function
+def bounds(part, parts, total):
+    """First and last + 1 of `part` when `total` items are split evenly into `parts`."""
+    return part * total // parts, (part + 1) * total // parts
+
+
 def parallel_function(function: Callable[..., Any]) -> Any:
     """Compile a function in its parallel form alone, for callers that know it is safe."""
     return _compile(function, parallel=True)

@@ -18,7 +18,7 @@ An empty array stands for "not given" in residual, gamma, beta and y.
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, SerialKernel, device_function, scratch, workers
+from ._jit import Kernel, SerialKernel, bounds, device_function, scratch, workers
 
 ROWS_PER_RUN = 128
 ELEMENTS_PER_RUN = 1024
@@ -30,12 +30,6 @@ MAX_BLOCKS = 64
 
 
 # ---------------------------------------------------------------- kernels: what both layouts share
-
-
-@device_function
-def _bounds(part, parts, total):
-    """First and last + 1 of `part` when `total` items are split evenly into `parts`."""
-    return part * total // parts, (part + 1) * total // parts
 
 
 @device_function
@@ -54,8 +48,8 @@ def _merge_parts(wide, N, n_parts, S, s_parts, mean, m2):
     C = mean.size
     count = 0.0
     for part in range(n_parts * s_parts):
-        n0, n1 = _bounds(part // s_parts, n_parts, N)
-        s0, s1 = _bounds(part % s_parts, s_parts, S)
+        n0, n1 = bounds(part // s_parts, n_parts, N)
+        s0, s1 = bounds(part % s_parts, s_parts, S)
         n = float((n1 - n0) * (s1 - s0))
         w = wide[4 * C * part : 4 * C * part + 2 * C]
         if part == 0:
@@ -257,9 +251,9 @@ def _train_rows(
     """Training forward: x, y (M, C); mean, var, inv_std (C,) in float64."""
     M, C = x.shape
     for t in prange(threads):
-        start, stop = _bounds(t, threads, blocks)
+        start, stop = bounds(t, threads, blocks)
         for b in range(start, stop):
-            first, last = _bounds(b, blocks, M)
+            first, last = bounds(b, blocks, M)
             _stats_rows(
                 x,
                 first,
@@ -272,9 +266,9 @@ def _train_rows(
     _finish(M, eps, var, inv_std)
     _affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
-        start, stop = _bounds(t, threads, blocks)
+        start, stop = bounds(t, threads, blocks)
         for back in range(stop - start):
-            first, last = _bounds(stop - 1 - back, blocks, M)
+            first, last = bounds(stop - 1 - back, blocks, M)
             _normalize_rows(x, residual, relu, narrow, y, first, last)
 
 
@@ -284,7 +278,7 @@ def _infer_rows(x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide
     _invert(var, eps, wide)
     _affine(gamma, beta, mean, wide, narrow)
     for t in prange(threads):
-        first, last = _bounds(t, threads, x.shape[0])
+        first, last = bounds(t, threads, x.shape[0])
         _normalize_rows(x, residual, relu, narrow, y, first, last)
 
 
@@ -414,9 +408,9 @@ def _backward_rows(
     for j in range(C):
         narrow[j] = mean[j]
     for t in prange(threads):
-        start, stop = _bounds(t, threads, blocks)
+        start, stop = bounds(t, threads, blocks)
         for b in range(start, stop):
-            first, last = _bounds(b, blocks, M)
+            first, last = bounds(b, blocks, M)
             own = narrow[4 * C + 2 * C * b : 4 * C + 2 * C * (b + 1)]
             _backward_sums_rows(
                 dy, x, y, first, last, narrow[:C], own, wide[2 * C * b : 2 * C * (b + 1)]
@@ -424,9 +418,9 @@ def _backward_rows(
     _sum_parts(wide, blocks, C)
     _backward_affine(gamma, mean, inv_std, M, fixed, wide, narrow, dgamma, dbeta)
     for t in prange(threads):
-        start, stop = _bounds(t, threads, blocks)
+        start, stop = bounds(t, threads, blocks)
         for back in range(stop - start):
-            first, last = _bounds(stop - 1 - back, blocks, M)
+            first, last = bounds(stop - 1 - back, blocks, M)
             _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last)
 
 
@@ -558,9 +552,9 @@ def _unit(u, grid, shape):
     """Part number and ranges of N, C and S for unit `u` of the grid (n_parts, c_parts, s_parts)."""
     n_parts, c_parts, s_parts = grid
     part, c_part = u // c_parts, u % c_parts
-    n0, n1 = _bounds(part // s_parts, n_parts, shape[0])
-    c0, c1 = _bounds(c_part, c_parts, shape[1])
-    s0, s1 = _bounds(part % s_parts, s_parts, shape[2])
+    n0, n1 = bounds(part // s_parts, n_parts, shape[0])
+    c0, c1 = bounds(c_part, c_parts, shape[1])
+    s0, s1 = bounds(part % s_parts, s_parts, shape[2])
     return part, n0, n1, c0, c1, s0, s1
 
 
@@ -572,7 +566,7 @@ def _train_planes(
     N, C, S = x.shape
     units = grid[0] * grid[1] * grid[2]
     for t in prange(threads):
-        start, stop = _bounds(t, threads, units)
+        start, stop = bounds(t, threads, units)
         for u in range(start, stop):
             p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
             _stats_planes(
@@ -592,7 +586,7 @@ def _train_planes(
     _finish(N * S, eps, var, inv_std)
     _affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
-        start, stop = _bounds(t, threads, units)
+        start, stop = bounds(t, threads, units)
         for back in range(stop - start):
             _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
             _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
@@ -605,7 +599,7 @@ def _infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid,
     _affine(gamma, beta, mean, wide, narrow)
     units = grid[0] * grid[1] * grid[2]
     for t in prange(threads):
-        start, stop = _bounds(t, threads, units)
+        start, stop = bounds(t, threads, units)
         for u in range(start, stop):
             _, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
             _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
@@ -701,7 +695,7 @@ def _backward_planes(
     for j in range(C):
         narrow[j] = mean[j]
     for t in prange(threads):
-        start, stop = _bounds(t, threads, units)
+        start, stop = bounds(t, threads, units)
         for u in range(start, stop):
             p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
             own = wide[2 * C * p : 2 * C * (p + 1)]
@@ -710,7 +704,7 @@ def _backward_planes(
     _sum_parts(wide, grid[0] * grid[2], C)
     _backward_affine(gamma, mean, inv_std, N * S, fixed, wide, narrow, dgamma, dbeta)
     for t in prange(threads):
-        start, stop = _bounds(t, threads, units)
+        start, stop = bounds(t, threads, units)
         for back in range(stop - start):
             _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
             _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ._jit import Kernel, SerialKernel, device_function, scratch, workers
+from ._jit import Kernel, SerialKernel, bounds, device_function, scratch, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -75,17 +75,11 @@ def _tanh_overload(x):
     return lambda x: math.tanh(x)
 
 
-@device_function
-def _share(t, threads, size):
-    """First and last + 1 of the elements that thread t of `threads` works on."""
-    return t * size // threads, (t + 1) * size // threads
-
-
 @Kernel
 def _relu(x, threads, y):
     """Y = max(x, 0), NaN kept; x, y (size,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, x.size)
+        first, last = bounds(t, threads, x.size)
         source, target = x[first:last], y[first:last]
         zero = x.dtype.type(0)
         for i in range(source.size):
@@ -96,7 +90,7 @@ def _relu(x, threads, y):
 def _relu_backward(dy, y, threads, dx):
     """Dx = dy where y > 0, else 0; dy, y, dx (size,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, y.size)
+        first, last = bounds(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
         zero = y.dtype.type(0)
         for i in range(output.size):
@@ -108,7 +102,7 @@ def _relu_backward(dy, y, threads, dx):
 def _sigmoid(x, threads, y):
     """Y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, x.size)
+        first, last = bounds(t, threads, x.size)
         source, target = x[first:last], y[first:last]
         for i in range(source.size):
             one = x.dtype.type(1)
@@ -120,7 +114,7 @@ def _sigmoid(x, threads, y):
 def _sigmoid_backward(dy, y, threads, dx):
     """Dx = dy * y * (1 - y); dy, y, dx (size,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, y.size)
+        first, last = bounds(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
         for i in range(output.size):
             target[i] = gradient[i] * output[i] * (y.dtype.type(1) - output[i])
@@ -130,7 +124,7 @@ def _sigmoid_backward(dy, y, threads, dx):
 def _tanh_forward(x, threads, y):
     """Y = tanh(x); x, y (size,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, x.size)
+        first, last = bounds(t, threads, x.size)
         source, target = x[first:last], y[first:last]
         for i in range(source.size):
             target[i] = _tanh(source[i])
@@ -140,7 +134,7 @@ def _tanh_forward(x, threads, y):
 def _tanh_backward(dy, y, threads, dx):
     """Dx = dy * (1 - y^2); dy, y, dx (size,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, y.size)
+        first, last = bounds(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
         for i in range(output.size):
             target[i] = gradient[i] * (y.dtype.type(1) - output[i] * output[i])
@@ -150,7 +144,7 @@ def _tanh_backward(dy, y, threads, dx):
 def _add_bias(x, bias, threads, y):
     """Y = x + bias; x, y (M, C), bias (C,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, x.shape[0])
+        first, last = bounds(t, threads, x.shape[0])
         for row in range(first, last):
             source, target = x[row], y[row]
             for j in range(bias.size):

@@ -8,7 +8,7 @@ import math
 
 from numba import prange
 
-from ._jit import Kernel, workers
+from ._jit import Kernel, bounds, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -21,7 +21,7 @@ def _sgd(grad, hyper, threads, data, velocity):
     decay = data.dtype.type(hyper[2])
     nesterov = hyper[3] != 0.0
     for t in prange(threads):
-        first, last = t * data.size // threads, (t + 1) * data.size // threads
+        first, last = bounds(t, threads, data.size)
         p, g = data[first:last], grad[first:last]
         if velocity.size == 0:
             for i in range(p.size):
@@ -47,7 +47,7 @@ def _adam(grad, hyper, threads, data, mean, square):
     keep = data.dtype.type(1.0 - hyper[0] * hyper[5])
     correction = data.dtype.type(1.0 / math.sqrt(hyper[7]))
     for t in prange(threads):
-        first, last = t * data.size // threads, (t + 1) * data.size // threads
+        first, last = bounds(t, threads, data.size)
         p, g, m, v = data[first:last], grad[first:last], mean[first:last], square[first:last]
         for i in range(p.size):
             gradient = g[i] + decay * p[i]

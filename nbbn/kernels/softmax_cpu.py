@@ -10,16 +10,10 @@ import math
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, SerialKernel, device_function, workers
+from ._jit import Kernel, SerialKernel, bounds, device_function, workers
 from .elementwise_cpu import exp
 
 # ---------------------------------------------------------------- kernels
-
-
-@device_function
-def _share(t, threads, rows):
-    """First and last + 1 of the rows that thread t of `threads` works on."""
-    return t * rows // threads, (t + 1) * rows // threads
 
 
 @device_function
@@ -56,7 +50,7 @@ def _log_sum_exp(row, largest):
 def _softmax(x, threads, y):
     """Y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
     for t in prange(threads):
-        first, last = _share(t, threads, x.shape[0])
+        first, last = bounds(t, threads, x.shape[0])
         for i in range(first, last):
             target = y[i]
             total = _exp_sum(x[i], _maximum(x[i]), target)
@@ -69,7 +63,7 @@ def _softmax(x, threads, y):
 def _softmax_backward(dy, y, threads, dx):
     """Dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
     for t in prange(threads):
-        first, last = _share(t, threads, y.shape[0])
+        first, last = bounds(t, threads, y.shape[0])
         for i in range(first, last):
             output, gradient, target = y[i], dy[i], dx[i]
             dot = 0.0
@@ -84,7 +78,7 @@ def _softmax_backward(dy, y, threads, dx):
 def _log_softmax(x, threads, y):
     """Y = x - log(sum(exp(x))) per row; x, y (M, K)."""
     for t in prange(threads):
-        first, last = _share(t, threads, x.shape[0])
+        first, last = bounds(t, threads, x.shape[0])
         for i in range(first, last):
             source, target = x[i], y[i]
             largest = _maximum(source)
@@ -97,7 +91,7 @@ def _log_softmax(x, threads, y):
 def _log_softmax_backward(dy, y, threads, dx):
     """Dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
     for t in prange(threads):
-        first, last = _share(t, threads, y.shape[0])
+        first, last = bounds(t, threads, y.shape[0])
         for i in range(first, last):
             output, gradient, target = y[i], dy[i], dx[i]
             total = 0.0
@@ -112,7 +106,7 @@ def _log_softmax_backward(dy, y, threads, dx):
 def _cross_entropy(logits, labels, threads, loss):
     """Loss = log(sum(exp(logits))) - logits[label] per row; logits (M, K), labels, loss (M,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, logits.shape[0])
+        first, last = bounds(t, threads, logits.shape[0])
         for i in range(first, last):
             row = logits[i]
             largest = _maximum(row)
@@ -123,7 +117,7 @@ def _cross_entropy(logits, labels, threads, loss):
 def _cross_entropy_backward(logits, labels, dloss, scale, threads, dlogits):
     """Dlogits = (softmax(logits) - onehot) * dloss * scale; dloss (M,) or (1,)."""
     for t in prange(threads):
-        first, last = _share(t, threads, logits.shape[0])
+        first, last = bounds(t, threads, logits.shape[0])
         for i in range(first, last):
             row, target = logits[i], dlogits[i]
             total = _exp_sum(row, _maximum(row), target)
