@@ -1,21 +1,21 @@
-"""Modules: what a model is made of."""
+"""What a model is made of."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from . import backend, checks, ops
-from .autograd import Parameter, Tensor, as_tensor
+from . import checks, ops
+from .autograd import Parameter, Tensor
 from .errors import ArgumentError, DTypeError, ShapeError
-from .functional import update_running_stats
 from .initializers import generator, initialize
+from .modules import Module, float_type
+from .normalization import BatchNorm
 
 __all__ = [
     "BatchNorm",
@@ -32,145 +32,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("nbbn")
-# Counts every change of an attribute of any module, so that recorded steps notice it cheaply.
-_version = 0
-_MISSING = object()
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def version() -> int:
-    """Return a number that changes whenever an attribute of any module does."""
-    return _version
-
-
-class Module:
-    """Base class of layers and models.
-
-    A subclass sets Parameters and Modules as attributes and defines ``forward(x)``. Arrays named in
-    `buffers` are state that is saved but not learned.
-
-    Attributes
-    ----------
-    training : bool
-        True in training, False in evaluation; see `train` and `eval`.
-    """
-
-    buffers: ClassVar[tuple[str, ...]] = ()
-    # Attribute -> name in the state, where the two differ.
-    state_names: ClassVar[Mapping[str, str]] = {}
-
-    training: bool = True
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        global _version
-        if vars(self).get(name, _MISSING) is not value:
-            _version += 1
-        object.__setattr__(self, name, value)
-
-    def __call__(self, x: Tensor | np.ndarray) -> Tensor:
-        """Apply `forward` to a Tensor or an array."""
-        return self.forward(as_tensor(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the output for `x`."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
-
-    def children(self) -> Iterator[tuple[str, Module]]:
-        """Direct submodules with their names."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-
-    def modules(self) -> Iterator[Module]:
-        """Yield this module and all below it, each once."""
-        seen: set[int] = set()
-        stack: list[Module] = [self]
-        while stack:
-            module = stack.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield module
-                stack.extend(reversed([child for _, child in module.children()]))
-
-    def parameters(self) -> list[Parameter]:
-        """All parameters, each once, in the order of their definition."""
-        found: dict[int, Parameter] = {}
-        for module in self.modules():
-            for value in vars(module).values():
-                if isinstance(value, Parameter):
-                    found.setdefault(id(value), value)
-        return list(found.values())
-
-    def zero_grad(self) -> None:
-        """Forget the gradient of every parameter."""
-        for parameter in self.parameters():
-            parameter.zero_grad()
-
-    def train(self, mode: bool = True) -> Module:
-        """Switch this module and all below it to training; return it."""
-        for module in self.modules():
-            module.training = bool(mode)
-        return self
-
-    def eval(self) -> Module:
-        """Switch this module and all below it to evaluation; return it."""
-        return self.train(False)
-
-    def _state(self, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-        for attribute, value in vars(self).items():
-            name = prefix + self.state_names.get(attribute, attribute)
-            if isinstance(value, Parameter):
-                yield name, value.data
-            elif attribute in self.buffers and value is not None:
-                yield name, value
-        for name, child in self.children():
-            yield from child._state(f"{prefix}{name}.")
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters and buffers by name; names and shapes are PyTorch's.
-
-        Returns
-        -------
-        dict of str to ndarray
-        """
-        return {name: array.copy() for name, array in self._state()}
-
-    def load_state_dict(self, state: Mapping[str, np.ndarray], *, strict: bool = True) -> None:
-        """Copy arrays by name into the parameters and buffers.
-
-        Nothing is changed unless everything fits.
-
-        Parameters
-        ----------
-        state : mapping of str to ndarray
-        strict : bool, default True
-            Whether names that only one side has are an error.
-
-        Raises
-        ------
-        ArgumentError
-            Missing or unexpected names.
-        ShapeError, DTypeError
-            An array that does not fit.
-        """
-        own = dict(self._state())
-        # PyTorch wrote no batch counter before version 2 of its format.
-        optional = {name for name in own if name.endswith("num_batches_tracked")}
-        missing = sorted(own.keys() - state.keys() - optional)
-        unexpected = sorted(state.keys() - own.keys())
-        if strict and (missing or unexpected):
-            raise ArgumentError(
-                "the state does not fit this model: "
-                f"missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}"
-            )
-        arrays = {name: np.asarray(state[name]) for name in own if name in state}
-        for name, array in arrays.items():
-            if array.shape != own[name].shape:
-                raise ShapeError(f"{name} must have shape {own[name].shape}, got {array.shape}")
-            if array.dtype.kind not in "fiu":
-                raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
-        for name, array in arrays.items():
-            own[name][...] = array
 
 
 class Dense(Module):
@@ -207,7 +68,7 @@ class Dense(Module):
             checks.positive(out_features, "out_features"),
             checks.positive(in_features, "in_features"),
         )
-        dtype = _float_type(dtype)
+        dtype = float_type(dtype)
         self.weight = Parameter(initialize(init, shape, rng, dtype))
         self.bias = Parameter(np.zeros(shape[0], dtype)) if bias else None
 
@@ -218,104 +79,6 @@ class Dense(Module):
     def __repr__(self) -> str:
         out_features, in_features = self.weight.shape
         return f"Dense({in_features}, {out_features}{', bias=False' if self.bias is None else ''})"
-
-
-class BatchNorm(Module):
-    """Batch normalization for inputs of any rank from 2 to 5.
-
-    In training the batch's statistics normalize and the running ones move towards them:
-    ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance. In
-    evaluation the running ones normalize. These are PyTorch's conventions.
-
-    Parameters
-    ----------
-    channels : int
-        Length of the channel axis, C.
-    eps : float, default 1e-5
-        Added to the variance.
-    momentum : float or None, default 0.1
-        Weight of the new value; None averages all batches equally.
-    affine : bool, default True
-        Learn gamma and beta.
-    track_running_stats : bool, default True
-        Without running statistics the batch's are used in evaluation too.
-    axis : int, default 1
-        The channel axis.
-    activation : {None, "relu"}, default None
-        Applied in the same pass over memory.
-    dtype : {float32, float64}
-
-    Attributes
-    ----------
-    gamma, beta : Parameter, shape (C,), or None
-        "weight" and "bias" in the state dict.
-    running_mean, running_var : ndarray, shape (C,), or None
-    num_batches_tracked : ndarray of int64, 0-dimensional, or None
-    """
-
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    state_names: ClassVar[Mapping[str, str]] = {"gamma": "weight", "beta": "bias"}
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        axis: int = 1,
-        activation: str | None = None,
-        dtype: Any = np.float32,
-    ) -> None:
-        channels = checks.positive(channels, "channels")
-        dtype = _float_type(dtype)
-        self.eps = checks.epsilon(eps, zero_allowed=False)
-        self.momentum = None if momentum is None else checks.fraction(momentum, "momentum")
-        self.axis = checks.integer(axis, "axis")
-        self.activation = checks.choice(activation, (None, "relu"), "activation")
-        self.gamma = Parameter(np.ones(channels, dtype)) if affine else None
-        self.beta = Parameter(np.zeros(channels, dtype)) if affine else None
-        self.running_mean = np.zeros(channels, dtype) if track_running_stats else None
-        self.running_var = np.ones(channels, dtype) if track_running_stats else None
-        self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
-        self._channels = channels
-
-    def forward(self, x: Tensor, residual: Tensor | np.ndarray | None = None) -> Tensor:
-        """Normalize `x`; a `residual` of the same shape is added before the activation."""
-        found = x.shape[self.axis] if -x.ndim <= self.axis < x.ndim else None
-        if found != self._channels:
-            raise ShapeError(
-                f"this BatchNorm has {self._channels} channels on axis {self.axis}, "
-                f"got x of shape {x.shape}"
-            )
-        if self.running_mean is not None and not self.training:
-            return ops.batch_norm_infer(
-                x, self.running_mean, self.running_var, self.gamma, self.beta, residual,
-                eps=self.eps, axis=self.axis, activation=self.activation,
-            )  # fmt: skip
-        y, stats = ops.batch_norm_train(
-            x, self.gamma, self.beta, residual,
-            eps=self.eps, axis=self.axis, activation=self.activation,
-        )  # fmt: skip
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            backend.run(_increment, self.num_batches_tracked)
-            momentum = self.momentum
-            if momentum is None:
-                backend.not_recordable("BatchNorm(momentum=None) weighs every batch differently")
-                momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-            update_running_stats(self.running_mean, self.running_var, stats, momentum=momentum)
-        return y
-
-    def __call__(
-        self, x: Tensor | np.ndarray, residual: Tensor | np.ndarray | None = None
-    ) -> Tensor:
-        """Apply `forward` to a Tensor or an array."""
-        return self.forward(as_tensor(x), residual)
-
-    def __repr__(self) -> str:
-        fused = f", activation={self.activation!r}" if self.activation else ""
-        return f"BatchNorm({self._channels}{fused})"
 
 
 class ReLU(Module):
@@ -512,15 +275,3 @@ def mlp(
             layers.append(Dropout(dropout, rng=rng))
     layers.append(Dense(sizes[-2], sizes[-1], init=init, rng=rng, dtype=dtype))
     return Sequential(*layers)
-
-
-def _increment(counter: np.ndarray) -> None:
-    counter += 1
-
-
-def _float_type(dtype: Any) -> np.dtype[Any]:
-    with contextlib.suppress(TypeError):
-        for accepted in _FLOATS:
-            if np.dtype(dtype) == accepted:
-                return accepted
-    raise DTypeError(f"dtype must be float32 or float64, got {dtype}")

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from . import backend, checks, layers
+from . import backend, checks, modules
 from .autograd import Parameter, Tape, Tensor
 from .data import Batches
 from .errors import ArgumentError, DTypeError, ShapeError
-from .layers import Module
 from .losses import cross_entropy
+from .modules import Module
 from .optim import Optimizer
 from .recorder import Arena, Plan, Recorder, contents, difference
 
@@ -73,7 +73,7 @@ class Step:
             )
         if self.refusal is not None:
             return self._eager(x, y).item()
-        if self._version != layers.version() or not self._optimizer.intact():
+        if self._version != modules.version() or not self._optimizer.intact():
             self._forget()
         # Only whole, dense, separate arrays can take each other's place in a plan.
         x, y = backend.dense(x), backend.dense(y)
@@ -94,7 +94,7 @@ class Step:
         with backend.recording(recorder):
             loss = self._eager(x, y)
         value = loss.item()
-        if layers.version() != self._version:
+        if modules.version() != self._version:
             recorder.refuse("the model sets attributes of its modules during a step")
         reason = recorder.refusal
         if before is not None:
@@ -131,7 +131,7 @@ class Step:
 
     def _forget(self) -> None:
         self._plans.clear()
-        self._version = layers.version()
+        self._version = modules.version()
         self._parameters = self._model.parameters()
         self._optimizer.adopt()
 

@@ -1,0 +1,182 @@
+"""The base class of all layers and models."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .autograd import Parameter, Tensor, as_tensor
+from .errors import ArgumentError, DTypeError, ShapeError
+
+__all__ = ["Module", "float_type", "version"]
+
+# Counts every change of an attribute of any module, so that recorded steps notice it cheaply.
+_version = 0
+_MISSING = object()
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def version() -> int:
+    """Return a number that changes whenever an attribute of any module does.
+
+    Returns
+    -------
+    int
+    """
+    return _version
+
+
+class Module:
+    """Base class of layers and models.
+
+    A subclass sets Parameters and Modules as attributes and defines ``forward(x)``. Arrays named in
+    `buffers` are state that is saved but not learned.
+
+    Attributes
+    ----------
+    training : bool
+        True in training, False in evaluation; see `train` and `eval`.
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ()
+    # Attribute -> name in the state, where the two differ.
+    state_names: ClassVar[Mapping[str, str]] = {}
+
+    training: bool = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        global _version
+        if vars(self).get(name, _MISSING) is not value:
+            _version += 1
+        object.__setattr__(self, name, value)
+
+    def __call__(self, x: Tensor | np.ndarray) -> Tensor:
+        """Apply `forward` to a Tensor or an array."""
+        return self.forward(as_tensor(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the output for `x`."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Direct submodules with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def modules(self) -> Iterator[Module]:
+        """Yield this module and all below it, each once."""
+        seen: set[int] = set()
+        stack: list[Module] = [self]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                stack.extend(reversed([child for _, child in module.children()]))
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, each once, in the order of their definition."""
+        found: dict[int, Parameter] = {}
+        for module in self.modules():
+            for value in vars(module).values():
+                if isinstance(value, Parameter):
+                    found.setdefault(id(value), value)
+        return list(found.values())
+
+    def zero_grad(self) -> None:
+        """Forget the gradient of every parameter."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch this module and all below it to training; return it."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self) -> Module:
+        """Switch this module and all below it to evaluation; return it."""
+        return self.train(False)
+
+    def _state(self, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+        for attribute, value in vars(self).items():
+            name = prefix + self.state_names.get(attribute, attribute)
+            if isinstance(value, Parameter):
+                yield name, value.data
+            elif attribute in self.buffers and value is not None:
+                yield name, value
+        for name, child in self.children():
+            yield from child._state(f"{prefix}{name}.")
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters and buffers by name; names and shapes are PyTorch's.
+
+        Returns
+        -------
+        dict of str to ndarray
+        """
+        return {name: array.copy() for name, array in self._state()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray], *, strict: bool = True) -> None:
+        """Copy arrays by name into the parameters and buffers.
+
+        Nothing is changed unless everything fits.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+        strict : bool, default True
+            Whether names that only one side has are an error.
+
+        Raises
+        ------
+        ArgumentError
+            Missing or unexpected names.
+        ShapeError, DTypeError
+            An array that does not fit.
+        """
+        own = dict(self._state())
+        # PyTorch wrote no batch counter before version 2 of its format.
+        optional = {name for name in own if name.endswith("num_batches_tracked")}
+        missing = sorted(own.keys() - state.keys() - optional)
+        unexpected = sorted(state.keys() - own.keys())
+        if strict and (missing or unexpected):
+            raise ArgumentError(
+                "the state does not fit this model: "
+                f"missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}"
+            )
+        arrays = {name: np.asarray(state[name]) for name in own if name in state}
+        for name, array in arrays.items():
+            if array.shape != own[name].shape:
+                raise ShapeError(f"{name} must have shape {own[name].shape}, got {array.shape}")
+            if array.dtype.kind not in "fiu":
+                raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
+        for name, array in arrays.items():
+            own[name][...] = array
+
+
+def float_type(dtype: Any) -> np.dtype[Any]:
+    """Check that `dtype` is a type for parameters, float32 or float64, and return it.
+
+    Parameters
+    ----------
+    dtype : dtype_like
+
+    Returns
+    -------
+    numpy.dtype
+
+    Raises
+    ------
+    DTypeError
+        Any other type.
+    """
+    with contextlib.suppress(TypeError):
+        for accepted in _FLOATS:
+            if np.dtype(dtype) == accepted:
+                return accepted
+    raise DTypeError(f"dtype must be float32 or float64, got {dtype}")
