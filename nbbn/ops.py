@@ -461,7 +461,9 @@ class Dropout(_Op):
     def forward(ctx: Any, x: np.ndarray, *, p: float, rng: np.random.Generator) -> np.ndarray:
         dtype = checks.floating(x, "x")
         ctx.mask = backend.empty(x.shape, dtype)
-        backend.run(_draw_mask, rng, p, ctx.mask)
+        key = backend.empty(1, np.uint64)
+        backend.run(_draw_key, rng, key)
+        backend.run(backend.kernels("dropout").dropout_mask, key, p, ctx.mask.reshape(-1))
         return _compute(np.multiply, x, ctx.mask)
 
     @staticmethod
@@ -469,10 +471,8 @@ class Dropout(_Op):
         return _compute(np.multiply, dy, ctx.mask)
 
 
-def _draw_mask(rng: np.random.Generator, p: float, mask: np.ndarray) -> None:
-    rng.random(out=mask, dtype=mask.dtype.type)
-    np.greater_equal(mask, p, out=mask, casting="unsafe")
-    np.multiply(mask, 1.0 / (1.0 - p), out=mask)
+def _draw_key(rng: np.random.Generator, key: np.ndarray) -> None:
+    key[0] = rng.integers(2**64, dtype=np.uint64)
 
 
 # ---------------------------------------------------------------- layers and losses

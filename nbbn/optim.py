@@ -137,12 +137,13 @@ SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
 class _Arena:
     """The flat arrays of all parameters of one dtype."""
 
-    def __init__(self, parameters: list[Parameter], states: int) -> None:
+    def __init__(self, parameters: list[Parameter], states: int, numbers: int) -> None:
         dtype = parameters[0].data.dtype
         size = sum(p.size for p in parameters)
         self.parameters = parameters
         self.data, self.grad = np.empty(size, dtype), np.zeros(size, dtype)
         self.states = [np.zeros(size, dtype) for _ in range(states)]
+        self.hyper = np.zeros(numbers, dtype)
         self.views: list[np.ndarray] = []
         self.buffers: list[np.ndarray] = []
         self.ends: list[int] = []
@@ -211,6 +212,8 @@ class Optimizer:
     """
 
     _states = 0
+    # How many numbers the kernel of a step reads.
+    _numbers = 0
 
     def __init__(
         self, parameters: Iterable[Parameter], lr: float | Schedule, weight_decay: float = 0.0
@@ -236,8 +239,7 @@ class Optimizer:
         by_dtype: dict[Any, list[Parameter]] = {}
         for p in unique:
             by_dtype.setdefault(p.data.dtype, []).append(p)
-        self.arenas = [_Arena(group, self._states) for group in by_dtype.values()]
-        self._hyper = np.zeros(8)
+        self.arenas = [_Arena(group, self._states, self._numbers) for group in by_dtype.values()]
 
     @property
     def lr(self) -> float:
@@ -264,9 +266,8 @@ class Optimizer:
         backend.run(self._advance)
         for arena in self.arenas:
             for run in arena.runs():
-                self._update(
-                    arena.grad[run], arena.data[run], [state[run] for state in arena.states]
-                )
+                states = [state[run] for state in arena.states]
+                self._update(arena.hyper, arena.grad[run], arena.data[run], states)
 
     def _advance(self) -> None:
         """Count the step and write its numbers to where the kernel reads them."""
@@ -274,12 +275,17 @@ class Optimizer:
         if not 0 <= lr < math.inf:
             raise ArgumentError(f"lr must be finite and >= 0, but the schedule gave {lr}")
         self.step_count += 1
-        self._fill(self._hyper, lr)
+        numbers = self._hyper(lr)
+        for arena in self.arenas:
+            arena.hyper[...] = numbers
 
-    def _fill(self, hyper: np.ndarray, lr: float) -> None:
+    def _hyper(self, lr: float) -> tuple[float, ...]:
+        """Numbers of this step, in the order of the kernel."""
         raise NotImplementedError
 
-    def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
+    def _update(
+        self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
+    ) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -327,6 +333,8 @@ class SGD(Optimizer):
         ``weight_decay * p`` is added to the gradient.
     """
 
+    _numbers = 4
+
     def __init__(
         self,
         parameters: Iterable[Parameter],
@@ -343,12 +351,14 @@ class SGD(Optimizer):
         self._states = 1 if self.momentum else 0
         super().__init__(parameters, lr, weight_decay)
 
-    def _fill(self, hyper: np.ndarray, lr: float) -> None:
-        hyper[:4] = lr, self.momentum, self.weight_decay, self.nesterov
+    def _hyper(self, lr: float) -> tuple[float, ...]:
+        return lr, self.momentum, self.weight_decay, float(self.nesterov)
 
-    def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
+    def _update(
+        self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
+    ) -> None:
         velocity = states[0] if states else data[:0]
-        backend.run(backend.kernels("optim").sgd, grad, self._hyper, data, velocity)
+        backend.run(backend.kernels("optim").sgd, grad, hyper, data, velocity)
 
 
 class Adam(Optimizer):
@@ -368,6 +378,7 @@ class Adam(Optimizer):
     """
 
     _states = 2
+    _numbers = 9
     _decoupled = False
 
     def __init__(
@@ -391,16 +402,21 @@ class Adam(Optimizer):
             raise ArgumentError(f"eps must be >= 0, got {eps}")
         super().__init__(parameters, lr, weight_decay)
 
-    def _fill(self, hyper: np.ndarray, lr: float) -> None:
+    def _hyper(self, lr: float) -> tuple[float, ...]:
         coupled, decoupled = (
             (0.0, self.weight_decay) if self._decoupled else (self.weight_decay, 0.0)
         )
         beta1, beta2 = self.betas
-        t = self.step_count
-        hyper[:] = lr, beta1, beta2, self.eps, coupled, decoupled, 1 - beta1**t, 1 - beta2**t
+        bias1, bias2 = 1 - beta1**self.step_count, 1 - beta2**self.step_count
+        return (
+            lr / bias1, beta1, beta2, 1 - beta1, 1 - beta2, self.eps, coupled,
+            1 - lr * decoupled, 1 / math.sqrt(bias2),
+        )  # fmt: skip
 
-    def _update(self, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]) -> None:
-        backend.run(backend.kernels("optim").adam, grad, self._hyper, data, *states)
+    def _update(
+        self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
+    ) -> None:
+        backend.run(backend.kernels("optim").adam, grad, hyper, data, *states)
 
 
 class AdamW(Adam):

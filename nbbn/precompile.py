@@ -63,7 +63,7 @@ def warmup(
 def _call_everything(dtype: np.dtype[Any]) -> None:
     """Call every launcher with the argument types that the library uses."""
     from .data import Batches
-    from .kernels import elementwise_cpu, optim_cpu
+    from .kernels import dropout_cpu, elementwise_cpu, optim_cpu
 
     rows = np.zeros((4, 3), dtype)
     vector = np.zeros(3, dtype)
@@ -88,7 +88,8 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     F.cross_entropy_backward(rows, labels)
     elementwise_cpu.add_bias(rows, vector, rows)
     elementwise_cpu.bias_gradient(rows, vector)
-    hyper = np.zeros(8)
+    dropout_cpu.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
+    hyper = np.zeros(9, dtype)
     optim_cpu.sgd(vector, hyper, vector, vector)
     optim_cpu.adam(vector, hyper, vector, vector, vector)
     images = np.zeros((4, 3), np.uint8)

@@ -78,14 +78,14 @@ MASK = np.array([True, False, True, True])
 MEAN, VAR = np.array([0.3, -0.2, 1.0]), np.array([0.5, 2.0, 1.3])
 
 
-def _weights(shape: Shape, dtype: Any) -> np.ndarray:
+def _weights(shape: Shape) -> np.ndarray:
     """Draw what ops.dropout multiplies by for p = 0.4 and seed 5."""
-    kept = np.random.default_rng(5).random(shape, dtype=dtype) >= 0.4
-    return kept / wide(0.6)
+    key = int(np.random.default_rng(5).integers(2**64, dtype=np.uint64))
+    return reference.dropout_kept(shape, 0.4, key) / wide(0.6)
 
 
 def _torch_dropout(torch: Any, x: Any) -> Any:
-    weights = _weights(tuple(x.shape), x.detach().numpy().dtype)
+    weights = _weights(tuple(x.shape))
     return x * torch.as_tensor(weights.astype(np.float64), dtype=x.dtype)
 
 
@@ -246,7 +246,7 @@ CASES = [
     Case(
         "ops.dropout",
         lambda x: ops.dropout(x, 0.4, np.random.default_rng(5)),
-        lambda x: wide(x) * _weights(x.shape, x.dtype),
+        lambda x: wide(x) * _weights(x.shape),
         ((3, 4),),
         _torch_dropout,
     ),

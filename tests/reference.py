@@ -202,6 +202,26 @@ def cross_entropy_backward(logits, labels, dloss=1.0, reduction: str = "mean") -
 # --------------------------------------------------------------------------------- gradients
 
 
+def philox(counter: int, key: int) -> list[int]:
+    """Philox4x32-10 in Python integers: the four words for a 128-bit counter and a 64-bit key."""
+    word = 2**32
+    c = [counter // word**n % word for n in range(4)]
+    k = [key % word, key // word]
+    for _ in range(10):
+        high0, low0 = divmod(0xD2511F53 * c[0], word)
+        high1, low1 = divmod(0xCD9E8D57 * c[2], word)
+        c = [high1 ^ c[1] ^ k[0], low1, high0 ^ c[3] ^ k[1], low0]
+        k = [(k[0] + 0x9E3779B9) % word, (k[1] + 0xBB67AE85) % word]
+    return c
+
+
+def dropout_kept(shape: tuple[int, ...], p: float, key: int) -> np.ndarray:
+    """Which elements dropout keeps for a key."""
+    size = int(np.prod(shape))
+    words = [word for group in range(-(-size // 4)) for word in philox(group, key)]
+    return np.array(words[:size]).reshape(shape) >= int(p * 2**32)
+
+
 def central_difference(
     function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
 ) -> np.ndarray:

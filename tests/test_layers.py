@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+import reference
 
 import nbbn
 from nbbn import Parameter, Tape, Tensor, initializers, losses, optim
@@ -491,6 +492,25 @@ def test_dropout_statistics():
     assert abs(kept.mean() - 0.7) < 5 * (0.3 * 0.7 / x.size) ** 0.5
     np.testing.assert_allclose(y[kept], 2 / 0.7, rtol=1e-6)
     assert y.dtype == np.float32
+
+
+def test_philox_gives_the_published_words():
+    """The known answers that Random123 publishes for philox4x32-10."""
+    assert reference.philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    ones = reference.philox(2**128 - 1, 2**64 - 1)
+    assert ones == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 1001])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dropout_masks_are_philox_words_against_p(size, dtype):
+    from nbbn.kernels.dropout_cpu import dropout_mask
+
+    mask = np.full(size, np.nan, dtype)
+    key = np.array([0xFEDCBA9876543210], np.uint64)
+    dropout_mask(key, 0.3, mask)
+    kept = reference.dropout_kept((size,), 0.3, int(key[0]))
+    np.testing.assert_array_equal(mask, np.where(kept, dtype(1 / 0.7), dtype(0)))
 
 
 def test_dropout_draws_anew_and_alike_for_a_seed():

@@ -1,7 +1,7 @@
 """Optimizer steps over one flat array of parameters, in place.
 
-`hyper` holds the step's numbers in float64 (learning rate first), so that a replayed step reads
-the current ones from memory.
+`hyper` holds the step's numbers, in the type of the parameters and ready for use, so that a replayed
+step reads the current ones from memory and a device computes nothing in float64.
 """
 
 import math
@@ -16,10 +16,7 @@ from ._jit import Kernel, bounds, workers
 @Kernel
 def _sgd(grad, hyper, threads, data, velocity):
     """V = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
-    lr = data.dtype.type(hyper[0])
-    momentum = data.dtype.type(hyper[1])
-    decay = data.dtype.type(hyper[2])
-    nesterov = hyper[3] != 0.0
+    lr, momentum, decay, nesterov = hyper[0], hyper[1], hyper[2], hyper[3] != 0
     for t in prange(threads):
         first, last = bounds(t, threads, data.size)
         p, g = data[first:last], grad[first:last]
@@ -37,15 +34,8 @@ def _sgd(grad, hyper, threads, data, velocity):
 @Kernel
 def _adam(grad, hyper, threads, data, mean, square):
     """Adam with bias correction; data, grad, mean, square (size,)."""
-    lr = data.dtype.type(hyper[0] / hyper[6])
-    beta1 = data.dtype.type(hyper[1])
-    beta2 = data.dtype.type(hyper[2])
-    rest1 = data.dtype.type(1.0 - hyper[1])
-    rest2 = data.dtype.type(1.0 - hyper[2])
-    eps = data.dtype.type(hyper[3])
-    decay = data.dtype.type(hyper[4])
-    keep = data.dtype.type(1.0 - hyper[0] * hyper[5])
-    correction = data.dtype.type(1.0 / math.sqrt(hyper[7]))
+    lr, beta1, beta2, rest1, rest2 = hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]
+    eps, decay, keep, correction = hyper[5], hyper[6], hyper[7], hyper[8]
     for t in prange(threads):
         first, last = bounds(t, threads, data.size)
         p, g, m, v = data[first:last], grad[first:last], mean[first:last], square[first:last]
@@ -69,6 +59,10 @@ def sgd(grad, hyper, data, velocity):
 
 
 def adam(grad, hyper, data, mean, square):
-    """Adam step; hyper = (lr, beta1, beta2, eps, L2, decoupled decay, 1 - beta1^t, 1 - beta2^t)."""
+    """Adam step.
+
+    hyper = (lr / (1 - beta1^t), beta1, beta2, 1 - beta1, 1 - beta2, eps, L2 decay,
+    1 - lr * decoupled decay, 1 / sqrt(1 - beta2^t)).
+    """
     threads = workers(_ARRAYS * data.size)
     _adam(threads, grad, hyper, threads, data, mean, square)
