@@ -1,42 +1,100 @@
-"""Batch normalization as a layer."""
+"""Batch normalization as a layer, in the conventions of PyTorch, Keras and ONNX."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from . import backend, checks, ops
 from .autograd import Parameter, Tensor, as_tensor
-from .errors import ShapeError
-from .functional import update_running_stats
+from .errors import ArgumentError, ShapeError
+from .functional import BatchNormStats, update_running_stats
 from .modules import Module, float_type
 
-__all__ = ["BatchNorm"]
+__all__ = ["CONVENTIONS", "BatchNorm", "Convention"]
+
+
+class Convention(NamedTuple):
+    """What a framework means by batch normalization.
+
+    Attributes
+    ----------
+    eps : float
+        Added to the variance.
+    momentum : float
+        Speed of the running statistics.
+    momentum_weighs : {"new", "old"}
+        Which value of the running average `momentum` is the weight of.
+    axis : int
+        The channel axis.
+    unbiased : bool
+        Whether the running variance takes the batch's variance times m / (m - 1).
+    single : bool
+        Whether one value per channel may be normalized in training.
+    """
+
+    eps: float
+    momentum: float
+    momentum_weighs: str
+    axis: int
+    unbiased: bool
+    single: bool
+
+
+CONVENTIONS = {
+    "torch": Convention(1e-5, 0.1, "new", 1, True, False),
+    "keras": Convention(1e-3, 0.99, "old", -1, False, True),
+    "onnx": Convention(1e-5, 0.9, "old", 1, False, True),
+}
 
 
 class BatchNorm(Module):
     """Batch normalization for inputs of any rank from 2 to 5.
 
     In training the batch's statistics normalize and the running ones move towards them:
-    ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance. In
-    evaluation the running ones normalize. These are PyTorch's conventions.
+    ``running = (1 - a) * running + a * batch``. In evaluation the running ones normalize.
+    `convention` decides what is not given: what a framework's layer of the same arguments does,
+    this one does.
+
+    ============ ===== ======== ===== ==== ================ =================
+    convention   eps   momentum a     axis running variance one value a channel
+    ============ ===== ======== ===== ==== ================ =================
+    ``"torch"``  1e-5  0.1      m     1    unbiased         an error
+    ``"keras"``  1e-3  0.99     1 - m -1   biased           gives beta
+    ``"onnx"``   1e-5  0.9      1 - m 1    biased           gives beta
+    ============ ===== ======== ===== ==== ================ =================
 
     Parameters
     ----------
     channels : int
         Length of the channel axis, C.
-    eps : float, default 1e-5
+    convention : {"torch", "keras", "onnx"}, default "torch"
+        Where the defaults of the next five come from. With "onnx" and one channel, `x` may have one
+        dimension.
+    eps : float, optional
         Added to the variance.
-    momentum : float or None, default 0.1
-        Weight of the new value; None averages all batches equally.
+    momentum : float or None, optional
+        Speed of the running statistics; None averages all batches equally (a = 1 / k for the k-th).
+    momentum_weighs : {"new", "old"}, optional
+        Whether a is `momentum` or one minus it.
+    axis : int, optional
+        The channel axis.
+    unbiased : bool, optional
+        Whether the running variance takes the batch's variance times m / (m - 1).
+    zero_debias : bool, default False
+        Start the running averages from nothing instead of from 0 and 1, with
+        a / (1 - (1 - a)^k) in place of a for the k-th batch.
     affine : bool, default True
-        Learn gamma and beta.
+        Whether `scale` and `shift` are there at all.
+    scale, shift : bool, default True
+        Learn gamma, and beta.
     track_running_stats : bool, default True
         Without running statistics the batch's are used in evaluation too.
-    axis : int, default 1
-        The channel axis.
+    frozen : bool, default False
+        Normalize with the running statistics in training too and leave them alone; gamma and beta
+        still learn. An attribute, to be changed at any time.
     activation : {None, "relu"}, default None
         Applied in the same pass over memory.
     dtype : {float32, float64}
@@ -47,6 +105,11 @@ class BatchNorm(Module):
         "weight" and "bias" in the state dict.
     running_mean, running_var : ndarray, shape (C,), or None
     num_batches_tracked : ndarray of int64, 0-dimensional, or None
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization" (2015), arXiv:1502.03167. Zero debiasing: Kingma and
+    Ba, "Adam" (2015), section 3.
     """
 
     buffers = ("running_mean", "running_var", "num_batches_tracked")
@@ -56,22 +119,45 @@ class BatchNorm(Module):
         self,
         channels: int,
         *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
+        convention: str = "torch",
+        eps: float | None = None,
+        momentum: float | str | None = "default",
+        momentum_weighs: str | None = None,
+        axis: int | None = None,
+        unbiased: bool | None = None,
+        zero_debias: bool = False,
         affine: bool = True,
+        scale: bool = True,
+        shift: bool = True,
         track_running_stats: bool = True,
-        axis: int = 1,
+        frozen: bool = False,
         activation: str | None = None,
         dtype: Any = np.float32,
     ) -> None:
         channels = checks.positive(channels, "channels")
         dtype = float_type(dtype)
-        self.eps = checks.epsilon(eps, zero_allowed=False)
+        default = CONVENTIONS[checks.choice(convention, tuple(CONVENTIONS), "convention")]
+        self.convention = convention
+        self.eps = checks.epsilon(default.eps if eps is None else eps, zero_allowed=False)
+        if momentum == "default":
+            momentum = default.momentum
         self.momentum = None if momentum is None else checks.fraction(momentum, "momentum")
-        self.axis = checks.integer(axis, "axis")
+        self.momentum_weighs = checks.choice(
+            momentum_weighs or default.momentum_weighs, ("new", "old"), "momentum_weighs"
+        )
+        self.axis = default.axis if axis is None else checks.integer(axis, "axis")
+        self.unbiased = default.unbiased if unbiased is None else bool(unbiased)
+        self.zero_debias = bool(zero_debias)
+        if zero_debias and not self.weight_of_new(1):
+            raise ArgumentError(
+                "zero_debias needs running statistics that move: momentum gives new values weight 0"
+            )
+        self.frozen = bool(frozen)
+        if frozen and not track_running_stats:
+            raise ArgumentError("frozen=True normalizes with running statistics: track them")
         self.activation = checks.choice(activation, (None, "relu"), "activation")
-        self.gamma = Parameter(np.ones(channels, dtype)) if affine else None
-        self.beta = Parameter(np.zeros(channels, dtype)) if affine else None
+        self.gamma = Parameter(np.ones(channels, dtype)) if affine and scale else None
+        self.beta = Parameter(np.zeros(channels, dtype)) if affine and shift else None
         self.running_mean = np.zeros(channels, dtype) if track_running_stats else None
         self.running_var = np.ones(channels, dtype) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
@@ -79,13 +165,15 @@ class BatchNorm(Module):
 
     def forward(self, x: Tensor, residual: Tensor | np.ndarray | None = None) -> Tensor:
         """Normalize `x`; a `residual` of the same shape is added before the activation."""
+        if x.ndim == 1 and self._channels == 1 and self.convention == "onnx":
+            return self.forward(x.reshape(-1, 1), residual).reshape(-1)
         found = x.shape[self.axis] if -x.ndim <= self.axis < x.ndim else None
         if found != self._channels:
             raise ShapeError(
                 f"this BatchNorm has {self._channels} channels on axis {self.axis}, "
                 f"got x of shape {x.shape}"
             )
-        if self.running_mean is not None and not self.training:
+        if self.running_mean is not None and (self.frozen or not self.training):
             return ops.batch_norm_infer(
                 x, self.running_mean, self.running_var, self.gamma, self.beta, residual,
                 eps=self.eps, axis=self.axis, activation=self.activation,
@@ -93,15 +181,32 @@ class BatchNorm(Module):
         y, stats = ops.batch_norm_train(
             x, self.gamma, self.beta, residual,
             eps=self.eps, axis=self.axis, activation=self.activation,
+            single=CONVENTIONS[self.convention].single,
         )  # fmt: skip
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            backend.run(_increment, self.num_batches_tracked)
-            momentum = self.momentum
-            if momentum is None:
-                backend.not_recordable("BatchNorm(momentum=None) weighs every batch differently")
-                momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-            update_running_stats(self.running_mean, self.running_var, stats, momentum=momentum)
+        if self.training:
+            self._follow(stats)
         return y
+
+    def weight_of_new(self, k: int) -> float:
+        """Weight a of the k-th batch, counted from 1, in the running statistics."""
+        if self.momentum is None:
+            return 1.0 / k
+        a = self.momentum if self.momentum_weighs == "new" else 1.0 - self.momentum
+        return a / (1.0 - (1.0 - a) ** k) if self.zero_debias and a else a
+
+    def _follow(self, stats: BatchNormStats) -> None:
+        """Move the running statistics towards a batch's."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        backend.run(_increment, self.num_batches_tracked)
+        weight: Any = self.weight_of_new(1)
+        if self.momentum is None or self.zero_debias:
+            # An array, read when the update runs: a replayed step counts on.
+            weight = backend.empty((), np.float64)
+            backend.run(_next_weight, self.weight_of_new, self.num_batches_tracked, weight)
+        update_running_stats(
+            self.running_mean, self.running_var, stats, momentum=weight, unbiased=self.unbiased
+        )
 
     def __call__(
         self, x: Tensor | np.ndarray, residual: Tensor | np.ndarray | None = None
@@ -110,9 +215,14 @@ class BatchNorm(Module):
         return self.forward(as_tensor(x), residual)
 
     def __repr__(self) -> str:
+        kind = f", convention={self.convention!r}" if self.convention != "torch" else ""
         fused = f", activation={self.activation!r}" if self.activation else ""
-        return f"BatchNorm({self._channels}{fused})"
+        return f"{type(self).__name__}({self._channels}{kind}{fused})"
 
 
 def _increment(counter: np.ndarray) -> None:
     counter += 1
+
+
+def _next_weight(rule: Any, counter: np.ndarray, weight: np.ndarray) -> None:
+    weight[...] = rule(max(int(counter), 1))

@@ -524,11 +524,12 @@ class BatchNormTrain(_Op):
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, gamma: Any, beta: Any, residual: Any, *,
-        eps: float, axis: int, activation: str | None,
+        eps: float, axis: int, activation: str | None, single: bool,
     ) -> np.ndarray:  # fmt: skip
         y, ctx.stats = F.batch_norm_train(
-            x, gamma, beta, eps=eps, axis=axis, activation=activation, residual=residual
-        )
+            x, gamma, beta, eps=eps, axis=axis, activation=activation, residual=residual,
+            single=single,
+        )  # fmt: skip
         ctx.x, ctx.gamma, ctx.axis = x, gamma, axis
         ctx.y = y if activation == "relu" else None
         return y
@@ -614,7 +615,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 
 def batch_norm_train(
     x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None,
+    eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
 ) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
     """Differentiable `nbbn.functional.batch_norm_train`.
 
@@ -627,6 +628,8 @@ def batch_norm_train(
     eps : float, default 1e-5
     axis : int, default 1
     activation : {None, "relu"}, default None
+    single : bool, default False
+        Accept one value per channel.
 
     Returns
     -------
@@ -634,8 +637,9 @@ def batch_norm_train(
     stats : BatchNormStats
     """
     y, ctx = apply_with_context(
-        BatchNormTrain, x, gamma, beta, residual, eps=eps, axis=axis, activation=activation
-    )
+        BatchNormTrain, x, gamma, beta, residual,
+        eps=eps, axis=axis, activation=activation, single=single,
+    )  # fmt: skip
     return y, ctx.stats  # type: ignore[attr-defined]
 
 

@@ -57,6 +57,7 @@ def batch_norm_train(
     axis: int = 1,
     activation: str | None = None,
     residual: np.ndarray | None = None,
+    single: bool = False,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, BatchNormStats]:
     """Normalize `x` with the statistics of the batch itself.
@@ -77,6 +78,8 @@ def batch_norm_train(
         Applied to the result in the same pass.
     residual : ndarray of float, shape of `x`, optional
         Added before the activation.
+    single : bool, default False
+        Accept one value per channel, whose variance is 0, as Keras and ONNX do: y is then beta.
     out : ndarray, shape and dtype of `x`, optional
         Receives the result. It may be `x` itself; any other overlap costs a temporary.
 
@@ -88,7 +91,7 @@ def batch_norm_train(
     Raises
     ------
     ShapeError
-        Wrong rank, axis or shape, no channels, or one value per channel.
+        Wrong rank, axis or shape, no channels, or one value per channel without `single`.
     DTypeError
         An operand that is not an array of real floating numbers.
     ArgumentError
@@ -99,7 +102,7 @@ def batch_norm_train(
     eps = checks.epsilon(eps, zero_allowed=False)
     relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
     count = x.size // channels
-    if count == 1:
+    if count == 1 and not single:
         raise ShapeError(
             "Expected more than 1 value per channel when training, got input size "
             f"{x.shape} with {channels} channels: use a larger batch, or normalize with "
@@ -326,7 +329,7 @@ def update_running_stats(
     running_var: np.ndarray,
     stats: BatchNormStats,
     *,
-    momentum: float = 0.1,
+    momentum: float | np.ndarray = 0.1,
     unbiased: bool = True,
 ) -> None:
     """Move running statistics towards a batch's, in place.
@@ -340,8 +343,9 @@ def update_running_stats(
         Updated in place. Left alone where the batch was empty.
     stats : BatchNormStats
         Statistics of the batch.
-    momentum : float, default 0.1
-        Weight of the new value, between 0 and 1.
+    momentum : float or 0-dimensional ndarray, default 0.1
+        Weight of the new value, between 0 and 1. An array is read when the update runs, so that a
+        recorded step sees what it holds then.
     unbiased : bool, default True
         Scale the batch's variance by m / (m - 1), as PyTorch does; Keras and ONNX do not.
 
@@ -350,7 +354,8 @@ def update_running_stats(
     ShapeError, DTypeError, ArgumentError
         Arrays that do not fit, read-only arrays, momentum outside [0, 1].
     """
-    momentum = checks.fraction(momentum, "momentum")
+    if not isinstance(momentum, np.ndarray):
+        momentum = checks.fraction(momentum, "momentum")
     if not isinstance(stats, BatchNormStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):

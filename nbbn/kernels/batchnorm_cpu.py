@@ -797,4 +797,4 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
 
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
     """Running-statistics update, in place."""
-    _update_running(mean, var, count, momentum, unbiased, running_mean, running_var)
+    _update_running(mean, var, count, float(momentum), unbiased, running_mean, running_var)
