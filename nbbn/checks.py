@@ -147,12 +147,17 @@ def channel_vector(array: Any, channels: int, dtype: Any, name: str) -> np.ndarr
     """Return a per-channel array (C,) in `dtype`, or an empty one for None."""
     if array is None:
         return _EMPTY[dtype]
+    channel_array(array, channels, name)
+    return backend.contiguous(array, dtype)
+
+
+def channel_array(array: Any, channels: int, name: str) -> None:
+    """Check that `array` holds one floating number per channel."""
     floating(array, name)
     if array.shape != (channels,):
         raise ShapeError(
             f"{name} must have shape ({channels},), one value per channel, got {array.shape}"
         )
-    return backend.contiguous(array, dtype)
 
 
 def nothing(to: Layout) -> np.ndarray:
@@ -209,6 +214,22 @@ def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "
         raise DTypeError(f"{name} must have the result's dtype {dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ArgumentError(f"{name} is read-only: pass an array that can be written")
+
+
+def counter(array: Any, name: str) -> np.ndarray:
+    """Check that `array` is one int64 that can be counted up; return it as a view of shape (1,)."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.size != 1:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
+        raise DTypeError(f"{name} must be an int64 numpy.ndarray of one element, got {found}")
+    if not array.flags.writeable:
+        raise ArgumentError(f"{name} is read-only: pass an array that can be written")
+    return array.reshape(1)
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """Return the largest finite number of a floating type."""
+    # NumPy knows no bfloat16, whose range is that of float32.
+    return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).max)
 
 
 def labels(array: Any, count: int, classes: int) -> np.ndarray:

@@ -141,9 +141,14 @@ class Module:
         """
         own = dict(self._state())
         # PyTorch wrote no batch counter before version 2 of its format.
-        optional = {name for name in own if name.endswith("num_batches_tracked")}
+        # A model with the non-finite guard and one without load each other's state.
+        optional = {
+            name
+            for name in (*own, *state)
+            if name.rpartition(".")[2] in {"num_batches_tracked", "num_batches_skipped"}
+        }
         missing = sorted(own.keys() - state.keys() - optional)
-        unexpected = sorted(state.keys() - own.keys())
+        unexpected = sorted(state.keys() - own.keys() - optional)
         if strict and (missing or unexpected):
             raise ArgumentError(
                 "the state does not fit this model: "

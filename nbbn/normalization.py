@@ -11,6 +11,7 @@ from . import backend, checks, ops
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, ShapeError
 from .functional import BatchNormStats, update_running_stats
+from .functional.batchnorm import ON_SINGLE
 from .modules import Module, float_type
 
 __all__ = ["CONVENTIONS", "BatchNorm", "Convention"]
@@ -97,6 +98,13 @@ class BatchNorm(Module):
         still learn. An attribute, to be changed at any time.
     activation : {None, "relu"}, default None
         Applied in the same pass over memory.
+    on_single : {"error", "eval", "skip"}, optional
+        What to do in training with one value per channel, which has no variance: raise, normalize
+        with the running statistics, or pass `x` on without gamma and beta (residual and activation
+        apply). The last two leave the running statistics and the batch counter alone. By default
+        what the convention does.
+    skip_nonfinite : bool, default False
+        Guard the running statistics: a batch with a NaN or Inf leaves them alone and is counted.
     dtype : {float32, float64}
 
     Attributes
@@ -105,6 +113,9 @@ class BatchNorm(Module):
         "weight" and "bias" in the state dict.
     running_mean, running_var : ndarray, shape (C,), or None
     num_batches_tracked : ndarray of int64, 0-dimensional, or None
+        Training batches seen, skipped ones included.
+    num_batches_skipped : ndarray of int64, 0-dimensional, or None
+        Batches that the guard kept out; None without it.
 
     References
     ----------
@@ -112,7 +123,7 @@ class BatchNorm(Module):
     Ba, "Adam" (2015), section 3.
     """
 
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped")
     state_names: ClassVar[Mapping[str, str]] = {"gamma": "weight", "beta": "bias"}
 
     def __init__(
@@ -132,6 +143,8 @@ class BatchNorm(Module):
         track_running_stats: bool = True,
         frozen: bool = False,
         activation: str | None = None,
+        on_single: str | None = None,
+        skip_nonfinite: bool = False,
         dtype: Any = np.float32,
     ) -> None:
         channels = checks.positive(channels, "channels")
@@ -161,6 +174,11 @@ class BatchNorm(Module):
         self.running_mean = np.zeros(channels, dtype) if track_running_stats else None
         self.running_var = np.ones(channels, dtype) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
+        self.num_batches_skipped = np.zeros((), np.int64) if skip_nonfinite else None
+        self.on_single = checks.choice(on_single, (None, *ON_SINGLE), "on_single")
+        if not track_running_stats and (on_single == "eval" or skip_nonfinite):
+            option = 'on_single="eval"' if on_single == "eval" else "skip_nonfinite"
+            raise ArgumentError(f"{option} needs running statistics: set track_running_stats=True")
         self._channels = channels
 
     def forward(self, x: Tensor, residual: Tensor | np.ndarray | None = None) -> Tensor:
@@ -173,15 +191,19 @@ class BatchNorm(Module):
                 f"this BatchNorm has {self._channels} channels on axis {self.axis}, "
                 f"got x of shape {x.shape}"
             )
-        if self.running_mean is not None and (self.frozen or not self.training):
+        policy = self.on_single if x.size == found else None
+        fixed = self.frozen or not self.training or policy == "eval"
+        if self.running_mean is not None and fixed:
             return ops.batch_norm_infer(
                 x, self.running_mean, self.running_var, self.gamma, self.beta, residual,
                 eps=self.eps, axis=self.axis, activation=self.activation,
             )  # fmt: skip
+        if policy == "skip":
+            return self._pass_on(x, residual)
         y, stats = ops.batch_norm_train(
             x, self.gamma, self.beta, residual,
             eps=self.eps, axis=self.axis, activation=self.activation,
-            single=CONVENTIONS[self.convention].single,
+            single=policy is None and CONVENTIONS[self.convention].single,
         )  # fmt: skip
         if self.training:
             self._follow(stats)
@@ -203,10 +225,21 @@ class BatchNorm(Module):
         if self.momentum is None or self.zero_debias:
             # An array, read when the update runs: a replayed step counts on.
             weight = backend.empty((), np.float64)
-            backend.run(_next_weight, self.weight_of_new, self.num_batches_tracked, weight)
+            counters = self.num_batches_tracked, self.num_batches_skipped
+            backend.run(_next_weight, self.weight_of_new, *counters, weight)
         update_running_stats(
-            self.running_mean, self.running_var, stats, momentum=weight, unbiased=self.unbiased
-        )
+            self.running_mean, self.running_var, stats,
+            momentum=weight, unbiased=self.unbiased, skipped=self.num_batches_skipped,
+        )  # fmt: skip
+
+    def _pass_on(self, x: Tensor, residual: Tensor | np.ndarray | None) -> Tensor:
+        """Leave out the normalization, but neither the checks nor what is fused with it."""
+        checks.layout(x.data, self.axis)
+        if residual is not None:
+            residual = as_tensor(residual)
+            checks.same_shape(residual.data, x.data, "residual")
+            x = x + residual
+        return ops.relu(x) if self.activation else x
 
     def __call__(
         self, x: Tensor | np.ndarray, residual: Tensor | np.ndarray | None = None
@@ -224,5 +257,6 @@ def _increment(counter: np.ndarray) -> None:
     counter += 1
 
 
-def _next_weight(rule: Any, counter: np.ndarray, weight: np.ndarray) -> None:
-    weight[...] = rule(max(int(counter), 1))
+def _next_weight(rule: Any, seen: np.ndarray, skipped: Any, weight: np.ndarray) -> None:
+    taken_in = int(seen) - (0 if skipped is None else int(skipped))
+    weight[...] = rule(max(taken_in, 1))

@@ -73,7 +73,8 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
         F.batch_norm_infer(x, stats.mean, stats.var)
         F.batch_norm_infer(x, vector, vector)
         F.batch_norm_backward(x, x, stats)
-    F.update_running_stats(vector, vector, stats)
+    for skipped in (None, np.zeros(1, np.int64)):
+        F.update_running_stats(vector, vector.copy(), stats, skipped=skipped)
     for unary in (F.relu, F.sigmoid, F.tanh, F.softmax, F.log_softmax):
         unary(rows)
     for backward in (

@@ -1032,7 +1032,7 @@ WRONG_VECTORS = {
     "batch_norm running_mean": lambda v: fn.batch_norm(X, v, ROW.copy()),
     "batch_norm running_var": lambda v: fn.batch_norm(X, ROW.copy(), v, training=True),
     "batch_norm gamma": lambda v: fn.batch_norm(X, ROW, ROW, v),
-    "batch_norm beta": lambda v: fn.batch_norm(X, ROW, ROW, None, v, training=True),
+    "batch_norm beta": lambda v: fn.batch_norm(X, ROW.copy(), ROW.copy(), None, v, training=True),
 }
 
 

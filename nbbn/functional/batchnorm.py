@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _ACTIVATIONS = (None, "relu")
+ON_SINGLE = ("error", "eval", "skip")
 _FLOAT64 = np.dtype(np.float64)
 
 
@@ -331,6 +332,7 @@ def update_running_stats(
     *,
     momentum: float | np.ndarray = 0.1,
     unbiased: bool = True,
+    skipped: np.ndarray | None = None,
 ) -> None:
     """Move running statistics towards a batch's, in place.
 
@@ -348,43 +350,27 @@ def update_running_stats(
         recorded step sees what it holds then.
     unbiased : bool, default True
         Scale the batch's variance by m / (m - 1), as PyTorch does; Keras and ONNX do not.
+    skipped : ndarray of int64, one element, optional
+        Turns on the non-finite guard: a batch with a NaN or Inf, or with statistics beyond the
+        range of the running ones, changes neither of them and adds one here.
 
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
-        Arrays that do not fit, read-only arrays, momentum outside [0, 1].
+        Arrays that do not fit, that share memory or are read-only, a running variance below 0,
+        momentum outside [0, 1].
     """
     if not isinstance(momentum, np.ndarray):
         momentum = checks.fraction(momentum, "momentum")
     if not isinstance(stats, BatchNormStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
-    for name, array in (("running_mean", running_mean), ("running_var", running_var)):
-        checks.floating(array, name)
-        if array.shape != stats.mean.shape:
-            raise ShapeError(f"{name} must have shape {stats.mean.shape}, got {array.shape}")
-        if not array.flags.writeable:
-            raise ArgumentError(f"{name} is read-only: pass an array that can be written")
-    if stats.count == 0:
-        return
-    if unbiased and stats.count == 1:
+    _check_running(running_mean, running_var, stats.mean.size)
+    counter = None if skipped is None else checks.counter(skipped, "skipped")
+    if stats.count == 1 and unbiased:
         raise ArgumentError(
             "the unbiased variance of one value per channel does not exist: pass unbiased=False"
         )
-    update = backend.kernels("batchnorm").update_running
-    arguments = (stats.mean, stats.var, stats.count, momentum, unbiased)
-    direct = [
-        array if array.dtype in (np.float32, np.float64) and array.dtype.isnative else None
-        for array in (running_mean, running_var)
-    ]
-    if direct[0] is not None and direct[1] is not None and direct[0].dtype == direct[1].dtype:
-        backend.run(update, *arguments, running_mean, running_var)
-        return
-    wide = [backend.empty(stats.mean.shape, _FLOAT64) for _ in range(2)]
-    for copy, array in zip(wide, (running_mean, running_var), strict=True):
-        backend.run(np.copyto, copy, array, "unsafe")
-    backend.run(update, *arguments, *wide)
-    for copy, array in zip(wide, (running_mean, running_var), strict=True):
-        backend.run(np.copyto, array, copy, "unsafe")
+    _update_running(running_mean, running_var, stats, momentum, unbiased, counter)
 
 
 def batch_norm(
@@ -398,6 +384,8 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     axis: int = 1,
+    on_single: str = "error",
+    skipped: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Batch normalization in one call, with the semantics of ``torch.nn.functional.batch_norm``.
@@ -421,6 +409,12 @@ def batch_norm(
         Added to the variance.
     axis : int, default 1
         The channel axis.
+    on_single : {"error", "eval", "skip"}, default "error"
+        What to do with one value per channel, which has no variance, where the batch's statistics
+        are due: raise, normalize with the running ones, or return `x` as it is. The running ones
+        stay as they are.
+    skipped : ndarray of int64, one element, optional
+        The non-finite guard, see `update_running_stats`.
     out : ndarray, shape and dtype of `x`, optional
         Receives the result. It may be `x` itself.
 
@@ -431,23 +425,96 @@ def batch_norm(
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
-        As `batch_norm_train` and `batch_norm_infer`.
+        As `batch_norm_train`, `batch_norm_infer` and `update_running_stats`;
+        ``on_single="eval"`` without running statistics.
     """
+    checks.choice(on_single, ON_SINGLE, "on_single")
     if (running_mean is None) != (running_var is None):
         raise ArgumentError("running_mean and running_var go together: pass both or neither")
-    if running_mean is not None:
-        channels = checks.layout(x, axis).shape[1]
-        checks.fraction(momentum, "momentum")
-        for name, array in (("running_mean", running_mean), ("running_var", running_var)):
-            _statistic(array, channels, name)
-    if not training and running_mean is not None and running_var is not None:
+    if running_mean is None and on_single == "eval":
+        raise ArgumentError(
+            'on_single="eval" normalizes with running statistics: pass running_mean and running_var'
+        )
+    channels = checks.layout(x, axis).shape[1]
+    momentum = checks.fraction(momentum, "momentum")
+    counter = None if skipped is None else checks.counter(skipped, "skipped")
+    for name, array in (("running_mean", running_mean), ("running_var", running_var)):
+        if array is not None:
+            checks.channel_array(array, channels, name)
+    single = x.size == channels and (training or running_mean is None)
+    if single and on_single == "skip":
+        return _copy(x, gamma, beta, channels, out)
+    if running_mean is None or running_var is None:
+        return batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)[0]
+    if not training or (single and on_single == "eval"):
         return batch_norm_infer(
             x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
         )
+    _check_running(running_mean, running_var, channels)
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
-    if running_mean is not None and running_var is not None:
-        update_running_stats(running_mean, running_var, stats, momentum=momentum)
+    _update_running(running_mean, running_var, stats, momentum, True, counter)
     return y
+
+
+def _check_running(running_mean: np.ndarray, running_var: np.ndarray, channels: int) -> None:
+    """Check running statistics that are about to be updated."""
+    for name, array in (("running_mean", running_mean), ("running_var", running_var)):
+        checks.channel_array(array, channels, name)
+        if not array.flags.writeable:
+            raise ArgumentError(f"{name} is read-only: pass an array that can be written")
+    if np.may_share_memory(running_mean, running_var) and np.shares_memory(
+        running_mean, running_var
+    ):
+        raise ArgumentError("running_mean and running_var share memory: pass separate arrays")
+    if (running_var < 0).any():
+        raise ArgumentError(
+            f"running_var must not be negative, got {running_var.min()}: it is a variance"
+        )
+
+
+def _update_running(
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    stats: BatchNormStats,
+    momentum: float | np.ndarray,
+    unbiased: bool,
+    skipped: np.ndarray | None,
+) -> None:
+    """Update running statistics that have been checked."""
+    if stats.count == 0:
+        return
+    kernels = backend.kernels("batchnorm")
+    arguments: tuple[Any, ...] = (stats.mean, stats.var, stats.count, momentum, unbiased)
+    update = kernels.update_running
+    last: tuple[Any, ...] = ()
+    arrays = running_mean, running_var
+    if skipped is not None:
+        limit = min(checks.largest(array.dtype) for array in arrays)
+        update, arguments, last = kernels.update_running_within, (*arguments, limit), (skipped,)
+    dtype = running_mean.dtype
+    if running_var.dtype == dtype and dtype.isnative and dtype in (np.float32, np.float64):
+        backend.run(update, *arguments, *arrays, *last)
+        return
+    wide = [backend.empty(stats.mean.shape, _FLOAT64) for _ in arrays]
+    for copy, array in zip(wide, arrays, strict=True):
+        backend.run(np.copyto, copy, array, "unsafe")
+    backend.run(update, *arguments, *wide, *last)
+    for copy, array in zip(wide, arrays, strict=True):
+        backend.run(np.copyto, array, copy, "unsafe")
+
+
+def _copy(
+    x: np.ndarray, gamma: Any, beta: Any, channels: int, out: np.ndarray | None
+) -> np.ndarray:
+    for name, vector in (("gamma", gamma), ("beta", beta)):
+        if vector is not None:
+            checks.channel_array(vector, channels, name)
+    if out is None:
+        out = backend.empty(x.shape, x.dtype)
+    else:
+        checks.output(out, x.shape, x.dtype)
+    backend.run(np.copyto, out, x)
+    return out
 
 
 def _statistic(

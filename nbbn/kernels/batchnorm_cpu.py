@@ -713,13 +713,41 @@ def _backward_planes(
 # ---------------------------------------------------------------- kernels: running statistics
 
 
-@SerialKernel
-def _update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
+@device_function
+def _correction(count, unbiased):
+    """Factor from the biased to the wanted variance."""
+    return count / (count - 1.0) if unbiased else 1.0
+
+
+@device_function
+def _move_running(mean, var, count, momentum, unbiased, running_mean, running_var):
     """Move the running statistics (C,) towards the batch's by `momentum`, in place."""
-    correction = count / (count - 1.0) if unbiased else 1.0
+    correction = _correction(count, unbiased)
     for j in range(mean.size):
         running_mean[j] += momentum * (mean[j] - running_mean[j])
         running_var[j] += momentum * (var[j] * correction - running_var[j])
+
+
+@SerialKernel
+def _update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
+    """Running-statistics update (C,), whatever the batch held."""
+    _move_running(mean, var, count, momentum, unbiased, running_mean, running_var)
+
+
+@SerialKernel
+def _update_running_within(
+    mean, var, count, momentum, unbiased, limit, running_mean, running_var, skipped
+):
+    """Running-statistics update (C,) where all is finite and within `limit`, else skipped (1,)."""
+    correction = _correction(count, unbiased)
+    inside = True
+    for j in range(mean.size):
+        # A NaN fails every comparison.
+        inside &= abs(mean[j]) <= limit and var[j] * correction <= limit
+    if inside:
+        _move_running(mean, var, count, momentum, unbiased, running_mean, running_var)
+    else:
+        skipped[0] += 1
 
 
 # ---------------------------------------------------------------- launchers
@@ -798,3 +826,12 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
     """Running-statistics update, in place."""
     _update_running(mean, var, count, float(momentum), unbiased, running_mean, running_var)
+
+
+def update_running_within(
+    mean, var, count, momentum, unbiased, limit, running_mean, running_var, skipped
+):
+    """Running-statistics update that counts a batch beyond `limit` and leaves it out."""
+    _update_running_within(
+        mean, var, count, float(momentum), unbiased, limit, running_mean, running_var, skipped
+    )

@@ -1,7 +1,7 @@
 """Dropout masks from a counter-based generator, so that any thread or device can draw any element.
 
-Element i of a mask is word i % 4 of Philox4x32-10 for the counter i // 4, and is kept where that word
-is at least p * 2^32. The bits depend on the key and on p alone.
+Element i of a mask is word i % 4 of Philox4x32-10 for the counter i // 4, and is kept where that
+word is at least p * 2^32. The bits depend on the key and on p alone.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), SC '11.
 """

@@ -1,7 +1,7 @@
 """Optimizer steps over one flat array of parameters, in place.
 
-`hyper` holds the step's numbers, in the type of the parameters and ready for use, so that a replayed
-step reads the current ones from memory and a device computes nothing in float64.
+`hyper` holds the step's numbers, in the type of the parameters and ready for use, so that a
+replayed step reads the current ones from memory and a device computes nothing in float64.
 """
 
 import math
