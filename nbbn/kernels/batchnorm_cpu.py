@@ -12,6 +12,8 @@ Backward: a pass for sum(g) and sum(g * (x - shift)), one for `dx = a * (g + b *
 With a ReLU behind the normalization, g is dy where the forward's output y is positive, else 0.
 
 The second pass of each thread walks its blocks backwards: what was read last is still in cache.
+Planes go by slabs, groups of channels that fit the cache whole, wherever such groups exist: one
+region, no merging, and memory is read once for both passes.
 An empty array stands for "not given" in residual, gamma, beta and y.
 """
 
@@ -19,14 +21,17 @@ import numpy as np
 from numba import prange
 
 from ._jit import Kernel, SerialKernel, bounds, device_function, scratch, workers
+from ._vector import sum_masked_products, sum_products, sum_squares
 
 ROWS_PER_RUN = 128
 ELEMENTS_PER_RUN = 1024
 ELEMENTS_IN_SHIFT = 16
-# A plane's elements go round-robin into this many sums: an order that vectorizes and is fixed.
-LANES = 32
 ELEMENTS_PER_BLOCK = 32_768
 MAX_BLOCKS = 64
+# Groups of channels of at most this size are read from memory once for both passes.
+SLAB_BYTES = 3 << 19
+# Shorter pieces of consecutive memory cost more than the second reading.
+SHORTEST_STREAM = 4096
 
 
 # ---------------------------------------------------------------- kernels: what both layouts share
@@ -428,105 +433,69 @@ def _backward_rows(
 
 
 @device_function
-def _clear_lanes(lanes):
-    """Set all 2 * LANES sums to zero."""
-    for lane in range(lanes.size):
-        lanes[lane] = 0
+def _stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
+    """Write mean and M2 (sum of squared deviations) of x[n0:n1, c, s0:s1] for channels c0..c1.
 
-
-@device_function
-def _fold_lanes(lanes):
-    """Add up each half of lanes (2 * LANES,) pairwise, halving its length until one is left."""
-    width = np.uintp(LANES)
-    half = width // np.uintp(2)
-    while half > 0:
-        for lane in range(half):
-            lanes[lane] += lanes[lane + half]
-            lanes[width + lane] += lanes[width + lane + half]
-        half //= np.uintp(2)
-    return lanes[0], lanes[width]
-
-
-@device_function
-def _sum_run(run, first, last, shift, lanes):
-    """Sums of run - shift and of its square over first..last of a plane; lanes (2 * LANES,)."""
-    _clear_lanes(lanes)
-    # Unsigned indices cannot be negative, and numba then needs no code for those.
-    width, start, size = np.uintp(LANES), np.uintp(first), np.uintp(last)
-    while start + width <= size:
-        for lane in range(width):
-            d = run[start + lane] - shift
-            lanes[lane] += d
-            lanes[width + lane] += d * d
-        start += width
-    for lane in range(size - start):
-        d = run[start + lane] - shift
-        lanes[lane] += d
-        lanes[width + lane] += d * d
-    return _fold_lanes(lanes)
-
-
-@device_function
-def _stats_planes(x, n0, n1, c0, c1, s0, s1, narrow, wide, lanes):
-    """Write mean and M2 of x[n0:n1, c, s0:s1] for each channel c0..c1 to wide[c], wide[C + c]."""
-    C = x.shape[1]
+    Entry c - c0 of shift, mean and m2 belongs to channel c.
+    """
     zero = x.dtype.type(0)
     count = float((n1 - n0) * (s1 - s0))
     for n in range(n0, n1):
-        for c in range(c0, c1):
-            plane = x[n, c]
+        for j in range(c1 - c0):
+            plane = x[n, c0 + j]
             if n == n0:
                 head = plane[s0 : min(s0 + ELEMENTS_IN_SHIFT, s1)]
                 center = zero
                 for i in range(head.size):
                     center += head[i]
                 center /= head.size
-                narrow[c] = center if abs(center) < np.inf else zero
-                wide[c] = 0.0
-                wide[C + c] = 0.0
+                shift[j] = center if abs(center) < np.inf else zero
+                mean[j] = 0.0
+                m2[j] = 0.0
             s = s0
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
-                total, square = _sum_run(plane, s, end, narrow[c], lanes)
-                wide[c] += total
-                wide[C + c] += square
+                total, square = sum_squares(plane, s, end, shift[j])
+                mean[j] += total
+                m2[j] += square
                 s = end
-    for c in range(c0, c1):
-        offset = wide[c] / count
-        deviation = wide[C + c] - wide[c] * offset
-        wide[c] = narrow[c] + offset
-        wide[C + c] = 0.0 if deviation < 0.0 else deviation
+    for j in range(c1 - c0):
+        offset = mean[j] / count
+        deviation = m2[j] - mean[j] * offset
+        mean[j] = shift[j] + offset
+        m2[j] = 0.0 if deviation < 0.0 else deviation
 
 
 @device_function
-def _exact_channels(x, mean, m2):
-    """Recompute, in float64, the channels whose sums overflowed or met a NaN or Inf."""
-    N, C, S = x.shape
-    for c in range(C):
-        if not m2[c] < np.inf:
+def _exact_channels(x, c0, mean, m2):
+    """Recompute, in float64, those channels from c0 whose sums overflowed or met a NaN or Inf."""
+    N, _, S = x.shape
+    for j in range(mean.size):
+        if not m2[j] < np.inf:
             center = 0.0
             for n in range(N):
                 for s in range(S):
-                    center += np.float64(x[n, c, s]) / (N * S)
+                    center += np.float64(x[n, c0 + j, s]) / (N * S)
             spread = 0.0
             for n in range(N):
                 for s in range(S):
-                    d = np.float64(x[n, c, s]) - center
+                    d = np.float64(x[n, c0 + j, s]) - center
                     spread += d * d
-            mean[c] = center
-            m2[c] = spread
+            mean[j] = center
+            m2[j] = spread
 
 
 @device_function
 def _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
-    """Normalize x[n0:n1, c0:c1, s0:s1], last plane first."""
-    C = x.shape[1]
+    """Normalize x[n0:n1, c0:c1, s0:s1], last plane first; narrow (3 * channels,) begins at c0."""
+    channels = narrow.size // 3
     zero = x.dtype.type(0)
     for n_back in range(n1 - n0):
         n = n1 - 1 - n_back
         for c_back in range(c1 - c0):
-            c = c1 - 1 - c_back
-            shift, scale, offset = narrow[c], narrow[C + c], narrow[2 * C + c]
+            j = c1 - c0 - 1 - c_back
+            c = c0 + j
+            shift, scale, offset = narrow[j], narrow[channels + j], narrow[2 * channels + j]
             source = x[n, c, s0:s1]
             target = y[n, c, s0:s1]
             if residual.size > 0:
@@ -549,47 +518,53 @@ def _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
 
 @device_function
 def _unit(u, grid, shape):
-    """Part number and ranges of N, C and S for unit `u` of the grid (n_parts, c_parts, s_parts)."""
-    n_parts, c_parts, s_parts = grid
-    part, c_part = u // c_parts, u % c_parts
-    n0, n1 = bounds(part // s_parts, n_parts, shape[0])
-    c0, c1 = bounds(c_part, c_parts, shape[1])
-    s0, s1 = bounds(part % s_parts, s_parts, shape[2])
-    return part, n0, n1, c0, c1, s0, s1
+    """Ranges of N and S for unit `u` of the grid (n_parts, s_parts)."""
+    n0, n1 = bounds(u // grid[1], grid[0], shape[0])
+    s0, s1 = bounds(u % grid[1], grid[1], shape[2])
+    return n0, n1, s0, s1
 
 
 @Kernel
 def _train_planes(
-    x, residual, gamma, beta, eps, relu, threads, grid, y, mean, var, inv_std, wide, narrow, lanes
+    x, residual, gamma, beta, eps, relu, threads, grid, y, mean, var, inv_std, wide, narrow
 ):
     """Training forward: x, y (N, C, S); mean, var, inv_std (C,) in float64."""
     N, C, S = x.shape
-    units = grid[0] * grid[1] * grid[2]
+    units = grid[0] * grid[1]
     for t in prange(threads):
         start, stop = bounds(t, threads, units)
         for u in range(start, stop):
-            p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
-            _stats_planes(
-                x,
-                n0,
-                n1,
-                c0,
-                c1,
-                s0,
-                s1,
-                narrow[3 * C * p : 3 * C * (p + 1)],
-                wide[4 * C * p : 4 * C * (p + 1)],
-                lanes[2 * LANES * u : 2 * LANES * (u + 1)],
-            )
-    _merge_parts(wide, N, grid[0], S, grid[2], mean, var)
-    _exact_channels(x, mean, var)
+            n0, n1, s0, s1 = _unit(u, grid, x.shape)
+            own = wide[4 * C * u : 4 * C * u + 2 * C]
+            shift = narrow[3 * C * u : 3 * C * u + C]
+            _stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
+    _merge_parts(wide, N, grid[0], S, grid[1], mean, var)
+    _exact_channels(x, 0, mean, var)
     _finish(N * S, eps, var, inv_std)
     _affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
         start, stop = bounds(t, threads, units)
         for back in range(stop - start):
-            _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
-            _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
+            n0, n1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
+            _normalize_planes(x, residual, relu, narrow[: 3 * C], y, n0, n1, 0, C, s0, s1)
+
+
+@Kernel
+def _train_slabs(
+    x, residual, gamma, beta, eps, relu, threads, slabs, y, mean, var, inv_std, narrow
+):
+    """Training forward by groups of channels that stay in cache between their two passes."""
+    N, C, S = x.shape
+    for t in prange(threads):
+        start, stop = bounds(t, threads, slabs)
+        for u in range(start, stop):
+            c0, c1 = bounds(u, slabs, C)
+            own = narrow[3 * c0 : 3 * c1]
+            _stats_planes(x, 0, N, c0, c1, 0, S, own, mean[c0:c1], var[c0:c1])
+            _exact_channels(x, c0, mean[c0:c1], var[c0:c1])
+            _finish(N * S, eps, var[c0:c1], inv_std[c0:c1])
+            _affine(gamma[c0:c1], beta[c0:c1], mean[c0:c1], inv_std[c0:c1], own)
+            _normalize_planes(x, residual, relu, own, y, 0, N, c0, c1, 0, S)
 
 
 @Kernel
@@ -597,72 +572,52 @@ def _infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid,
     """Inference forward: x, y (N, C, S)."""
     _invert(var, eps, wide)
     _affine(gamma, beta, mean, wide, narrow)
-    units = grid[0] * grid[1] * grid[2]
+    C = x.shape[1]
+    units = grid[0] * grid[1]
     for t in prange(threads):
         start, stop = bounds(t, threads, units)
         for u in range(start, stop):
-            _, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
-            _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1)
+            n0, n1, s0, s1 = _unit(u, grid, x.shape)
+            _normalize_planes(x, residual, relu, narrow[: 3 * C], y, n0, n1, 0, C, s0, s1)
 
 
 @device_function
-def _sum_products_run(dy, x, y, first, last, shift, lanes):
-    """Sums of g and of g * (x - shift) over first..last of a plane; lanes (2 * LANES,)."""
-    _clear_lanes(lanes)
-    zero = x.dtype.type(0)
-    width, start, size = np.uintp(LANES), np.uintp(first), np.uintp(last)
-    while start + width <= size:
-        if y.size > 0:
-            for lane in range(width):
-                g = dy[start + lane]
-                g = g if y[start + lane] > zero else zero
-                lanes[lane] += g
-                lanes[width + lane] += g * (x[start + lane] - shift)
-        else:
-            for lane in range(width):
-                g = dy[start + lane]
-                lanes[lane] += g
-                lanes[width + lane] += g * (x[start + lane] - shift)
-        start += width
-    for lane in range(size - start):
-        g = dy[start + lane]
-        if y.size > 0:
-            g = g if y[start + lane] > zero else zero
-        lanes[lane] += g
-        lanes[width + lane] += g * (x[start + lane] - shift)
-    return _fold_lanes(lanes)
+def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
+    """Write sum(g) and sum(g * (x - shift)) for channels c0..c1 to wide (2 * (c1 - c0),).
 
-
-@device_function
-def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide, lanes):
-    """Write sum(g) and sum(g * (x - shift)) for each channel c0..c1 to wide[c], wide[C + c]."""
-    C = x.shape[1]
-    for c in range(c0, c1):
-        wide[c] = 0.0
-        wide[C + c] = 0.0
+    Entry c - c0 of shift and of both halves of wide belongs to channel c.
+    """
+    channels = c1 - c0
+    for j in range(2 * channels):
+        wide[j] = 0.0
     for n in range(n0, n1):
-        for c in range(c0, c1):
+        for j in range(channels):
+            c = c0 + j
             gradient, plane = dy[n, c], x[n, c]
-            mask = y[n, c] if y.size > 0 else plane[:0]
             s = s0
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
-                total, product = _sum_products_run(gradient, plane, mask, s, end, shift[c], lanes)
-                wide[c] += total
-                wide[C + c] += product
+                if y.size > 0:
+                    total, product = sum_masked_products(gradient, plane, y[n, c], s, end, shift[j])
+                else:
+                    total, product = sum_products(gradient, plane, s, end, shift[j])
+                wide[j] += total
+                wide[channels + j] += product
                 s = end
 
 
 @device_function
 def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
-    """Write dx[n0:n1, c0:c1, s0:s1], last plane first."""
-    C = x.shape[1]
+    """Write dx[n0:n1, c0:c1, s0:s1], last plane first; narrow (4 * channels,) begins at c0."""
+    channels = narrow.size // 4
     zero = x.dtype.type(0)
     for n_back in range(n1 - n0):
         n = n1 - 1 - n_back
         for c_back in range(c1 - c0):
-            c = c1 - 1 - c_back
-            shift, a, b, d = narrow[c], narrow[C + c], narrow[2 * C + c], narrow[3 * C + c]
+            j = c1 - c0 - 1 - c_back
+            c = c0 + j
+            shift, a = narrow[j], narrow[channels + j]
+            b, d = narrow[2 * channels + j], narrow[3 * channels + j]
             source = x[n, c, s0:s1]
             gradient = dy[n, c, s0:s1]
             target = dx[n, c, s0:s1]
@@ -687,27 +642,54 @@ def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
 
 @Kernel
 def _backward_planes(
-    dy, x, y, gamma, mean, inv_std, fixed, threads, grid, dx, dgamma, dbeta, wide, narrow, lanes
+    dy, x, y, gamma, mean, inv_std, fixed, threads, grid, dx, dgamma, dbeta, wide, narrow
 ):
     """Backward: dy, x, dx (N, C, S); dgamma, dbeta (C,)."""
     N, C, S = x.shape
-    units = grid[0] * grid[1] * grid[2]
+    units = grid[0] * grid[1]
     for j in range(C):
         narrow[j] = mean[j]
     for t in prange(threads):
         start, stop = bounds(t, threads, units)
         for u in range(start, stop):
-            p, n0, n1, c0, c1, s0, s1 = _unit(u, grid, x.shape)
-            own = wide[2 * C * p : 2 * C * (p + 1)]
-            ours = lanes[2 * LANES * u : 2 * LANES * (u + 1)]
-            _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, narrow, own, ours)
-    _sum_parts(wide, grid[0] * grid[2], C)
+            n0, n1, s0, s1 = _unit(u, grid, x.shape)
+            own = wide[2 * C * u : 2 * C * (u + 1)]
+            _backward_sums_planes(dy, x, y, n0, n1, 0, C, s0, s1, narrow, own)
+    _sum_parts(wide, units, C)
     _backward_affine(gamma, mean, inv_std, N * S, fixed, wide, narrow, dgamma, dbeta)
     for t in prange(threads):
         start, stop = bounds(t, threads, units)
         for back in range(stop - start):
-            _, n0, n1, c0, c1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
-            _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1)
+            n0, n1, s0, s1 = _unit(stop - 1 - back, grid, x.shape)
+            _input_gradient_planes(dy, x, y, fixed, narrow[: 4 * C], dx, n0, n1, 0, C, s0, s1)
+
+
+@Kernel
+def _backward_slabs(
+    dy, x, y, gamma, mean, inv_std, fixed, threads, slabs, dx, dgamma, dbeta, wide, narrow
+):
+    """Backward by groups of channels that stay in cache between their two passes."""
+    N, C, S = x.shape
+    for t in prange(threads):
+        start, stop = bounds(t, threads, slabs)
+        for u in range(start, stop):
+            c0, c1 = bounds(u, slabs, C)
+            sums, own = wide[2 * c0 : 2 * c1], narrow[4 * c0 : 4 * c1]
+            for j in range(c1 - c0):
+                own[j] = mean[c0 + j]
+            _backward_sums_planes(dy, x, y, 0, N, c0, c1, 0, S, own, sums)
+            _backward_affine(
+                gamma[c0:c1],
+                mean[c0:c1],
+                inv_std[c0:c1],
+                N * S,
+                fixed,
+                sums,
+                own,
+                dgamma[c0:c1],
+                dbeta[c0:c1],
+            )
+            _input_gradient_planes(dy, x, y, fixed, own, dx, 0, N, c0, c1, 0, S)
 
 
 # ---------------------------------------------------------------- kernels: running statistics
@@ -760,20 +742,23 @@ def _blocks(M, C):
 
 
 def _grid(shape):
-    """Cut planes (N, C, S) along N first, then C, then S: (n_parts, c_parts, s_parts)."""
+    """Cut planes (N, C, S) along N first, then S: (n_parts, s_parts)."""
     N, C, S = shape
     units = max(1, min(N * C * S // ELEMENTS_PER_BLOCK, MAX_BLOCKS))
     n_parts = min(N, units)
-    c_parts = min(C, units // n_parts)
-    s_parts = max(1, min(S // ELEMENTS_PER_RUN, units // (n_parts * c_parts)))
-    return n_parts, c_parts, s_parts
+    return n_parts, max(1, min(S // ELEMENTS_PER_RUN, units // n_parts))
 
 
-def _narrow_and_lanes(size, grid, dtype):
-    """Scratch of `size` elements, and 2 * LANES more for each unit of the grid."""
-    lanes = 2 * LANES * grid[0] * grid[1] * grid[2]
-    both = scratch(size + lanes, dtype)
-    return both[:size], both[size : size + lanes]
+def _slabs(x, arrays):
+    """How many groups of channels keep `arrays` like x in cache, one at a time; 0 if none can."""
+    N, C, S = x.shape
+    channel = N * S * x.itemsize * arrays
+    if channel > SLAB_BYTES or C == 1:
+        return 0
+    most = SLAB_BYTES // channel
+    if most < C and most * S * x.itemsize < SHORTEST_STREAM:
+        return 0
+    return min(C, max(-(-C // most), min(x.size // ELEMENTS_PER_BLOCK, MAX_BLOCKS)))
 
 
 def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
@@ -786,12 +771,13 @@ def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
         blocks = _blocks(*x.shape)
         wide, narrow = scratch(4 * C * blocks, np.float64), scratch(3 * C * blocks, x.dtype)
         _train_rows(threads, *operands, blocks, *results, wide, narrow)
+    elif slabs := _slabs(x, 1):
+        _train_slabs(threads, *operands, slabs, *results, scratch(3 * C, x.dtype))
     else:
         grid = _grid(x.shape)
-        parts = grid[0] * grid[2]
-        wide = scratch(4 * C * parts, np.float64)
-        narrow, lanes = _narrow_and_lanes(3 * C * parts, grid, x.dtype)
-        _train_planes(threads, *operands, grid, *results, wide, narrow, lanes)
+        parts = grid[0] * grid[1]
+        wide, narrow = scratch(4 * C * parts, np.float64), scratch(3 * C * parts, x.dtype)
+        _train_planes(threads, *operands, grid, *results, wide, narrow)
 
 
 def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
@@ -816,11 +802,13 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
         blocks = _blocks(*x.shape)
         wide, narrow = scratch(2 * C * blocks, np.float64), scratch((4 + 2 * blocks) * C, x.dtype)
         _backward_rows(threads, *operands, blocks, *results, wide, narrow)
+    elif slabs := _slabs(x, 2 if y.size == 0 else 3):
+        wide, narrow = scratch(2 * C, np.float64), scratch(4 * C, x.dtype)
+        _backward_slabs(threads, *operands, slabs, *results, wide, narrow)
     else:
         grid = _grid(x.shape)
-        wide = scratch(2 * C * grid[0] * grid[2], np.float64)
-        narrow, lanes = _narrow_and_lanes(4 * C, grid, x.dtype)
-        _backward_planes(threads, *operands, grid, *results, wide, narrow, lanes)
+        wide, narrow = scratch(2 * C * grid[0] * grid[1], np.float64), scratch(4 * C, x.dtype)
+        _backward_planes(threads, *operands, grid, *results, wide, narrow)
 
 
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):

@@ -1,0 +1,137 @@
+"""Sums over a contiguous run, in an order that is written in the code, at vector speed.
+
+A loop that keeps its sums in an array stores and reloads them at every turn, because the compiler
+cannot know that the array is not the input. Here they stay in LLVM vectors of LANES elements: the
+run goes into the lanes round-robin, and at the end the upper half of the lanes is added to the
+lower half until one is left. Every processor gives the same bits.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 32
+
+
+def _two_sums(arrays, terms):
+    """Code for two sums of `terms` over first..last of 1-D arrays; shift is a scalar.
+
+    `terms(builder, loaded, shift, zero)` gets one value per array and returns the two summands; it
+    is emitted for vectors and, where the run is shorter than one vector, for scalars.
+    """
+
+    def codegen(context, builder, signature, args):
+        kind = signature.args[0].dtype
+        element = context.get_value_type(kind)
+        vector = ir.VectorType(element, LANES)
+        align = context.get_abi_sizeof(element)
+        data = [
+            context.make_array(kind_)(context, builder, value).data
+            for kind_, value in zip(signature.args[:arrays], args[:arrays], strict=True)
+        ]
+        first, last, shift = args[arrays:]
+        shifts = _splat(builder, shift, vector)
+        zero, zeros = element(0.0), vector([0.0] * LANES)
+
+        def load(index, form):
+            found = []
+            for pointer in data:
+                place = builder.gep(pointer, [index])
+                place = builder.bitcast(place, form.as_pointer())
+                found.append(builder.load(place, align=align))
+            return found
+
+        def accumulate(sums, values):
+            for total, value in zip(sums, values, strict=True):
+                builder.store(builder.fadd(builder.load(total), value), total)
+
+        results = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
+        width = first.type(LANES)
+        size = builder.sub(last, first)
+        with builder.if_else(builder.icmp_signed("<", size, width)) as (short, long):
+            with short, cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
+                accumulate(results, terms(builder, load(at, element), shift, zero))
+            with long:
+                sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(2)]
+                rest = builder.srem(size, width)
+                whole = builder.sub(last, rest)
+                with cgutils.for_range_slice(builder, first, whole, width) as (at, _):
+                    accumulate(sums, terms(builder, load(at, vector), shifts, zeros))
+                # The last LANES elements once more, without those that are counted already.
+                tail = terms(builder, load(builder.sub(last, width), vector), shifts, zeros)
+                lane = ir.VectorType(size.type, LANES)
+                fresh = builder.icmp_signed(
+                    ">=", lane(list(range(LANES))), _splat(builder, builder.sub(width, rest), lane)
+                )
+                accumulate(sums, [builder.select(fresh, value, zeros) for value in tail])
+                for total, result in zip(sums, results, strict=True):
+                    builder.store(_reduce(builder, builder.load(total)), result)
+        return context.make_tuple(
+            builder, signature.return_type, [builder.load(r) for r in results]
+        )
+
+    def typed(kind):
+        operands = [types.Array(kind, 1, "C")] * arrays
+        return types.UniTuple(kind, 2)(*operands, types.intp, types.intp, kind), codegen
+
+    return typed
+
+
+def _splat(builder, value, vector):
+    first = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
+    order = ir.VectorType(ir.IntType(32), LANES)([0] * LANES)
+    return builder.shuffle_vector(first, vector(ir.Undefined), order)
+
+
+def _reduce(builder, vector):
+    """Add the upper half of the lanes to the lower half until one lane is left."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        half = ir.VectorType(ir.IntType(32), width)
+        low, high = (
+            builder.shuffle_vector(vector, vector, half(list(range(at, at + width))))
+            for at in (0, width)
+        )
+        vector = builder.fadd(low, high)
+    return builder.extract_element(vector, ir.IntType(32)(0))
+
+
+def _squares(builder, loaded, shift, zero):
+    d = builder.fsub(loaded[0], shift)
+    return d, builder.fmul(d, d)
+
+
+def _products(builder, loaded, shift, zero):
+    g, x = loaded
+    return g, builder.fmul(g, builder.fsub(x, shift))
+
+
+def _masked_products(builder, loaded, shift, zero):
+    dy, x, y = loaded
+    g = builder.select(builder.fcmp_ordered(">", y, zero), dy, zero)
+    return g, builder.fmul(g, builder.fsub(x, shift))
+
+
+_SQUARES = _two_sums(1, _squares)
+_PRODUCTS = _two_sums(2, _products)
+_MASKED_PRODUCTS = _two_sums(3, _masked_products)
+
+
+@intrinsic
+def sum_squares(typingctx, x, first, last, shift):
+    """sum(x - shift) and sum((x - shift)**2) over first..last."""
+    return _SQUARES(x.dtype)
+
+
+@intrinsic
+def sum_products(typingctx, dy, x, first, last, shift):
+    """sum(dy) and sum(dy * (x - shift)) over first..last."""
+    return _PRODUCTS(x.dtype)
+
+
+@intrinsic
+def sum_masked_products(typingctx, dy, x, y, first, last, shift):
+    """sum(dy) and sum(dy * (x - shift)) over the elements of first..last where y > 0."""
+    return _MASKED_PRODUCTS(x.dtype)
