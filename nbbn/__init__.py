@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, functional, initializers, losses, ops, optim, threads, train
+    from . import convert, data, functional, initializers, losses, ops, optim, threads, train
     from .autograd import Op, Parameter, Tape, Tensor, apply
     from .errors import NbbnError
     from .gradients import gradcheck
@@ -48,6 +48,7 @@ __all__ = [
     "Tensor",
     "__version__",
     "apply",
+    "convert",
     "data",
     "functional",
     "gradcheck",
@@ -62,6 +63,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "convert",
     "data",
     "functional",
     "initializers",

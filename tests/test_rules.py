@@ -37,6 +37,7 @@ FLOORS = [
     {"ops", "modules"},
     {"normalization", "losses", "optim"},
     {"layers"},
+    {"convert"},
     {"train"},
 ]
 # Nothing but errors, and the package's own version.
@@ -331,7 +332,17 @@ for name in {sorted(FILES)!r}:
         importlib.import_module("nbbn." + name)
 print(json.dumps([n for n in nbbn.__all__ if type(getattr(nbbn, n)).__name__ == "module"]))
 """
-    modules = {"data", "functional", "initializers", "losses", "ops", "optim", "threads", "train"}
+    modules = {
+        "convert",
+        "data",
+        "functional",
+        "initializers",
+        "losses",
+        "ops",
+        "optim",
+        "threads",
+        "train",
+    }
     assert set(run(script)) == modules
 
 

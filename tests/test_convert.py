@@ -1,0 +1,414 @@
+"""Settings, statistics and weights between PyTorch, Keras and ONNX."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import nbbn
+from nbbn import convert
+from nbbn.convert import BatchNormState
+from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
+
+
+def recorded(batches, channels, *, of_old: float) -> tuple[np.ndarray, np.ndarray]:
+    """What Keras records after `batches`, by its recursion in float64."""
+    mean, var = np.zeros(channels), np.ones(channels)
+    for x in batches:
+        mean = of_old * mean + (1 - of_old) * x.mean(axis=0)
+        var = of_old * var + (1 - of_old) * x.var(axis=0, ddof=0)
+    return mean, var
+
+
+def keras_forward(weights, x, eps=1e-3) -> np.ndarray:
+    """What a Keras net of Dense, BatchNormalization, relu, Dense computes, in float64."""
+    kernel, bias, gamma, beta, mean, var, last, last_bias = (w.astype(np.float64) for w in weights)
+    z = x @ kernel + bias
+    z = gamma * (z - mean) / np.sqrt(var + eps) + beta
+    return np.maximum(z, 0) @ last + last_bias
+
+
+def keras_weights(rng) -> list[np.ndarray]:
+    return [
+        rng.normal(size=(4, 6)), rng.normal(size=6),
+        rng.uniform(0.5, 1.5, 6), rng.normal(size=6),
+        rng.normal(size=6), rng.uniform(0.5, 2, 6),
+        rng.normal(size=(6, 3)), rng.normal(size=3),
+    ]  # fmt: skip
+
+
+def net(bias: bool = True, **options) -> nbbn.Sequential:
+    return nbbn.Sequential(
+        nbbn.Dense(4, 6, bias=bias, rng=0, dtype=np.float64),
+        nbbn.BatchNorm(6, activation="relu", dtype=np.float64, **options),
+        nbbn.Dense(6, 3, rng=1, dtype=np.float64),
+    )
+
+
+def state_of(model) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in model.state_dict().items()}
+
+
+# -------------------------------------------------------------------------------- conventions
+
+
+@pytest.mark.parametrize("updates", [0, 1, 3, 200])
+@pytest.mark.parametrize(("target", "old"), [("keras", 0.7), ("onnx", 0.7)])
+def test_the_other_framework_would_have_recorded_the_same(updates, target, old, rng):
+    """The weight of the initial variance differs from one: after 3 updates it is a third."""
+    batches = [rng.normal(2, 3, size=(5, 4)) for _ in range(updates)]
+    layer = nbbn.BatchNorm(4, momentum=1 - old, dtype=np.float64)
+    for x in batches:
+        layer(x)
+    state = BatchNormState.of(layer)
+    there = state.to(target, count=5)
+    mean, var = recorded(batches, 4, of_old=old)
+    np.testing.assert_allclose(there.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(there.var, var, rtol=1e-12)
+    assert there.momentum == pytest.approx(old, abs=1e-15)
+    assert (there.convention, there.eps, there.updates) == (target, 1e-5, updates)
+    back = there.to("torch", count=5)
+    np.testing.assert_allclose(back.var, state.var, rtol=1e-13)
+    assert back.momentum == pytest.approx(layer.momentum, abs=1e-15)
+
+
+def test_a_cumulative_average_converts_too(rng):
+    layer = nbbn.BatchNorm(3, momentum=None, dtype=np.float64)
+    batches = [rng.normal(size=(4, 3)) for _ in range(5)]
+    for x in batches:
+        layer(x)
+    expected = np.mean([x.var(axis=0) for x in batches], axis=0)
+    found = BatchNormState.of(layer).variance("keras", count=4)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    with pytest.raises(ArgumentError, match="momentum=None averages all batches"):
+        BatchNormState.of(layer).to("keras")
+
+
+def test_without_a_count_the_variance_and_so_inference_stays(rng):
+    layer = nbbn.BatchNorm(3)
+    layer(rng.normal(size=(4, 3)).astype(np.float32))
+    state = BatchNormState.of(layer)
+    for target in ("torch", "keras", "onnx"):
+        assert state.to(target).var.tobytes() == state.var.tobytes()
+    assert state.to("keras").momentum == pytest.approx(0.9)
+
+
+def test_without_updates_the_statistics_count_as_settled():
+    state = BatchNormState("keras", np.zeros(2), np.array([2.0, 4.0]), None, None, 1e-3, 0.99, None)
+    np.testing.assert_allclose(state.to("torch", count=5).var, [2.5, 5.0], rtol=1e-15)
+    assert state.to("torch").momentum == pytest.approx(0.01)
+
+
+def test_a_state_goes_into_a_layer_and_out_again(rng):
+    a, b = nbbn.BatchNorm(3, eps=1e-2, momentum=0.3), nbbn.BatchNorm(3)
+    for _ in range(3):
+        a(rng.normal(size=(4, 3)).astype(np.float32))
+    BatchNormState.of(a).to("keras", count=4).assign(b, count=4)
+    assert (b.eps, int(b.num_batches_tracked)) == (1e-2, 3)
+    assert b.momentum == pytest.approx(0.3)
+    np.testing.assert_allclose(b.running_var, a.running_var, rtol=1e-6)
+    np.testing.assert_array_equal(b.running_mean, a.running_mean)
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (lambda s: s.to("caffe"), ArgumentError, "convention must be one of 'torch', 'keras'"),
+        (lambda s: s.to("keras", count=1), ArgumentError, "count must be at least 2"),
+        (lambda s: s.to("keras", count=2.5), DTypeError, "count must be an integer"),
+        (lambda s: s.assign(nbbn.Dense(2, 2)), DTypeError, "layer must be a BatchNorm, got Dense"),
+        (lambda s: s.assign(nbbn.BatchNorm(4)), ShapeError, "gamma of the layer must have shape"),
+        (lambda s: s.assign(nbbn.BatchNorm(3, affine=False)), ArgumentError, "no place for the ga"),
+        (lambda s: s._replace(mean=None).assign(nbbn.BatchNorm(3)), ArgumentError, "is missing"),
+        (lambda s: s._replace(momentum=2.0).assign(nbbn.BatchNorm(3)), ArgumentError, "momentum"),
+    ],
+)
+def test_states_that_do_not_fit(action, error, message):
+    with pytest.raises(error, match=message):
+        action(BatchNormState.of(nbbn.BatchNorm(3)))
+
+
+def test_options_build_the_same_layer_elsewhere():
+    layer = nbbn.BatchNorm(3, eps=2e-5, momentum=0.25)
+    assert convert.options(layer, "torch") == {
+        "eps": 2e-5, "momentum": 0.25, "affine": True, "track_running_stats": True,
+    }  # fmt: skip
+    assert convert.options(layer, "keras") == {
+        "axis": 1, "epsilon": 2e-5, "momentum": 0.75, "scale": True, "center": True,
+    }  # fmt: skip
+    assert convert.options(layer, "onnx") == {"epsilon": 2e-5, "momentum": 0.75}
+    with pytest.raises(ArgumentError, match="ONNX normalizes axis 1 and this layer axis 2"):
+        convert.options(nbbn.BatchNorm(3, axis=2), "onnx")
+    with pytest.raises(ArgumentError, match="keras has no batch normalization without running"):
+        convert.options(nbbn.BatchNorm(3, track_running_stats=False), "keras")
+
+
+# ------------------------------------------------------------------------------------ PyTorch
+
+
+def trained_torch(torch, *, bias: bool = True):
+    """Train a small PyTorch net for a few batches; return it in evaluation mode."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(4, 6, bias=bias), torch.nn.BatchNorm1d(6), torch.nn.ReLU(),
+        torch.nn.Linear(6, 3),
+    ).double()  # fmt: skip
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        module(torch.randn(16, 4, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("how", ["tensors", "arrays", "file", "old"])
+def test_a_torch_model_computes_the_same_here(how, bias, rng, tmp_path):
+    """The Dense here has no bias: PyTorch's goes into the running mean."""
+    torch = pytest.importorskip("torch")
+    module = trained_torch(torch, bias=bias)
+    source = module.state_dict()
+    if how == "file":
+        save = pytest.importorskip("safetensors.torch").save_file
+        save(source, tmp_path / "net.safetensors")
+        source = tmp_path / "net.safetensors"
+    elif how != "tensors":
+        source = {name: tensor.numpy() for name, tensor in source.items()}
+    if how == "old":
+        del source["1.num_batches_tracked"]
+    model = net(bias=False)
+    convert.load_torch(model, source)
+    assert int(model[1].num_batches_tracked) == (0 if how == "old" else 5)
+    x = rng.normal(size=(7, 4))
+    for training in (False, True, False):
+        module.train(training)
+        model.train(training)
+        expected = module(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(model(x).data, expected, rtol=1e-12, atol=1e-12)
+    expected_var = module[1].running_var.numpy()
+    np.testing.assert_allclose(model[1].running_var, expected_var, rtol=1e-12)
+
+
+def test_a_model_goes_to_torch_and_back(rng, tmp_path):
+    torch = pytest.importorskip("torch")
+    model = net()
+    for _ in range(3):
+        model(rng.normal(size=(8, 4)))
+    state = convert.to_torch(model, names=["0", "1", "3"])
+    module = trained_torch(torch)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    x = rng.normal(size=(5, 4))
+    expected = module.eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(model.eval()(x).data, expected, rtol=1e-12, atol=1e-12)
+    safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
+    again = net()
+    convert.load_torch(again, tmp_path / "net.safetensors")
+    assert state_of(again) == state_of(model)
+
+
+def test_the_bias_in_front_of_untracked_statistics_is_dropped(rng):
+    """A batch's own mean subtracts it: nothing is lost."""
+    model = net(bias=False, track_running_stats=False)
+    state = convert.to_torch(model) | {"0.bias": rng.normal(size=6)}
+    x = rng.normal(size=(5, 4))
+    expected = model(x).data
+    convert.load_torch(model, state)
+    np.testing.assert_array_equal(model(x).data, expected)
+
+
+def test_a_batch_norm_without_state_is_skipped(rng):
+    model = net(affine=False, track_running_stats=False)
+    state = convert.to_torch(model)
+    assert list(state) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    other = net(affine=False, track_running_stats=False)
+    other[0].weight.data[...] = 0
+    convert.load_torch(other, state)
+    assert state_of(other) == state_of(model)
+
+
+def deep(width: int = 5) -> nbbn.Sequential:
+    return nbbn.mlp((width,) * 13, rng=3)
+
+
+def renamed(state, names, own) -> dict:
+    """Rename modules, and forget the order as a safetensors file does."""
+    table = dict(zip(own, names, strict=True))
+    found = {}
+    for key, array in state.items():
+        module, _, leaf = key.rpartition(".")
+        found[f"{table[module]}.{leaf}"] = array
+    return dict(sorted(found.items()))
+
+
+def modules_of(state) -> list[str]:
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in state))
+
+
+@pytest.mark.parametrize("template", ["net.{}", "block{}.part", "{}", "module.layers.{}.0"])
+def test_numbered_names_are_put_in_order(template):
+    """Twelve layers of one shape: 10 must not come before 2."""
+    model = deep()
+    for position, parameter in enumerate(model.parameters()):
+        parameter.data[...] = position
+    state = convert.to_torch(model)
+    own = modules_of(state)
+    names = [template.format(7 + 3 * position) for position in range(len(own))]
+    other = deep()
+    convert.load_torch(other, renamed(state, names, own))
+    assert state_of(other) == state_of(model)
+
+
+def test_shapes_decide_where_names_say_nothing():
+    sizes = (3, 5, 4, 2)
+    model, other = nbbn.mlp(sizes, rng=0), nbbn.mlp(sizes, rng=1)
+    state = convert.to_torch(model)
+    names = ["zebra", "yak", "ox", "newt", "ant"]
+    convert.load_torch(other, renamed(state, names, modules_of(state)))
+    assert state_of(other) == state_of(model)
+
+
+def test_names_decide_where_shapes_say_nothing():
+    sizes = (4, 4, 4)
+    model, other = nbbn.mlp(sizes, rng=0), nbbn.mlp(sizes, rng=1)
+    state = convert.to_torch(model)
+    state = renamed(state, ["hidden", "norm", "classifier"], modules_of(state))
+    before = state_of(other)
+    with pytest.raises(ArgumentError, match=r"their names give no order: pass names=\[...\]"):
+        convert.load_torch(other, state)
+    assert state_of(other) == before
+    convert.load_torch(other, state, names=["hidden", "norm", "classifier"])
+    assert state_of(other) == state_of(model)
+
+
+def test_settings_that_files_lack():
+    model = net()
+    state = convert.to_torch(model)
+    convert.load_torch(model, state)
+    assert (model[1].eps, model[1].momentum) == (1e-5, 0.1)
+    convert.load_torch(model, state, eps=1e-4, momentum=0.2)
+    assert (model[1].eps, model[1].momentum) == (1e-4, 0.2)
+    convert.load_torch(model, state)
+    assert (model[1].eps, model[1].momentum) == (1e-4, 0.2)
+
+
+def _without(state, name):
+    return {key: array for key, array in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda s: _without(s, "1.running_var"), ArgumentError, "running variance of PyTorch's"),
+        (lambda s: _without(s, "2.bias"), ArgumentError, "bias of PyTorch's '2' is missing"),
+        (lambda s: s | {"7.weight": np.ones((9, 9))}, ArgumentError, "has 0 layers for a Linear"),
+        (lambda s: s | {"7.weight": np.ones((9, 9, 3, 3))}, ArgumentError, "neither a Linear nor"),
+        (lambda s: s | {"7.alpha": np.ones(3)}, ArgumentError, "'7.alpha' belongs to neither"),
+        (lambda s: s | {"2.bias": np.ones(5)}, ShapeError, r"must have shape \(3,\), got \(5,\)"),
+        (lambda s: s | {"2.bias": np.array("x")}, DTypeError, "2.bias must hold real numbers"),
+        (lambda s: s | {"1.num_batches_tracked": np.ones(3)}, ShapeError, "must be one integer"),
+        (lambda s: {3: np.ones(3)}, DTypeError, "names in a state dict are strings, got 3"),
+        (lambda s: [1, 2], DTypeError, "path of a safetensors file or a mapping"),
+        (lambda s: "nowhere.safetensors", CheckpointError, "there is no file nowhere.safetensors"),
+        (lambda s: __file__, CheckpointError, "safetensors.torch.save_file"),
+    ],
+)
+def test_state_dicts_that_do_not_fit_change_nothing(change, error, message):
+    model = net()
+    state = {name: array + 1 for name, array in convert.to_torch(model).items()}
+    before = state_of(model)
+    with pytest.raises(error, match=message):
+        convert.load_torch(model, change(state))
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("names", ["0", ["0", "1"], ["0", "1", "1"], ["0", "1", "9"]])
+def test_names_that_do_not_fit(names):
+    model = net()
+    with pytest.raises(ArgumentError, match="names must"):
+        convert.load_torch(model, convert.to_torch(model), names=names)
+
+
+def test_only_dense_and_batch_norm_layers_move():
+    class Scaled(nbbn.Module):
+        def __init__(self):
+            self.dense = nbbn.Dense(3, 3)
+            self.scale = nbbn.Parameter([1.0])
+
+    with pytest.raises(ArgumentError, match="1 parameters outside of its Dense and BatchNorm"):
+        convert.to_torch(Scaled())
+    with pytest.raises(ArgumentError, match="neither Dense nor BatchNorm layers"):
+        convert.to_keras(nbbn.Sequential(nbbn.ReLU()))
+    with pytest.raises(DTypeError, match="model must be a Module, got list"):
+        convert.load_keras([], [])
+
+
+# -------------------------------------------------------------------------------------- Keras
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_keras_model_computes_the_same_here(bias, rng):
+    """Also where the Dense here has no bias, which then goes into the running mean."""
+    weights = keras_weights(rng)
+    model = net(bias=bias)
+    convert.load_keras(model, weights)
+    assert (model[1].eps, model[1].momentum) == (1e-3, pytest.approx(0.01))
+    x = rng.normal(size=(5, 4))
+    expected = keras_forward(weights, x)
+    np.testing.assert_allclose(model.eval()(x).data, expected, rtol=1e-12, atol=1e-12)
+    convert.load_keras(model, weights, eps=1e-2, momentum=0.9)
+    assert (model[1].eps, model[1].momentum) == (1e-2, pytest.approx(0.1))
+    expected = keras_forward(weights, x, eps=1e-2)
+    np.testing.assert_allclose(model(x).data, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_keras_weights_come_back_bit_for_bit(rng):
+    model = net()
+    weights = keras_weights(rng)
+    convert.load_keras(model, weights)
+    for got, want in zip(convert.to_keras(model), weights, strict=True):
+        assert got.flags.c_contiguous
+        assert got.tobytes() == np.ascontiguousarray(want).tobytes()
+
+
+def test_scale_and_center_may_be_off(rng):
+    model = nbbn.Sequential(
+        nbbn.BatchNorm(4, affine=False, dtype=np.float64), nbbn.Dense(4, 2, dtype=np.float64)
+    )
+    weights = [rng.normal(size=4), rng.uniform(1, 2, 4), rng.normal(size=(4, 2)), np.zeros(2)]
+    convert.load_keras(model, weights)
+    x = rng.normal(size=(3, 4))
+    expected = (x - weights[0]) / np.sqrt(weights[1] + 1e-3) @ weights[2]
+    np.testing.assert_allclose(model.eval()(x).data, expected, rtol=1e-12)
+
+
+def test_the_variance_follows_the_count(rng):
+    model, weights = net(), keras_weights(rng)
+    convert.load_keras(model, weights, count=32)
+    np.testing.assert_allclose(model[1].running_var, weights[5] * 32 / 31, rtol=1e-14)
+    np.testing.assert_allclose(convert.to_keras(model, count=32)[5], weights[5], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda w: w[:-1], ArgumentError, "layers 2 hold 2 arrays, but the Keras weights"),
+        (lambda w: w[:6], ArgumentError, "has 2 Dense layers, but the weights hold 1 kernels"),
+        (lambda w: [*w[:6], w[6].T, w[7]], ShapeError, r"weight of Keras' '2' must have shape"),
+        (lambda w: [*w, np.ones((3, 3, 4, 4))], ShapeError, r"weights\[8\] has shape"),
+        (lambda w: [w[1], *w], ArgumentError, "the weights start with a vector"),
+        (lambda w: np.ones(3), DTypeError, "weights must be a list of arrays"),
+        (lambda w: ["x", *w], DTypeError, r"weights\[0\] must hold real numbers"),
+    ],
+)
+def test_keras_weights_that_do_not_fit_change_nothing(change, error, message, rng):
+    model = net()
+    before = state_of(model)
+    with pytest.raises(error, match=message):
+        convert.load_keras(model, change(keras_weights(rng)))
+    assert state_of(model) == before
+
+
+def test_keras_always_tracks():
+    with pytest.raises(ArgumentError, match="layer '1' keeps no running statistics"):
+        convert.to_keras(net(track_running_stats=False))
