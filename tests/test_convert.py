@@ -67,7 +67,8 @@ def test_the_other_framework_would_have_recorded_the_same(updates, target, old, 
     np.testing.assert_allclose(there.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(there.var, var, rtol=1e-12)
     assert there.momentum == pytest.approx(old, abs=1e-15)
-    assert (there.convention, there.eps, there.updates) == (target, 1e-5, updates)
+    assert (there.momentum_weighs, there.unbiased) == ("old", False)
+    assert (there.eps, there.updates) == (1e-5, updates)
     back = there.to("torch", count=5)
     np.testing.assert_allclose(back.var, state.var, rtol=1e-13)
     assert back.momentum == pytest.approx(layer.momentum, abs=1e-15)
@@ -79,7 +80,7 @@ def test_a_cumulative_average_converts_too(rng):
     for x in batches:
         layer(x)
     expected = np.mean([x.var(axis=0) for x in batches], axis=0)
-    found = BatchNormState.of(layer).variance("keras", count=4)
+    found = BatchNormState.of(layer)._replace(momentum=0.1).to("keras", count=4).var
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     with pytest.raises(ArgumentError, match="momentum=None averages all batches"):
         BatchNormState.of(layer).to("keras")
@@ -95,7 +96,9 @@ def test_without_a_count_the_variance_and_so_inference_stays(rng):
 
 
 def test_without_updates_the_statistics_count_as_settled():
-    state = BatchNormState("keras", np.zeros(2), np.array([2.0, 4.0]), None, None, 1e-3, 0.99, None)
+    state = BatchNormState(
+        np.zeros(2), np.array([2.0, 4.0]), momentum=0.99, momentum_weighs="old", unbiased=False
+    )
     np.testing.assert_allclose(state.to("torch", count=5).var, [2.5, 5.0], rtol=1e-15)
     assert state.to("torch").momentum == pytest.approx(0.01)
 
@@ -111,10 +114,44 @@ def test_a_state_goes_into_a_layer_and_out_again(rng):
     np.testing.assert_array_equal(b.running_mean, a.running_mean)
 
 
+def test_layers_of_two_conventions_record_the_same(rng):
+    """Trained on the same batches, each holds what the other's state converts to."""
+    batches = [rng.normal(2, 3, size=(6, 4)) for _ in range(4)]
+    torch = nbbn.BatchNorm(4, dtype=np.float64, momentum=0.2)
+    keras = nbbn.BatchNorm(4, dtype=np.float64, convention="keras", momentum=0.8)
+    mixed = nbbn.BatchNorm(4, dtype=np.float64, convention="onnx", momentum=0.8, unbiased=True)
+    debiased = nbbn.BatchNorm(4, dtype=np.float64, momentum=0.2, zero_debias=True)
+    for x in batches:
+        for layer in (torch, keras, mixed, debiased):
+            layer(x)
+    for source in (torch, keras, mixed):
+        for like in (torch, keras, mixed):
+            target = nbbn.BatchNorm(
+                4, dtype=np.float64, convention=like.convention, unbiased=like.unbiased
+            )
+            BatchNormState.of(source).assign(target, count=6)
+            np.testing.assert_allclose(target.running_var, like.running_var, rtol=1e-12)
+            assert target.momentum == pytest.approx(like.momentum, abs=1e-15)
+    biased = BatchNormState.of(debiased).to("onnx", count=6).var
+    np.testing.assert_allclose(biased, debiased.running_var * 5 / 6, rtol=1e-14)
+
+
+def test_a_keras_layer_goes_on_where_torch_left_off():
+    """The momentum of the layer tells how much of the initial variance is left."""
+    torch = pytest.importorskip("torch")
+    module, model = trained_torch(torch), net(convention="keras")
+    convert.load_torch(model, module.state_dict(), count=16)
+    recursion = (module[1].running_var.numpy() - 0.9**5) * 15 / 16 + 0.9**5
+    np.testing.assert_allclose(model[1].running_var, recursion, rtol=1e-12)
+    assert (model[1].eps, model[1].momentum) == (1e-5, pytest.approx(0.9))
+    back = convert.to_torch(model, count=16)["1.running_var"]
+    np.testing.assert_allclose(back, module[1].running_var.numpy(), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("action", "error", "message"),
     [
-        (lambda s: s.to("caffe"), ArgumentError, "convention must be one of 'torch', 'keras'"),
+        (lambda s: s.to("caffe"), ArgumentError, "framework must be one of 'torch', 'keras'"),
         (lambda s: s.to("keras", count=1), ArgumentError, "count must be at least 2"),
         (lambda s: s.to("keras", count=2.5), DTypeError, "count must be an integer"),
         (lambda s: s.assign(nbbn.Dense(2, 2)), DTypeError, "layer must be a BatchNorm, got Dense"),
@@ -138,7 +175,7 @@ def test_options_build_the_same_layer_elsewhere():
         "axis": 1, "epsilon": 2e-5, "momentum": 0.75, "scale": True, "center": True,
     }  # fmt: skip
     assert convert.options(layer, "onnx") == {"epsilon": 2e-5, "momentum": 0.75}
-    with pytest.raises(ArgumentError, match="ONNX normalizes axis 1 and this layer axis 2"):
+    with pytest.raises(ArgumentError, match="onnx normalizes axis 1 and this layer axis 2"):
         convert.options(nbbn.BatchNorm(3, axis=2), "onnx")
     with pytest.raises(ArgumentError, match="keras has no batch normalization without running"):
         convert.options(nbbn.BatchNorm(3, track_running_stats=False), "keras")

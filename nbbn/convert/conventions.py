@@ -20,84 +20,80 @@ import numpy as np
 
 from .. import checks
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..layers import BatchNorm
+from ..normalization import CONVENTIONS, BatchNorm
 
 __all__ = ["BatchNormState", "options"]
 
-
-class Convention(NamedTuple):
-    """What a framework means by its numbers, and the ones it starts from."""
-
-    eps: float
-    momentum: float
-    of_old: bool
-    unbiased: bool
-
-
-CONVENTIONS = {
-    "torch": Convention(eps=1e-5, momentum=0.1, of_old=False, unbiased=True),
-    "keras": Convention(eps=1e-3, momentum=0.99, of_old=True, unbiased=False),
-    "onnx": Convention(eps=1e-5, momentum=0.9, of_old=True, unbiased=False),
-}
+FRAMEWORKS = tuple(CONVENTIONS)
 
 
 class BatchNormState(NamedTuple):
-    """All numbers of a batch normalization layer, as one framework understands them.
+    """All numbers of a batch normalization layer, and what they mean.
 
     Attributes
     ----------
-    convention : {"torch", "keras", "onnx"}
     mean, var : ndarray, shape (C,), or None
-        Running statistics; the variance is unbiased for "torch" and biased for the others.
+        Running statistics.
     gamma, beta : ndarray, shape (C,), or None
         Scale and shift; None means 1 and 0.
     eps : float
+        Added to the variance.
     momentum : float or None
-        Weight of the new value for "torch", where None averages all batches equally; weight of the
-        old value for the others.
+        Speed of the running statistics; None averages all batches equally.
+    momentum_weighs : {"new", "old"}
+        Which value `momentum` is the weight of.
+    unbiased : bool
+        Whether `var` averages the batches' variances times m / (m - 1).
     updates : int or None
         How many batches the running statistics have seen; None if that is not known.
+    initial_weight : float
+        Weight of the initial variance, 1, in `var`: ``(1 - a)**updates``, and 0 for an average that
+        starts from its first batch or has settled.
     """
 
-    convention: str
     mean: np.ndarray | None
     var: np.ndarray | None
-    gamma: np.ndarray | None
-    beta: np.ndarray | None
-    eps: float
-    momentum: float | None
-    updates: int | None
+    gamma: np.ndarray | None = None
+    beta: np.ndarray | None = None
+    eps: float = CONVENTIONS["torch"].eps
+    momentum: float | None = CONVENTIONS["torch"].momentum
+    momentum_weighs: str = CONVENTIONS["torch"].momentum_weighs
+    unbiased: bool = CONVENTIONS["torch"].unbiased
+    updates: int | None = None
+    initial_weight: float = 0.0
 
     @classmethod
     def of(cls, layer: BatchNorm) -> BatchNormState:
-        """Copy the state of a layer, in the layer's own convention."""
+        """Copy the state of a layer."""
         if not isinstance(layer, BatchNorm):
             raise DTypeError(f"layer must be a BatchNorm, got {type(layer).__name__}")
-        mean, var, tracked = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        mean, var = layer.running_mean, layer.running_var
+        updates = _updates(mean, var, layer.num_batches_tracked)
         return cls(
-            convention_of(layer),
             mean=None if mean is None else mean.copy(),
             var=None if var is None else var.copy(),
             gamma=None if layer.gamma is None else layer.gamma.data.copy(),
             beta=None if layer.beta is None else layer.beta.data.copy(),
             eps=layer.eps,
             momentum=layer.momentum,
-            updates=_updates(mean, var, tracked),
+            momentum_weighs=layer.momentum_weighs,
+            unbiased=layer.unbiased,
+            updates=updates,
+            initial_weight=_initial_weight(layer.weight_of_new(1), updates),
         )
 
-    def to(self, convention: str, *, count: int | None = None) -> BatchNormState:
-        """Say the same in the terms of another framework.
+    def to(self, framework: str, *, count: int | None = None) -> BatchNormState:
+        """Say the same in the terms of a framework.
 
         eps stays, for it is added to the same variance. The momentum changes from the weight of the
         new value to that of the old one, or back. The running variance stays too unless `count` is
         given: what the layer computes in inference is then the same. With `count`, the result is
-        what the other framework would have recorded: each batch's variance is scaled by
-        ``m / (m - 1)``, or its inverse, while the initial 1 is not, whose weight after k updates is
-        ``(1 - a)**k``. Without `updates` that weight is taken to have vanished.
+        what the framework would have recorded: each batch's variance is scaled by ``m / (m - 1)``,
+        or its inverse, while the initial 1 is not.
 
         Parameters
         ----------
-        convention : {"torch", "keras", "onnx"}
+        framework : {"torch", "keras", "onnx"}
         count : int, optional
             Values per channel in each batch, m: the batch size, times the spatial size.
 
@@ -108,66 +104,26 @@ class BatchNormState(NamedTuple):
         Raises
         ------
         ArgumentError
-            An unknown convention, `count` below 2, or a cumulative average (momentum None), which
-            only PyTorch has.
+            An unknown framework, `count` below 2, or an average of all batches (momentum None),
+            which only PyTorch has.
         """
-        checks.choice(convention, tuple(CONVENTIONS), "convention")
-        var = self.variance(convention, count=count)
-        momentum = self.momentum
-        if CONVENTIONS[self.convention].of_old != CONVENTIONS[convention].of_old:
-            if momentum is None:
-                raise ArgumentError(
-                    f"momentum=None averages all batches equally, which {convention} cannot: "
-                    "give the state a momentum first, with state._replace(momentum=...)"
-                )
-            momentum = 1.0 - momentum
-        return self._replace(convention=convention, momentum=momentum, var=var)
-
-    def variance(self, convention: str, *, count: int | None = None) -> np.ndarray | None:
-        """Give the running variance that another framework would have recorded, as in `to`.
-
-        Parameters
-        ----------
-        convention : {"torch", "keras", "onnx"}
-        count : int, optional
-            Values per channel in each batch; None leaves the variance as it is.
-
-        Returns
-        -------
-        ndarray, shape (C,), or None
-        """
-        checks.choice(convention, tuple(CONVENTIONS), "convention")
-        checks.choice(self.convention, tuple(CONVENTIONS), "the convention of the state")
-        source, target = CONVENTIONS[self.convention], CONVENTIONS[convention]
-        if count is not None and checks.integer(count, "count") < 2:
+        target = CONVENTIONS[checks.choice(framework, FRAMEWORKS, "framework")]
+        if self.momentum is None and framework != "torch":
             raise ArgumentError(
-                f"count must be at least 2 for an unbiased variance to exist, got {count}"
+                f"momentum=None averages all batches equally, which {framework} cannot: give the "
+                "state a momentum first, with state._replace(momentum=...)"
             )
-        if self.var is None or count is None or source.unbiased == target.unbiased:
-            return self.var
-        ratio = count / (count - 1) if target.unbiased else (count - 1) / count
-        initial = self._initial_weight(source)
-        wide = self.var.astype(np.float64)
-        return (initial + (wide - initial) * ratio).astype(self.var.dtype)
-
-    def _initial_weight(self, convention: Convention) -> float:
-        """Weight of the initial variance, 1, in the running one."""
-        if self.updates is None:
-            return 0.0
-        if self.momentum is None:
-            return float(self.updates == 0)
-        old = self.momentum if convention.of_old else 1.0 - self.momentum
-        return float(old**self.updates)
+        return converted(self, target.momentum_weighs, target.unbiased, count)
 
     def assign(self, layer: BatchNorm, *, count: int | None = None) -> None:
-        """Put this state into a layer, converted to the layer's convention.
+        """Put this state into a layer, in the terms that the layer uses.
 
         Nothing is changed unless everything fits.
 
         Parameters
         ----------
         layer : BatchNorm
-            Its learned scale, shift and statistics must be those that the state has.
+            Must have the scale, shift and statistics that the state has, and no others.
         count : int, optional
             As for `to`.
 
@@ -177,6 +133,36 @@ class BatchNormState(NamedTuple):
             An array that is missing, not expected, or of another shape.
         """
         assignment(self, layer, count, "the layer")()
+
+
+def converted(
+    state: BatchNormState, momentum_weighs: str, unbiased: bool, count: int | None
+) -> BatchNormState:
+    """Give a momentum and a running variance of other meanings."""
+    if count is not None and checks.integer(count, "count") < 2:
+        raise ArgumentError(
+            f"count must be at least 2 for an unbiased variance to exist, got {count}"
+        )
+    momentum, var = state.momentum, state.var
+    if momentum is not None and momentum_weighs != state.momentum_weighs:
+        momentum = 1.0 - momentum
+    if count is not None and var is not None and unbiased != state.unbiased:
+        ratio = count / (count - 1) if unbiased else (count - 1) / count
+        initial = state.initial_weight
+        var = (initial + (var.astype(np.float64) - initial) * ratio).astype(var.dtype)
+    return state._replace(
+        var=var, momentum=momentum, momentum_weighs=momentum_weighs, unbiased=unbiased
+    )
+
+
+def variance(state: BatchNormState, framework: str, count: int | None) -> np.ndarray | None:
+    """Give the running variance that a framework would have recorded."""
+    return converted(state, state.momentum_weighs, CONVENTIONS[framework].unbiased, count).var
+
+
+def _initial_weight(first: float, updates: int | None) -> float:
+    """Weight of what an average started from, `first` being that of its first batch."""
+    return 0.0 if updates is None else (1.0 - first) ** updates
 
 
 def _updates(
@@ -195,7 +181,7 @@ def assignment(
     """Check that a state fits a layer, and return a function that then only copies."""
     if not isinstance(layer, BatchNorm):
         raise DTypeError(f"layer must be a BatchNorm, got {type(layer).__name__}")
-    state = state.to(convention_of(layer), count=count)
+    state = converted(state, layer.momentum_weighs, layer.unbiased, count)
     pairs = (
         ("gamma", state.gamma, None if layer.gamma is None else layer.gamma.data),
         ("beta", state.beta, None if layer.beta is None else layer.beta.data),
@@ -249,24 +235,31 @@ def as_array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def convention_of(layer: BatchNorm) -> str:
-    """Name the convention that a layer's momentum and running variance follow."""
-    return "torch"
-
-
 def with_settings(
-    state: BatchNormState, layer: BatchNorm, eps: float | None, momentum: float | None
+    state: BatchNormState,
+    framework: str,
+    layer: BatchNorm,
+    eps: float | None,
+    momentum: float | None,
 ) -> BatchNormState:
-    """Fill in eps and momentum, which files of weights lack."""
-    own = BatchNormState.of(layer)
-    if own.convention == state.convention:
-        default_eps, default_momentum = own.eps, own.momentum
-    else:
-        convention = CONVENTIONS[state.convention]
-        default_eps, default_momentum = convention.eps, convention.momentum
+    """Complete a state read from a framework's weights, which lack eps and momentum."""
+    convention = CONVENTIONS[framework]
+    own_eps: float = convention.eps
+    own_momentum: float | None = convention.momentum
+    if layer.convention == framework:
+        own_eps, own_momentum = layer.eps, layer.momentum
+        if own_momentum is not None and layer.momentum_weighs != convention.momentum_weighs:
+            own_momentum = 1.0 - own_momentum
+    momentum = own_momentum if momentum is None else checks.fraction(momentum, "momentum")
+    first = 1.0 if momentum is None else momentum
+    if momentum is not None and convention.momentum_weighs == "old":
+        first = 1.0 - momentum
     return state._replace(
-        eps=default_eps if eps is None else eps,
-        momentum=default_momentum if momentum is None else momentum,
+        eps=own_eps if eps is None else eps,
+        momentum=momentum,
+        momentum_weighs=convention.momentum_weighs,
+        unbiased=convention.unbiased,
+        initial_weight=_initial_weight(first, state.updates),
     )
 
 
@@ -282,20 +275,20 @@ def options(layer: BatchNorm, framework: str) -> dict[str, Any]:
     Returns
     -------
     dict of str to object
-        Keyword arguments, or attributes of the ONNX node, without the number of channels.
+        Keyword arguments, or attributes of the ONNX node, without the number of channels. PyTorch
+        and ONNX normalize axis 1; for inputs (N, C) that is axis -1 too.
 
     Raises
     ------
     ArgumentError
         An unknown framework, or one that cannot express the layer.
     """
-    checks.choice(framework, tuple(CONVENTIONS), "framework")
     state = BatchNormState.of(layer).to(framework)
+    if framework != "keras" and layer.axis not in (1, -1):
+        raise ArgumentError(
+            f"{framework} normalizes axis 1 and this layer axis {layer.axis}: move the axis"
+        )
     if framework == "torch":
-        if layer.axis != 1:
-            raise ArgumentError(
-                f"PyTorch normalizes axis 1 and this layer axis {layer.axis}: move the axis"
-            )
         affine = layer.gamma is not None or layer.beta is not None
         tracked = layer.running_mean is not None
         return {
@@ -307,10 +300,6 @@ def options(layer: BatchNorm, framework: str) -> dict[str, Any]:
     if state.mean is None:
         raise ArgumentError(f"{framework} has no batch normalization without running statistics")
     if framework == "onnx":
-        if layer.axis != 1:
-            raise ArgumentError(
-                f"ONNX normalizes axis 1 and this layer axis {layer.axis}: move the axis"
-            )
         return {"epsilon": state.eps, "momentum": state.momentum}
     return {
         "axis": layer.axis,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..layers import BatchNorm, Dense, Module
-from .conventions import BatchNormState, as_array, assignment, with_settings
+from .conventions import BatchNormState, as_array, assignment, variance, with_settings
 from .walk import Layer, copy_dense, followers, layers_of, without_bias
 
 __all__ = ["load_keras", "to_keras"]
@@ -81,14 +81,14 @@ def load_keras(
                 copies.append(copy_dense(layer, kernel.T, bias, f"Keras' {name!r}"))
                 continue
             state = BatchNormState(
-                "keras",
                 gamma=None if layer.gamma is None else next(given),
                 beta=None if layer.beta is None else next(given),
-                mean=next(given), var=next(given), eps=0.0, momentum=None, updates=None,
-            )  # fmt: skip
+                mean=next(given),
+                var=next(given),
+            )
             if id(layer) in biases:
                 state = state._replace(mean=without_bias(state.mean, biases[id(layer)]))
-            state = with_settings(state, layer, eps, momentum)
+            state = with_settings(state, "keras", layer, eps, momentum)
             copies.append(assignment(state, layer, count, f"Keras' {name!r}"))
     for copy in copies:
         copy()
@@ -123,7 +123,7 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
             continue
         _check_tracked(layer, name)
         state = BatchNormState.of(layer)
-        arrays = (state.gamma, state.beta, state.mean, state.variance("keras", count=count))
+        arrays = (state.gamma, state.beta, state.mean, variance(state, "keras", count))
         found.extend(array for array in arrays if array is not None)
     return found
 

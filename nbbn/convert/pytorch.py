@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ..layers import BatchNorm, Dense, Module
-from .conventions import BatchNormState, as_array, assignment, with_settings
+from .conventions import BatchNormState, as_array, assignment, variance, with_settings
 from .walk import Layer, copy_dense, followers, layers_of, without_bias
 
 __all__ = ["load_torch", "to_torch"]
@@ -90,13 +90,15 @@ def load_torch(
             copies.append(copy_dense(layer, group.get("weight"), bias, label))
         else:
             found = BatchNormState(
-                "torch", group.get("running_mean"), group.get("running_var"),
-                group.get("weight"), group.get("bias"), eps=0.0, momentum=None,
+                mean=group.get("running_mean"),
+                var=group.get("running_var"),
+                gamma=group.get("weight"),
+                beta=group.get("bias"),
                 updates=_updates(group.get("num_batches_tracked"), label),
-            )  # fmt: skip
+            )
             if id(layer) in biases:
                 found = found._replace(mean=without_bias(found.mean, biases[id(layer)]))
-            found = with_settings(found, layer, eps, momentum)
+            found = with_settings(found, "torch", layer, eps, momentum)
             copies.append(assignment(found, layer, count, label))
     for copy in copies:
         copy()
@@ -158,7 +160,7 @@ def _batch_norm_arrays(layer: BatchNorm, count: int | None) -> dict[str, np.ndar
         "weight": gamma,
         "bias": beta,
         "running_mean": state.mean,
-        "running_var": state.variance("torch", count=count),
+        "running_var": variance(state, "torch", count),
         "num_batches_tracked": updates,
     }
 
