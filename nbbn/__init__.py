@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import convert, data, functional, initializers, losses, ops, optim, threads, train
+    from . import (
+        callbacks,
+        checkpoint,
+        convert,
+        data,
+        functional,
+        initializers,
+        losses,
+        ops,
+        optim,
+        threads,
+        train,
+    )
     from .autograd import Op, Parameter, Tape, Tensor, apply
     from .errors import NbbnError
     from .gradients import gradcheck
@@ -48,6 +60,8 @@ __all__ = [
     "Tensor",
     "__version__",
     "apply",
+    "callbacks",
+    "checkpoint",
     "convert",
     "data",
     "functional",
@@ -63,6 +77,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "callbacks",
+    "checkpoint",
     "convert",
     "data",
     "functional",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,6 +203,15 @@ def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
         names = ", ".join(repr(item) for item in allowed)
         raise ArgumentError(f"{name} must be one of {names}; got {value!r}")
     return value
+
+
+def mapping(value: Any, name: str) -> None:
+    """Check that `value` maps names to things."""
+    if not isinstance(value, Mapping):
+        raise DTypeError(
+            f"{name} must be a mapping of names to arrays, got {type(value).__name__}: "
+            "pass what state_dict() returned"
+        )
 
 
 def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> None:

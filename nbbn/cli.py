@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .callbacks import Callback
 from .errors import ArgumentError, NbbnError
 
 __all__ = ["main"]
@@ -221,12 +222,12 @@ def _train(arguments: argparse.Namespace) -> None:
         f"MNIST {len(mnist.train_labels):,} + {len(mnist.test_labels):,} images, "
         f"net {'-'.join(map(str, sizes))}, {count:,} parameters, seed {arguments.seed}"
     )
-    watcher = None
+    callbacks: list[Callback] = []
     if not arguments.quiet:
-        watcher = progress.Bar() if sys.stderr.isatty() else progress.Lines()
+        callbacks.append(progress.Bar() if sys.stderr.isatty() else progress.Lines())
     history = train.fit(
         model, batches, optimizer,
-        epochs=arguments.epochs, test=test, until=arguments.until, progress=watcher,
+        epochs=arguments.epochs, test=test, until=arguments.until, callbacks=callbacks,
     )  # fmt: skip
     last = history[-1]
     assert last.test is not None

@@ -18,7 +18,6 @@ import operator
 import os
 import pickle
 import queue
-import secrets
 import shutil
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ArgumentError, CheckpointError, DataError, DTypeError, ShapeError
+from .files import write_atomically
 
 __all__ = ["MNIST", "Batches", "load_mnist", "read_idx"]
 
@@ -267,6 +267,11 @@ class Batches:
         self.order = np.empty(0, np.int64)
         self.position = 0
 
+    @property
+    def count(self) -> int:
+        """Number of examples, N."""
+        return len(self._images)
+
     def __len__(self) -> int:
         """Count the batches of a whole epoch."""
         full, rest = divmod(len(self._images), self.batch_size)
@@ -481,17 +486,9 @@ def _keep(folder: Path | None, file: _File, raw: bytes) -> Path | None:
     """Write a verified file into `folder`, atomically; return None if nothing can be kept there."""
     if folder is None:
         return None
-    part = folder / f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as stream:
-                stream.write(raw)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(part, folder / file.name)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(folder / file.name, raw)
     except OSError as error:
         _log.warning("the data cannot be kept in %s: %s", folder, _reason(error))
         return None

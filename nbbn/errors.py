@@ -8,6 +8,7 @@ __all__ = [
     "DTypeError",
     "DataError",
     "DeviceError",
+    "DivergenceError",
     "NbbnError",
     "ShapeError",
     "TapeError",
@@ -32,6 +33,10 @@ class DTypeError(NbbnError, TypeError):
 
 class DeviceError(NbbnError, RuntimeError):
     """Arrays of different devices were mixed, or a device is not available."""
+
+
+class DivergenceError(NbbnError, ArithmeticError):
+    """Training has diverged: the loss is infinite or not a number."""
 
 
 class TapeError(NbbnError, RuntimeError):

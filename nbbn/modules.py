@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from . import checks
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
@@ -78,6 +79,12 @@ class Module:
                 yield module
                 stack.extend(reversed([child for _, child in module.children()]))
 
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield this module and all below it with their names in the state dict, "" for itself."""
+        yield prefix.removesuffix("."), self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}{name}.")
+
     def parameters(self) -> list[Parameter]:
         """All parameters, each once, in the order of their definition."""
         found: dict[int, Parameter] = {}
@@ -139,6 +146,7 @@ class Module:
         ShapeError, DTypeError
             An array that does not fit.
         """
+        checks.mapping(state, "state")
         own = dict(self._state())
         # PyTorch wrote no batch counter before version 2 of its format.
         # A model with the non-finite guard and one without load each other's state.

@@ -288,6 +288,15 @@ class Optimizer:
     ) -> None:
         raise NotImplementedError
 
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient that the last step used, over all trained parameters."""
+        total = 0.0
+        for arena in self.arenas:
+            for p, buffer in zip(arena.parameters, arena.buffers, strict=True):
+                if p.requires_grad:
+                    total += float(np.square(buffer, dtype=np.float64).sum())
+        return math.sqrt(total)
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the step count and the state arrays, by name."""
         state = {"step_count": np.array(self.step_count)}
@@ -304,6 +313,7 @@ class Optimizer:
         ArgumentError
             The state belongs to another optimizer or another set of parameters.
         """
+        checks.mapping(state, "state")
         own = self.state_dict()
         if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
             raise ArgumentError(
@@ -452,10 +462,10 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW,
 
 class _Constant:
     def __init__(self, lr: float) -> None:
-        self._lr = lr
+        self.lr = lr
 
     def __call__(self, step: int) -> float:
-        return self._lr
+        return self.lr
 
 
 def _rate(value: Any, name: str = "lr") -> float:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any, TextIO
 
-import numpy as np
-
-from .data import Batches
+from .callbacks import Callback, Run
 from .train import Epoch
 
 __all__ = ["Bar", "Lines"]
 
 
-class Lines:
+class Lines(Callback):
     """One line per epoch.
 
     Parameters
@@ -25,18 +22,12 @@ class Lines:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
 
-    def batches(self, epoch: int, batches: Batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the batches of an epoch."""
-        yield from batches
-
-    def loss(self, value: float) -> None:
-        """Take the running mean loss."""
-
-    def epoch(self, result: Epoch) -> None:
+    def epoch(self, run: Run, result: Epoch) -> None:
         """Print the result of an epoch."""
         text = f"epoch {result.epoch}  loss {result.loss:.4f}"
-        if result.test is not None:
-            text += f"  test loss {result.test.loss:.4f}  test accuracy {result.test.accuracy:.2%}"
+        for name in ("validation", "test"):
+            if (found := getattr(result, name)) is not None:
+                text += f"  {name} loss {found.loss:.4f}  {name} accuracy {found.accuracy:.2%}"
         text += f"  {result.images_per_second:,.0f} images/s"
         print(text, file=self._stream, flush=True)
 
@@ -51,21 +42,25 @@ class Bar(Lines):
 
     _bar: Any = None
 
-    def batches(self, epoch: int, batches: Batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the batches of an epoch and move the bar."""
-        from tqdm import tqdm
+    def step(self, run: Run) -> None:
+        """Move the bar and show the running mean loss beside it."""
+        if self._bar is None:
+            from tqdm import tqdm
 
-        total = len(batches) * batches.batch_size
-        with tqdm(
-            total=total, desc=f"epoch {epoch}", unit=" images", unit_scale=True, leave=False
-        ) as bar:
-            self._bar = bar
-            for x, y in batches:
-                yield x, y
-                bar.update(len(y))
-        self._bar = None
+            total = getattr(run.batches, "count", None)
+            self._bar = tqdm(
+                total=total, desc=f"epoch {run.epoch}", unit=" images", unit_scale=True, leave=False
+            )
+        self._bar.set_postfix_str(f"loss {run.total / run.count:.4f}", refresh=False)
+        self._bar.update(run.count - self._bar.n)
 
-    def loss(self, value: float) -> None:
-        """Show the running mean loss beside the bar."""
+    def epoch(self, run: Run, result: Epoch) -> None:
+        """Take the bar away and print the result of the epoch."""
+        self.close()
+        super().epoch(run, result)
+
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {value:.4f}", refresh=False)
+            self._bar.close()
+            self._bar = None

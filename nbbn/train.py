@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import time
+import itertools
+import logging
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backend, checks, modules
+from . import backend, checkpoint, checks, modules
 from .autograd import Parameter, Tape, Tensor
+from .callbacks import Callback, Run
+from .checkpoint import Checkpoint
 from .data import Batches
-from .errors import ArgumentError, DTypeError, ShapeError
+from .errors import ArgumentError, DivergenceError, DTypeError, ShapeError
 from .losses import cross_entropy
 from .modules import Module
+from .observe import first_nonfinite
 from .optim import Optimizer
 from .recorder import Arena, Plan, Recorder, contents, difference
 
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
 Loss = Callable[[Tensor, np.ndarray], Tensor]
+
+_log = logging.getLogger(__name__)
 
 # Shapes whose plans are kept: a full batch, a short last one, and a few more.
 _MAX_PLANS = 8
@@ -197,31 +202,28 @@ class Epoch(NamedTuple):
         1 for the first.
     loss : float
         Mean training loss per example, each before its step's update.
+    accuracy : float or None
+        Fraction of training examples classified right, each before its step's update; None unless
+        a callback counts them.
     seconds : float
         Time spent on the training steps.
     images_per_second : float
-    test : Evaluation or None
-        Result on the test batches, where given.
+    validation, test : Evaluation or None
+        Results on the validation and test batches, where given.
     """
 
     epoch: int
     loss: float
+    accuracy: float | None
     seconds: float
     images_per_second: float
+    validation: Evaluation | None
     test: Evaluation | None
 
-
-class Progress(Protocol):
-    """Watches training: see `nbbn.progress`."""
-
-    def batches(self, epoch: int, batches: Batches) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        """Yield the batches of an epoch, showing how far it is."""
-
-    def loss(self, value: float) -> None:
-        """Take the running mean loss."""
-
-    def epoch(self, result: Epoch) -> None:
-        """Take the result of an epoch."""
+    @property
+    def watched(self) -> Evaluation | None:
+        """The result that decides: on the validation batches where given, else on the test's."""
+        return self.validation or self.test
 
 
 def fit(
@@ -231,9 +233,12 @@ def fit(
     *,
     epochs: int,
     loss: Loss = cross_entropy,
+    validation: Batches | None = None,
     test: Batches | None = None,
     until: float | None = None,
-    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: Checkpoint | None = None,
+    strict: bool = True,
 ) -> list[Epoch]:
     """Train a model.
 
@@ -242,62 +247,175 @@ def fit(
     model : Module
         Trained in place, and left in training mode.
     batches : Batches
-        Training data, shuffled anew for every epoch.
+        Training data, shuffled anew for every epoch. Any iterable of pairs (x, y) that can be
+        iterated once per epoch will do.
     optimizer : Optimizer
         Of the model's parameters.
     epochs : int
+        Epochs in all, those before a resume included.
     loss : callable, default `nbbn.losses.cross_entropy`
         Maps (output Tensor, labels) to a Tensor of one element, a mean over the batch.
-    test : Batches, optional
+    validation, test : Batches, optional
         Evaluated after every epoch.
     until : float, optional
-        Stop after the epoch whose test accuracy reaches this fraction; needs `test`.
-    progress : Progress, optional
-        Is told how it goes.
+        Stop after the epoch whose accuracy reaches this fraction, on the validation set where
+        given, else on the test set.
+    callbacks : sequence of Callback
+        Are told how it goes, in their order.
+    resume : Checkpoint, optional
+        Go on where this was saved, as if nothing had happened: the numbers are the same bit for
+        bit, for the same number of threads. Make model, batches and optimizer as for the first
+        run; their state is replaced.
+    strict : bool, default True
+        Whether optimizer, schedule and batches must have the settings they had before a resume.
 
     Returns
     -------
     list of Epoch
+        The finished epochs, those before a resume included.
 
     Raises
     ------
     ArgumentError
-        `epochs` below 1, or a loss that is not finite: training has diverged.
+        `epochs` below 1, or `until` without data to watch.
+    DivergenceError
+        The loss is not finite. The parameters are those before that step.
+    CheckpointError
+        `resume` belongs to another model, optimizer or data set.
     """
     checks.positive(epochs, "epochs")
     if until is not None:
         checks.fraction(until, "until")
-        if test is None:
-            raise ArgumentError("until watches the test accuracy: pass test as well")
-    step = record_step(model, loss, optimizer)
-    history: list[Epoch] = []
-    for number in range(1, epochs + 1):
-        model.train()
-        total, count = 0.0, 0
-        start = time.perf_counter()
-        for x, y in progress.batches(number, batches) if progress else batches:
-            value = step(x, y)
-            if not math.isfinite(value):
+        if test is None and validation is None:
+            raise ArgumentError("until watches an accuracy: pass validation or test as well")
+    _check_batches(batches, validation, test)
+    watched = _Watched(loss, any(callback.counts_right for callback in callbacks))
+    step = record_step(model, watched, optimizer)
+    run = Run(model, batches, optimizer, epochs)
+    if resume is not None:
+        own = batches if isinstance(batches, Batches) else None
+        checkpoint.restore(resume, model, optimizer, own, strict=strict)
+        run.load_state_dict(resume.progress)
+        run.history = [_epoch(values) for values in run.history]
+    try:
+        for callback in callbacks:
+            callback.start(run)
+        while run.epoch <= epochs and not run.stopped and not _reached(run, until):
+            model.train()
+            _train_epoch(run, step, watched, callbacks)
+            if run.stopped:
+                break
+            if not run.count:
                 raise ArgumentError(
-                    f"the loss is {value} at step {optimizer.step_count} of epoch {number}: "
-                    "training has diverged; try a smaller learning rate"
+                    f"there are no batches in epoch {run.epoch}: pass Batches, or a list"
                 )
-            total += value * len(y)
-            count += len(y)
-            if progress:
-                progress.loss(total / count)
-        if not count:
-            raise ArgumentError(f"there are no batches in epoch {number}: pass Batches, or a list")
-        seconds = time.perf_counter() - start
-        result = evaluate(model, test, loss=loss) if test is not None else None
-        model.train()
-        epoch = Epoch(number, total / count, seconds, count / seconds, result)
-        history.append(epoch)
-        if progress:
-            progress.epoch(epoch)
-        if until is not None and result is not None and result.accuracy >= until:
-            break
-    return history
+            result = Epoch(
+                run.epoch,
+                run.total / run.count,
+                None if run.right is None else run.right / run.count,
+                run.seconds,
+                run.count / run.seconds,
+                None if validation is None else evaluate(model, validation, loss=loss),
+                None if test is None else evaluate(model, test, loss=loss),
+            )
+            model.train()
+            run.history.append(result)
+            run.next_epoch()
+            for callback in callbacks:
+                callback.epoch(run, result)
+        for callback in callbacks:
+            callback.end(run)
+    finally:
+        for callback in callbacks:
+            callback.close()
+    return run.history
+
+
+def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Callback]) -> None:
+    """Make the steps of an epoch, or what is left of it."""
+    run.start_clock()
+    watched.right[0] = run.right or 0
+    # Batches know themselves where to go on.
+    done = 0 if isinstance(run.batches, Batches) else run.position
+    for x, y in itertools.islice(run.batches, done, None):
+        try:
+            run.loss = step(x, y)
+        except _NotFinite as error:
+            raise _diverged(run, error.value, x) from None
+        run.take(x, y, int(watched.right[0]) if watched.counts else None)
+        for callback in callbacks:
+            callback.step(run)
+        if run.stopped:
+            return
+    run.stop_clock()
+
+
+def _reached(run: Run, until: float | None) -> bool:
+    last = run.history[-1].watched if run.history else None
+    return until is not None and last is not None and last.accuracy >= until
+
+
+def _epoch(values: Sequence[Any]) -> Epoch:
+    """Rebuild what JSON has made lists of."""
+    *numbers, validation, test = values
+    return Epoch(*numbers, *(part and Evaluation(*part) for part in (validation, test)))
+
+
+def _check_batches(batches: Any, *others: Any) -> None:
+    for data in (batches, *others):
+        pair = isinstance(data, tuple | list) and data and isinstance(data[0], np.ndarray)
+        if pair or isinstance(data, np.ndarray):
+            raise DTypeError(
+                f"expected batches, got arrays ({type(data).__name__}): "
+                "pass nbbn.data.Batches(x, y, batch_size)"
+            )
+    if isinstance(batches, Batches) and batches.batch_size > batches.count:
+        _log.warning(
+            "the batch size %d exceeds the %d training examples: every step uses all of them",
+            batches.batch_size, batches.count,
+        )  # fmt: skip
+
+
+class _NotFinite(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+
+class _Watched:
+    """The loss, and what a step notices beside it before it changes anything.
+
+    It goes through `backend.run`, so that a replayed step notices the same.
+    """
+
+    def __init__(self, loss: Loss, counts: bool) -> None:
+        self._loss, self.counts = loss, counts
+        self.right = np.zeros(1, np.int64)
+
+    def __call__(self, output: Tensor, y: np.ndarray) -> Tensor:
+        value = self._loss(output, y)
+        if isinstance(value, Tensor) and value.size == 1:
+            backend.run(_check_finite, value.data)
+        if self.counts and output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu":
+            backend.run(_count_right, output.data, y, self.right)
+        return value
+
+
+def _check_finite(loss: np.ndarray) -> None:
+    if not np.isfinite(loss).all():
+        raise _NotFinite(loss.item())
+
+
+def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> None:
+    right += np.count_nonzero(output.argmax(axis=1) == labels)
+
+
+def _diverged(run: Run, loss: float, x: np.ndarray) -> DivergenceError:
+    first = first_nonfinite(run.model, x) or "the loss itself"
+    saved = f"the last good checkpoint is {run.saved}" if run.saved else "no checkpoint was saved"
+    return DivergenceError(
+        f"the loss is {loss} at step {run.step + 1} of epoch {run.epoch}: training has diverged; "
+        f"{first} is the first that is not finite; {saved}; try a smaller learning rate"
+    )
 
 
 def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> Evaluation:
@@ -315,6 +433,7 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     -------
     Evaluation
     """
+    _check_batches(batches)
     total, right, count = 0.0, 0, 0
     with _evaluating(model):
         for x, y in batches:

@@ -12,8 +12,16 @@ import pytest
 
 import nbbn
 from nbbn import Tape, Tensor, losses, ops, optim
+from nbbn.callbacks import Callback
 from nbbn.data import Batches, load_mnist
-from nbbn.errors import ArgumentError, DataError, DTypeError, NbbnError, ShapeError
+from nbbn.errors import (
+    ArgumentError,
+    DataError,
+    DivergenceError,
+    DTypeError,
+    NbbnError,
+    ShapeError,
+)
 from nbbn.train import evaluate, fit, record_step
 
 FEATURES, CLASSES = 12, 4
@@ -908,8 +916,12 @@ def test_fit_stops_when_training_diverges(rng):
     images = rng.normal(size=(64, FEATURES)).astype(np.float32)
     train = Batches(images, rng.integers(0, CLASSES, 64), 16, rng=0)
     model = nbbn.mlp((FEATURES, 8, CLASSES), batch_norm=False, rng=0)
-    with pytest.raises(ArgumentError, match=r"step \d+ of epoch \d+.*diverged.*learning rate"):
+    pattern = (
+        r"step \d+ of epoch \d+.*diverged; the output of layer \d, \w+.*no check.*learning rate"
+    )
+    with pytest.raises(DivergenceError, match=pattern):
         fit(model, train, optim.SGD(model.parameters(), 1e20), epochs=3)
+    assert all(np.isfinite(p.data).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, "3", None, True])
@@ -927,26 +939,105 @@ def test_fit_refuses_features_that_do_not_fit(rng):
         fit(model, train, optimizer, epochs=1)
 
 
-def test_fit_tells_its_progress(rng):
-    class Log:
-        def __init__(self):
-            self.losses, self.epochs = [], []
+class Diary(Callback):
+    def __init__(self):
+        self.entries = []
 
-        def batches(self, epoch, batches):
-            self.epochs.append(epoch)
-            return batches
+    def start(self, run):
+        self.entries.append("start")
 
-        def loss(self, value):
-            self.losses.append(value)
+    def step(self, run):
+        self.entries.append(run.total / run.count)
 
-        def epoch(self, result):
-            self.epochs.append(result)
+    def epoch(self, run, result):
+        self.entries.append(result)
 
+    def end(self, run):
+        self.entries.append("end")
+
+    def close(self):
+        self.entries.append("close")
+
+
+def test_callbacks_are_told_everything_in_order(rng):
     model, optimizer = adam_mlp()
     images = rng.normal(size=(20, FEATURES)).astype(np.float32)
     train = Batches(images, rng.integers(0, CLASSES, 20), 8, rng=0)
-    log = Log()
-    history = fit(model, train, optimizer, epochs=2, progress=log)
-    assert log.epochs == [1, history[0], 2, history[1]]
-    assert len(log.losses) == 6
-    assert [log.losses[2], log.losses[5]] == [epoch.loss for epoch in history]
+    diary = Diary()
+    first, second = fit(model, train, optimizer, epochs=2, callbacks=[diary])
+    entries = diary.entries
+    assert [entries[i] for i in (0, 4, 8, 9, 10)] == ["start", first, second, "end", "close"]
+    assert [entries[3], entries[7]] == [first.loss, second.loss]
+    assert len(entries) == 11
+    assert first.accuracy is None
+
+
+def test_callbacks_are_closed_after_an_error(rng):
+    model, optimizer = adam_mlp()
+    train = Batches(np.zeros((8, FEATURES + 1), np.float32), np.zeros(8, int), 4)
+    diary = Diary()
+    with pytest.raises(ShapeError):
+        fit(model, train, optimizer, epochs=1, callbacks=[diary])
+    assert diary.entries == ["start", "close"]
+
+
+def test_training_accuracy_counts_every_step(rng):
+    """The recorded and the replayed steps count what an eager loop counts."""
+    images = rng.normal(size=(70, FEATURES)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, 70)
+
+    class Counting(Callback):
+        counts_right = True
+
+    model, optimizer = adam_mlp()
+    train = Batches(images, labels, 8, rng=0)
+    history = fit(model, train, optimizer, epochs=3, callbacks=[Counting()])
+    model, optimizer = adam_mlp()
+    train = Batches(images, labels, 8, rng=0)
+    expected = []
+    for _ in range(3):
+        right = 0
+        for x, y in train:
+            with nbbn.Tape() as tape:
+                output = model(x)
+                loss = losses.cross_entropy(output, y)
+            right += np.count_nonzero(output.data.argmax(axis=1) == y)
+            tape.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        expected.append(right / 70)
+    assert [epoch.accuracy for epoch in history] == expected
+
+
+@pytest.mark.parametrize("which", ["batches", "test", "validation"])
+def test_fit_takes_batches_not_arrays(which, rng):
+    model, optimizer = adam_mlp()
+    arrays = (np.zeros((8, FEATURES), np.float32), np.zeros(8, int))
+    data = {"batches": Batches(*arrays, 4), which: arrays}
+    with pytest.raises(DTypeError, match=r"got arrays \(tuple\): pass nbbn.data.Batches"):
+        fit(model, optimizer=optimizer, epochs=1, **data)
+    with pytest.raises(DTypeError, match="got arrays"):
+        evaluate(model, arrays)
+
+
+def test_a_batch_size_beyond_the_data_is_said(rng, caplog):
+    model, optimizer = adam_mlp()
+    train = Batches(np.zeros((8, FEATURES), np.float32), np.zeros(8, int), 16)
+    fit(model, train, optimizer, epochs=1)
+    assert "batch size 16 exceeds the 8 training examples" in caplog.text
+
+
+def test_gradient_norm(rng):
+    x, y = rng.normal(size=(16, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, 16)
+    model, optimizer = adam_mlp()
+    step = record_step(model, losses.cross_entropy, optimizer)
+    twin, _ = adam_mlp()
+    for scale in (1, 2, 3, 4):
+        twin.load_state_dict(model.state_dict())
+        step(x * scale, y)
+        with nbbn.Tape() as tape:
+            loss = losses.cross_entropy(twin(x * scale), y)
+        tape.backward(loss)
+        expected = np.sqrt(sum((p.grad.astype(float) ** 2).sum() for p in twin.parameters()))
+        twin.zero_grad()
+        assert optimizer.gradient_norm() == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,96 @@
+"""Looking into a model while it computes: the inputs and outputs of its layers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .autograd import Tensor
+from .modules import Module
+
+__all__ = ["first_nonfinite", "observed"]
+
+See = Callable[[str, Module, Tensor, Tensor], None]
+
+
+@contextlib.contextmanager
+def observed(model: Module, see: See) -> Iterator[None]:
+    """Call ``see(name, module, x, y)`` after every forward of a module of `model`.
+
+    Steps that were recorded before are recorded again afterwards.
+
+    Parameters
+    ----------
+    model : Module
+    see : callable
+        Takes the name of the module as in the state dict ("" for the model itself), the module,
+        its input and its output.
+
+    Yields
+    ------
+    None
+    """
+
+    def wrap(name: str, module: Module) -> Callable[..., Tensor]:
+        forward = module.forward
+
+        def watched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            y = forward(x, *args, **kwargs)
+            see(name, module, x, y)
+            return y
+
+        return watched
+
+    wrapped = list(model.named_modules())
+    try:
+        for name, module in wrapped:
+            module.forward = wrap(name, module)  # type: ignore[method-assign]
+        yield
+    finally:
+        for _, module in wrapped:
+            vars(module).pop("forward", None)
+
+
+def first_nonfinite(model: Module, x: np.ndarray) -> str | None:
+    """Find where the first infinity or NaN of a forward pass comes from.
+
+    The model computes in the mode that it is in; its state is restored.
+
+    Parameters
+    ----------
+    model : Module
+    x : ndarray
+        A batch.
+
+    Returns
+    -------
+    str or None
+        Such as ``"the output of layer 2, Dense(8, 3)"``; None if everything is finite.
+    """
+    if not np.isfinite(x).all():
+        return "the batch itself"
+    for name, module in model.named_modules():
+        own = [(n, a) for n, a in module.state_dict().items() if "." not in n]
+        for attribute, array in own:
+            if not np.isfinite(array).all() and attribute not in module.buffers:
+                return f"the {attribute} of {_label(name, module)}"
+    found: list[str] = []
+
+    def see(name: str, module: Module, inner: Tensor, y: Tensor) -> None:
+        if not found and not np.isfinite(y.numpy()).all():
+            found.append(f"the output of {_label(name, module)}")
+
+    state = model.state_dict()
+    try:
+        with observed(model, see), np.errstate(all="ignore"):
+            model(x)
+    finally:
+        model.load_state_dict(state)
+    return found[0] if found else None
+
+
+def _label(name: str, module: Module) -> str:
+    return f"layer {name}, {module!r}" if name else "the model"
