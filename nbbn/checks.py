@@ -148,6 +148,9 @@ def channel_vector(array: Any, channels: int, dtype: Any, name: str) -> np.ndarr
     """Return a per-channel array (C,) in `dtype`, or an empty one for None."""
     if array is None:
         return _EMPTY[dtype]
+    if type(array) is np.ndarray and array.dtype is dtype and array.shape == (channels,):
+        # The usual case, without looking at what cannot be wrong.
+        return array if array.flags.carray else backend.contiguous(array, dtype)
     channel_array(array, channels, name)
     return backend.contiguous(array, dtype)
 

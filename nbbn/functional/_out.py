@@ -24,7 +24,10 @@ class Target:
             apart = True
         else:
             checks.output(out, x.shape, x.dtype)
-            apart = not any(_overlaps(out, array) for array in inputs)
+            apart = True
+            for array in inputs:
+                if _overlaps(out, array):
+                    apart = False
         self._result = out
         self._copy_to: np.ndarray | None = None
         direct = out if layout.order is None else out.transpose(layout.order)

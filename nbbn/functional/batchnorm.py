@@ -182,7 +182,8 @@ def batch_norm_infer(
     eps = checks.epsilon(eps, zero_allowed=True)
     relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
     # Running statistics usually have the type of x; both that and float64 go in as they are.
-    dtype = layout.dtype if _are_of(layout.dtype, mean, var) else _FLOAT64
+    plain = type(mean) is type(var) is np.ndarray and mean.dtype is var.dtype is layout.dtype
+    dtype = layout.dtype if plain else _FLOAT64
     mean = _statistic(mean, channels, "mean", dtype)
     var = _statistic(var, channels, "var", dtype)
     gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
@@ -523,10 +524,6 @@ def _statistic(
     if array is None:
         raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
     return checks.channel_vector(array, channels, dtype, name)
-
-
-def _are_of(dtype: np.dtype[Any], *arrays: Any) -> bool:
-    return all(isinstance(array, np.ndarray) and array.dtype is dtype for array in arrays)
 
 
 def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:

@@ -132,8 +132,10 @@ class Kernel(SerialKernel):
         """Run on `args`, in parallel where `threads` (from `workers`) is more than one."""
         if _state.compile_only:
             self.parallel.compile(tuple(numba.typeof(value) for value in args))
-        if threads == 1 or _state.compile_only:
             super().__call__(*args)
+            return
+        if threads == 1:
+            self.serial(*args)
             return
         _state.busy = True
         try:
