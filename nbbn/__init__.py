@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from .autograd import Op, Parameter, Tape, Tensor, apply
     from .errors import NbbnError
+    from .folding import fold
     from .gradients import gradcheck
     from .layers import (
         BatchNorm,
@@ -64,6 +65,7 @@ __all__ = [
     "checkpoint",
     "convert",
     "data",
+    "fold",
     "functional",
     "gradcheck",
     "initializers",
@@ -92,6 +94,7 @@ _MODULES = {
 _HOMES = {
     **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
     "NbbnError": "errors",
+    "fold": "folding",
     "gradcheck": "gradients",
     "warmup": "precompile",
 }

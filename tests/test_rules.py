@@ -37,7 +37,7 @@ FLOORS = [
     {"ops", "modules"},
     {"normalization", "losses", "optim"},
     {"layers"},
-    {"convert", "checkpoint", "observe"},
+    {"convert", "folding", "checkpoint", "observe"},
     {"train"},
 ]
 # Nothing but errors, and the writing of files.
