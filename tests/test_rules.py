@@ -85,9 +85,10 @@ def test_imports_point_downwards(name):
         assert beside or floor(other) < floor(name), f"{name} imports {other} from above"
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES))
+@pytest.mark.parametrize("name", [name for name in FILES if package_of(name) in LEAVES])
 def test_leaves_import_next_to_nothing(name):
-    assert own_imports(name, top_level_only=True) <= {"errors", "files"}
+    others = {other for other in own_imports(name, top_level_only=True) if other != "nbbn"}
+    assert {package_of(other) for other in others} <= {"errors", "files", package_of(name)}
 
 
 def test_autograd_knows_no_operation():
@@ -100,7 +101,10 @@ def test_only_the_functional_floor_and_the_backend_reach_the_kernels():
         if package_of(name) not in {"kernels", "backend"}:
             reached = {other for other in own_imports(name) if package_of(other) == "kernels"}
             assert not any("kernels" in other for other in own_imports(name, top_level_only=True))
-            assert not reached or name in {"data", "cli", "precompile", "threads"}, (name, reached)
+            assert not reached or name in {"data.batches", "cli", "precompile", "threads"}, (
+                name,
+                reached,
+            )
 
 
 @pytest.mark.parametrize("name", KERNELS)
