@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+_UINT16 = np.dtype(np.uint16)
+
+
 class _Local(threading.local):
     recorder: Any = None
 
@@ -36,18 +39,84 @@ _local = _Local()
 
 
 def device_of(array: Any) -> str:
-    """Name the device that holds `array`; it follows from the data and is stored nowhere."""
+    """Name the device that holds `array`, "cpu" or "cuda"; it follows from the data alone."""
     if isinstance(array, np.ndarray):
         return "cpu"
+    if is_array(array):
+        return "cuda"
     raise DeviceError(
-        f"expected a numpy.ndarray, got {type(array).__name__}: convert it with numpy.asarray first"
+        f"expected a numpy.ndarray or a device array, got {type(array).__name__}: "
+        "convert it with numpy.asarray first"
     )
 
 
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array that kernels can take: NumPy's, or one in device memory."""
+    if isinstance(value, np.ndarray):
+        return True
+    # Loading CuPy takes a while: not before an array of its own, or of the simulator, turns up.
+    if not type(value).__module__.startswith(("cupy", "nbbn.device")):
+        return False
+    return isinstance(value, device().ndarray)
+
+
 @functools.cache
-def kernels(op: str) -> Any:
+def device() -> Any:
+    """Return the module that knows about device memory; raises DeviceError without CuPy."""
+    try:
+        return importlib.import_module("nbbn.device")
+    except ImportError as error:
+        raise DeviceError(
+            f"there is no CUDA support here ({error}): pip install 'nbbn[cuda13]' (or cuda12)"
+        ) from error
+
+
+def available(name: str) -> str | None:
+    """Say in one line what keeps device `name` from being used, or return None."""
+    if name == "cpu":
+        return None
+    if name != "cuda":
+        return f"there is no device {name!r}: use 'cpu' or 'cuda'"
+    try:
+        reason: str | None = device().missing()
+    except DeviceError as error:
+        return str(error)
+    return reason
+
+
+def require(name: str) -> str:
+    """Return the name of a device that can be used, or raise DeviceError."""
+    reason = available(name)
+    if reason is not None:
+        raise DeviceError(reason)
+    return name
+
+
+def describe_devices() -> list[str]:
+    """One line for each device and for what is missing."""
+    reason = available("cuda")
+    return ["cpu", f"cuda: {reason}"] if reason else ["cpu", *device().describe()]
+
+
+def to(array: Any, name: str) -> Any:
+    """Return `array` on device `name`: itself, or a copy."""
+    if device_of(array) == require(name):
+        return array
+    return device().to_host(array) if name == "cpu" else device().to_device(array)
+
+
+def host(array: Any) -> np.ndarray:
+    """Return a NumPy array, copied from the device where it is not one already."""
+    found: np.ndarray = array if isinstance(array, np.ndarray) else device().to_host(array)
+    return found
+
+
+@functools.cache
+def kernels(op: str, name: str = "cpu") -> Any:
     """Return the kernel module of `op`, imported on first use because it loads numba."""
-    return importlib.import_module(f"nbbn.kernels.{op}_cpu")
+    if name == "cpu":
+        return importlib.import_module(f"nbbn.kernels.{op}_cpu")
+    return device().launchers(importlib.import_module(f"nbbn.kernels.{op}_cuda"))
 
 
 def run(launcher: Callable[..., Any], *args: Any) -> None:
@@ -57,27 +126,77 @@ def run(launcher: Callable[..., Any], *args: Any) -> None:
         _local.recorder.note(launcher, args)
 
 
-def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Allocate an uninitialized array; a recorder hands out memory that it can use again."""
+def run_ahead(function: Callable[..., Any], *args: Any) -> None:
+    """As `run`, for work of the host that a replay may do before everything else of the step."""
+    function(*args)
     if _local.recorder is not None:
-        array: np.ndarray = _local.recorder.empty(shape, dtype)
-        return array
-    return np.empty(shape, dtype)
+        _local.recorder.note(function, args, "ahead")
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def verify(flag: Any, complain: Callable[..., Any], *args: Any) -> None:
+    """Call ``complain(value, *args)``, which raises, unless ``flag[0]`` is below 0.
+
+    A replay on a device reads the flag together with the step's result, and waits only once.
+    """
+    _verify(flag, complain, *args)
+    if _local.recorder is not None:
+        _local.recorder.note(_verify, (flag, complain, *args), "after")
+
+
+def _verify(flag: Any, complain: Callable[..., Any], *args: Any) -> None:
+    value = int(flag[0])
+    if value >= 0:
+        complain(value, *args)
+
+
+def fill(target: Any, values: Any) -> None:
+    """Write a few numbers of the host into a small array, wherever it is."""
+    if isinstance(target, np.ndarray):
+        target[...] = values
+    else:
+        device().upload(values, target)
+
+
+def empty(
+    shape: int | tuple[int, ...], dtype: Any, name: str = "cpu", *, lasting: bool = False
+) -> np.ndarray:
+    """Allocate an uninitialized array; a recorder hands out memory that it can use again.
+
+    `lasting` memory belongs to its array for the whole of a recorded step.
+    """
+    array: np.ndarray
+    if _local.recorder is not None:
+        array = _local.recorder.empty(shape, dtype, name, lasting)
+    elif name == "cpu":
+        array = np.empty(shape, dtype)
+    else:
+        array = device().empty(shape, dtype)
+    return array
+
+
+def memory(array: Any) -> Any:
+    """Return what handles the device memory of `array` for a recorder, None on the host."""
+    return None if isinstance(array, np.ndarray) else device().Memory
+
+
+def matmul(a: Any, b: Any, out: Any) -> None:
     """Write ``a @ b`` to `out`, and let the kernels know that BLAS threads are about."""
+    if not isinstance(out, np.ndarray):
+        run(device().matmul, a, b, out)
+        return
     jit: Any = importlib.import_module("nbbn.kernels._jit")
     jit.alternates_with_blas = True
     run(np.matmul, a, b, out)
 
 
-def contiguous(array: np.ndarray, dtype: Any) -> np.ndarray:
+def contiguous(array: Any, dtype: Any) -> np.ndarray:
     """Return `array` in C order, aligned, native and of `dtype`: itself or a copy.
 
     A read-only array comes back as a writable alias: numba would compile every kernel again for the
     read-only type, and kernels do not write to their inputs.
     """
+    if not isinstance(array, np.ndarray):
+        return _contiguous_on_device(array, dtype)
     flags = array.flags
     if array.dtype is dtype and flags.carray:
         return array
@@ -88,8 +207,39 @@ def contiguous(array: np.ndarray, dtype: Any) -> np.ndarray:
     return copy
 
 
-def dense(array: np.ndarray) -> np.ndarray:
+def _contiguous_on_device(array: Any, dtype: Any) -> np.ndarray:
+    device().check_current(array)
+    if array.dtype.name == "bfloat16" and dtype == _UINT16:
+        return _contiguous_on_device(array, array.dtype).view(_UINT16)
+    if array.dtype == dtype and array.flags.c_contiguous:
+        return array  # type: ignore[no-any-return]
+    copy = empty(array.shape, dtype, "cuda")
+    run(np.copyto, copy, array, "unsafe")
+    return copy
+
+
+def is_whole(array: Any) -> bool:
+    """Whether a kernel can write to `array` as it is: C order, aligned, writeable."""
+    flags = array.flags
+    whole: bool = flags.carray if isinstance(array, np.ndarray) else flags.c_contiguous
+    return whole
+
+
+def address(array: Any) -> int:
+    """Address of the first element, wherever it is."""
+    found: int
+    if isinstance(array, np.ndarray):
+        found = array.__array_interface__["data"][0]
+    else:
+        found = device().Memory.address(array)
+    return found
+
+
+def dense(array: Any) -> Any:
     """Return `array` native, aligned and without gaps, its axes in their own order, or a copy."""
+    if not isinstance(array, np.ndarray):
+        whole = np.may_share_memory(array.ravel("K"), array)
+        return array if whole else _contiguous_on_device(array, array.dtype)
     if not array.dtype.isnative or not array.flags.aligned:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.c_contiguous and not np.may_share_memory(array.ravel("K"), array):

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import backend
-from .errors import ArgumentError, DTypeError, ShapeError
+from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
+_UINT16 = np.dtype(np.uint16)
 _FLOAT32, _FLOAT64 = _NATIVE = np.dtype(np.float32), np.dtype(np.float64)
 # The type to compute in, for every type and byte order that is accepted.
 _COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
@@ -24,16 +25,34 @@ MIN_RANK, MAX_RANK = 2, 5
 
 
 class Layout(NamedTuple):
-    """How an array folds: transpose by `order` (None: as it is), then reshape to `shape`."""
+    """How an array folds: transpose by `order` (None: as it is), then reshape to `shape`.
+
+    Kernels compute in `dtype`. They get folded arrays in `storage`, which is the same on the host;
+    a device loads and stores float16 and bfloat16 (as its bits, uint16) itself. Statistics are in
+    `statistics`: float64 on the host, `dtype` on a device.
+    """
 
     order: tuple[int, ...] | None
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    storage: np.dtype[Any]
+    statistics: np.dtype[Any]
+    device: str
+
+
+def _placed(
+    array: Any, order: tuple[int, ...] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Layout:
+    """Make the layout of an array that kernels get in `shape`."""
+    if isinstance(array, np.ndarray):
+        return Layout(order, shape, dtype, dtype, _FLOAT64, "cpu")
+    storage = _UINT16 if array.dtype.name == "bfloat16" else array.dtype
+    return Layout(order, shape, dtype, storage, dtype, "cuda")
 
 
 def floating(array: Any, name: str) -> np.dtype[Any]:
     """Check that `array` holds real floating numbers; return the type to compute in."""
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) and not backend.is_array(array):
         kind = type(array).__name__
         raise DTypeError(
             f"{name} must be a numpy.ndarray, got {kind}: convert it with numpy.asarray"
@@ -53,7 +72,10 @@ def layout(x: Any, axis: int, name: str = "x") -> Layout:
     """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
     dtype = floating(x, name)
     order = _dense_order(x)
-    return _layout(x.shape, integer(axis, "axis"), order, dtype, name)
+    found = _layout(x.shape, integer(axis, "axis"), order, dtype, name)
+    if isinstance(x, np.ndarray):
+        return found
+    return _placed(x, order, found.shape, dtype)
 
 
 @functools.lru_cache(maxsize=512)
@@ -84,7 +106,7 @@ def _layout(
         folded = (math.prod(shape[:channel]), channels)
     else:
         folded = (math.prod(shape[:channel]), channels, inner)
-    return Layout(order, folded, dtype)
+    return Layout(order, folded, dtype, dtype, _FLOAT64, "cpu")
 
 
 def row_layout(x: Any, axis: int, name: str) -> Layout:
@@ -98,13 +120,13 @@ def row_layout(x: Any, axis: int, name: str) -> Layout:
     order = None
     if last != x.ndim - 1:
         order = (*(d for d in range(x.ndim) if d != last), last)
-    return Layout(order, (x.size // x.shape[last], x.shape[last]), dtype)
+    return _placed(x, order, (x.size // x.shape[last], x.shape[last]), dtype)
 
 
 def flat_layout(x: Any, name: str) -> Layout:
     """Find how `x` folds into a flat array (size,)."""
     dtype = floating(x, name)
-    return Layout(_dense_order(x), (x.size,), dtype)
+    return _placed(x, _dense_order(x), (x.size,), dtype)
 
 
 def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
@@ -133,31 +155,46 @@ def fold(array: np.ndarray, to: Layout) -> np.ndarray:
     """Return `array` in the canonical layout `to`: a view where possible, else a copy."""
     if to.order is not None:
         array = array.transpose(to.order)
-    array = backend.contiguous(array, to.dtype)
+    array = backend.contiguous(array, to.storage)
     return array if array.shape == to.shape else array.reshape(to.shape)
 
 
 def same_shape(array: Any, x: np.ndarray, name: str, like: str = "x") -> None:
     """Check that `array` is floating and has the shape of `x`."""
     floating(array, name)
+    if type(array) is not type(x):
+        on_device(array, backend.device_of(x), name)
     if array.shape != x.shape:
         raise ShapeError(f"{name} must have {like}'s shape {x.shape}, got {array.shape}")
 
 
-def channel_vector(array: Any, channels: int, dtype: Any, name: str) -> np.ndarray:
+def on_device(array: Any, device: str, name: str) -> None:
+    """Check that `array` is where the other operands are."""
+    found = backend.device_of(array)
+    if found != device:
+        raise DeviceError(
+            f"{name} is on {found} but the other operands are on {device}: copy it there first"
+        )
+
+
+def channel_vector(
+    array: Any, channels: int, dtype: Any, name: str, device: str = "cpu"
+) -> np.ndarray:
     """Return a per-channel array (C,) in `dtype`, or an empty one for None."""
     if array is None:
         return _EMPTY[dtype]
-    if type(array) is np.ndarray and array.dtype is dtype and array.shape == (channels,):
-        # The usual case, without looking at what cannot be wrong.
+    usual = type(array) is np.ndarray and array.dtype is dtype and device == "cpu"
+    if usual and array.shape == (channels,):
+        # Without looking at what cannot be wrong.
         return array if array.flags.carray else backend.contiguous(array, dtype)
-    channel_array(array, channels, name)
+    channel_array(array, channels, name, device)
     return backend.contiguous(array, dtype)
 
 
-def channel_array(array: Any, channels: int, name: str) -> None:
+def channel_array(array: Any, channels: int, name: str, device: str = "cpu") -> None:
     """Check that `array` holds one floating number per channel."""
     floating(array, name)
+    on_device(array, device, name)
     if array.shape != (channels,):
         raise ShapeError(
             f"{name} must have shape ({channels},), one value per channel, got {array.shape}"
@@ -166,7 +203,7 @@ def channel_array(array: Any, channels: int, name: str) -> None:
 
 def nothing(to: Layout) -> np.ndarray:
     """Return the empty array that tells a kernel that an optional operand is not given."""
-    return _NOTHING[len(to.shape), to.dtype]
+    return _NOTHING[len(to.shape), to.dtype]  # of the host always: no kernel looks into it
 
 
 def real(value: Any, name: str) -> float:
@@ -217,25 +254,35 @@ def mapping(value: Any, name: str) -> None:
         )
 
 
-def output(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> None:
+def output(
+    out: Any, shape: tuple[int, ...], dtype: Any, name: str = "out", device: str = "cpu"
+) -> None:
     """Check that `out` can take a result of this shape and type."""
-    if not isinstance(out, np.ndarray):
-        raise DTypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
+    if type(out) is not np.ndarray or device != "cpu":
+        if not backend.is_array(out):
+            raise DTypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
+        on_device(out, device, name)
     if out.shape != shape:
         raise ShapeError(f"{name} must have the result's shape {shape}, got {out.shape}")
     if out.dtype != dtype:
         raise DTypeError(f"{name} must have the result's dtype {dtype}, got {out.dtype}")
-    if not out.flags.writeable:
+    writeable(out, name)
+
+
+def writeable(array: Any, name: str) -> None:
+    """Check that `array` can be written; device memory always can."""
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
         raise ArgumentError(f"{name} is read-only: pass an array that can be written")
 
 
-def counter(array: Any, name: str) -> np.ndarray:
+def counter(array: Any, name: str, device: str = "cpu") -> Any:
     """Check that `array` is one int64 that can be counted up; return it as a view of shape (1,)."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.size != 1:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
+    given = backend.is_array(array)
+    if not given or array.dtype != np.int64 or array.size != 1:
+        found = f"{array.dtype} {array.shape}" if given else type(array)
         raise DTypeError(f"{name} must be an int64 numpy.ndarray of one element, got {found}")
-    if not array.flags.writeable:
-        raise ArgumentError(f"{name} is read-only: pass an array that can be written")
+    on_device(array, device, name)
+    writeable(array, name)
     return array.reshape(1)
 
 
@@ -245,28 +292,27 @@ def largest(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).max)
 
 
-def labels(array: Any, count: int, classes: int) -> np.ndarray:
+def labels(array: Any, count: int, classes: int, device: str = "cpu") -> Any:
     """Check class labels (N,) against the number of rows and classes; return them as int64."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
-        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    given = backend.is_array(array)
+    if not given or array.dtype.kind not in "iu":
+        found = array.dtype if given else type(array).__name__
         raise DTypeError(f"labels must be an integer numpy.ndarray, got {found}")
+    on_device(array, device, "labels")
     if array.shape != (count,):
         raise ShapeError(f"labels must have shape ({count},), one per row, got {array.shape}")
     result = backend.contiguous(array, np.dtype(np.int64))
-    backend.run(labels_in_range, result, classes)
+    found = backend.empty(1, np.int64, device, lasting=True)
+    backend.run(backend.kernels("softmax", device).first_bad_label, result, classes, found)
+    backend.verify(found, _bad_label, result, classes)
     return result
 
 
-def labels_in_range(array: np.ndarray, classes: int) -> None:
-    """Raise ArgumentError unless every label lies in [0, classes)."""
-    found = np.full(1, -1, np.int64)
-    backend.kernels("softmax").first_bad_label(array, classes, found)
-    worst = int(found[0])
-    if worst >= 0:
-        raise ArgumentError(
-            f"labels must lie in [0, {classes}), one per class; "
-            f"got {array[worst]} at position {worst}"
-        )
+def _bad_label(position: int, array: Any, classes: int) -> None:
+    raise ArgumentError(
+        f"labels must lie in [0, {classes}), one per class; "
+        f"got {array[position]} at position {position}"
+    )
 
 
 _EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}

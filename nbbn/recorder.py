@@ -5,6 +5,9 @@ the notes. A step is recorded twice, on different batches. The first recording s
 array lives; from that, all arrays get a place in one arena, where those that never live together
 overlap. The second recording runs in the arena, and is what gets replayed.
 
+Most notes are launches that keep their order. "ahead" marks work of the host that may come before
+everything else, "after" marks checks of results; what lies between is a device's graph.
+
 What Python computes outside `backend.run` cannot be noted, so the two recordings are only trusted
 if they agree in everything but the batch.
 """
@@ -19,9 +22,62 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Arena", "Plan", "Recorder", "contents", "difference"]
+__all__ = ["Arena", "GraphPlan", "Note", "Plan", "Recorder", "difference"]
 
 _ALIGNMENT = 64
+
+
+class HostMemory:
+    """Raw memory of the host; a device has a class with the same members."""
+
+    kind = np.ndarray
+
+    @staticmethod
+    def allocate(nbytes: int) -> np.ndarray:
+        """Bytes that start on a cache line."""
+        raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+        start = -HostMemory.address(raw) % _ALIGNMENT
+        return raw[start : start + nbytes]
+
+    @staticmethod
+    def root(memory: np.ndarray, dtype: Any) -> np.ndarray:
+        """Flat array of `dtype` over `memory` that is the base of all its views."""
+        # The buffer in between makes this array, not the memory's, the base.
+        return np.frombuffer(memory.data, dtype)
+
+    @staticmethod
+    def array(
+        shape: tuple[int, ...], dtype: Any, memory: np.ndarray, offset: int, strides: Any
+    ) -> np.ndarray:
+        """Array at an offset of `memory`."""
+        return np.ndarray(shape, dtype, memory, offset, strides)
+
+    @staticmethod
+    def address(array: np.ndarray) -> int:
+        """Address of the first element."""
+        address: int = array.__array_interface__["data"][0]
+        return address
+
+    @staticmethod
+    def content(array: np.ndarray) -> Any:
+        """Bytes of all elements, in C order."""
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+class Note(NamedTuple):
+    """One launch: a function, its arguments, and when it runs in a replay.
+
+    Attributes
+    ----------
+    launcher : callable
+    arguments : list
+    when : {"", "ahead", "after"}
+        In order, before everything that is in order, or behind it.
+    """
+
+    launcher: Callable[..., Any]
+    arguments: list[Any]
+    when: str
 
 
 class _Place(NamedTuple):
@@ -36,8 +92,8 @@ class _Place(NamedTuple):
 
 
 class _Allocation:
-    def __init__(self, nbytes: int, birth: int, memory: np.ndarray) -> None:
-        self.nbytes, self.birth, self.memory = nbytes, birth, memory
+    def __init__(self, nbytes: int, device: str, birth: float, memory: Any) -> None:
+        self.nbytes, self.device, self.birth, self.memory = nbytes, device, birth, memory
         self.death: float = math.inf
 
 
@@ -54,18 +110,21 @@ class Arena:
         self.sizes = [a.nbytes for a in recorder.allocations]
         self.offsets = [0] * len(self.sizes)
         placed: list[tuple[int, int, _Allocation]] = []
+        ends: dict[str, int] = {}
         # Largest first, each at the lowest address that is free for all of its life.
         for number in sorted(range(len(self.sizes)), key=lambda n: -self.sizes[n]):
             own = recorder.allocations[number]
             length = -(-own.nbytes // _ALIGNMENT) * _ALIGNMENT
             offset = 0
             for start, end, other in sorted(placed, key=lambda item: item[0]):
-                alive_together = own.birth < other.death and other.birth < own.death
-                if alive_together and start < offset + length and offset < end:
+                apart = own.birth >= other.death or other.birth >= own.death
+                apart = apart or own.device != other.device
+                if not apart and start < offset + length and offset < end:
                     offset = end
             self.offsets[number] = offset
             placed.append((offset, offset + length, own))
-        self.memory = _aligned(max((end for _, end, _ in placed), default=0))
+            ends[own.device] = max(ends.get(own.device, 0), offset + length)
+        self.memory = {name: recorder.memories[name].allocate(end) for name, end in ends.items()}
 
 
 class Recorder:
@@ -77,14 +136,21 @@ class Recorder:
         The batch: arrays that differ from step to step.
     arena : Arena, optional
         Where to allocate; without one each array gets memory of its own.
+    device : optional
+        What handles the memory of a device, with the members of `HostMemory`.
     """
 
-    def __init__(self, inputs: tuple[np.ndarray, ...], arena: Arena | None = None) -> None:
+    def __init__(
+        self, inputs: tuple[Any, ...], arena: Arena | None = None, device: Any = None
+    ) -> None:
+        self.memories: dict[str, Any] = {"cpu": HostMemory}
+        if device is not None:
+            self.memories["cuda"] = device
         # A caller may fill the same arrays with the next batch: remember what they held.
-        self.contents = contents(inputs)
+        self.contents = contents(inputs, self.memories)
         self.inputs = inputs
         self.refusal: str | None = None
-        self.notes: list[tuple[Callable[..., Any], list[Any]]] = []
+        self.notes: list[Note] = []
         # The places of array arguments, by position in notes and arguments.
         self.places: dict[tuple[int, int], _Place] = {}
         self.allocations: list[_Allocation] = []
@@ -92,18 +158,22 @@ class Recorder:
         self._clock = 0
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
 
-    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Allocate an array and watch how long it lives."""
+    def empty(
+        self, shape: int | tuple[int, ...], dtype: Any, device: str = "cpu", lasting: bool = False
+    ) -> Any:
+        """Allocate an array and watch how long it lives; a lasting one does for all of the step."""
         shape = (shape,) if isinstance(shape, int) else shape
+        memory = self.memories[device]
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         if nbytes == 0:
-            return np.empty(shape, dtype)
+            return memory.array(shape, dtype, memory.allocate(0), 0, None)
         number = len(self.allocations)
         self._clock += 1
-        allocation = _Allocation(nbytes, self._clock, self._memory(number, nbytes))
+        birth = 0 if lasting else self._clock
+        block = self._memory(number, nbytes, device)
+        allocation = _Allocation(nbytes, device, birth, block)
         self.allocations.append(allocation)
-        # The buffer in between makes this array, not the memory's, the base of all its views.
-        root = np.frombuffer(allocation.memory.data, dtype)
+        root = memory.root(block, dtype)
         key = id(root)
         if self._arena is None:
             del allocation.memory
@@ -111,72 +181,81 @@ class Recorder:
         def release(_: Any) -> None:
             del self._live[key]
             self._clock += 1
-            allocation.death = self._clock
+            allocation.death = math.inf if lasting else self._clock
 
         self._live[key] = (weakref.ref(root, release), number)
         return root.reshape(shape)
 
-    def note(self, launcher: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def note(self, launcher: Callable[..., Any], args: tuple[Any, ...], when: str = "") -> None:
         """Write down one launch."""
         kept = list(args)
         for index, value in enumerate(args):
-            if isinstance(value, np.ndarray):
+            if memory_of(value, self.memories) is not None:
                 place = self._place(value)
                 if place is not None:
                     self.places[len(self.notes), index] = place
                     kept[index] = None if self._arena is None else self.resolve(place)
-        self.notes.append((launcher, kept))
+        self.notes.append(Note(launcher, kept, when))
 
     def refuse(self, reason: str) -> None:
         """Give up: this step cannot be replayed."""
         self.refusal = self.refusal or reason
 
-    def resolve(self, place: _Place) -> np.ndarray:
+    def resolve(self, place: _Place) -> Any:
         """Make an array at a place that keeps only the memory alive, not the array noted."""
         if place.owner == "input":
             whole = self.inputs[place.number]
             if not place.offset and (place.shape, place.strides) == (whole.shape, whole.strides):
                 return whole
-            memory = whole.ravel("K").view(np.uint8)
+            block = whole.ravel("K").view(np.uint8)
+            memory = memory_of(whole, self.memories)
         else:
-            memory = self.allocations[place.number].memory
-        return np.ndarray(place.shape, place.dtype, memory, place.offset, place.strides)
+            allocation = self.allocations[place.number]
+            block, memory = allocation.memory, self.memories[allocation.device]
+        return memory.array(place.shape, place.dtype, block, place.offset, place.strides)
 
-    def place(self, array: np.ndarray) -> np.ndarray:
+    def place(self, array: Any) -> Any:
         """Return `array`, or a lasting alias of it if it is in the arena."""
         place = self._place(array)
         return array if place is None else self.resolve(place)
 
-    def _memory(self, number: int, nbytes: int) -> np.ndarray:
+    def _memory(self, number: int, nbytes: int, device: str) -> Any:
         arena = self._arena
+        memory = self.memories[device]
         if arena is None:
-            return _aligned(nbytes)
-        if number < len(arena.sizes) and arena.sizes[number] == nbytes:
+            return memory.allocate(nbytes)
+        if number < len(arena.sizes) and arena.sizes[number] == nbytes and device in arena.memory:
             start = arena.offsets[number]
             for _, other in self._live.values():
+                if self.allocations[other].device != device:
+                    continue
                 first = arena.offsets[other] if other < len(arena.sizes) else math.inf
                 if start < first + self.allocations[other].nbytes and first < start + nbytes:
                     break
             else:
-                return arena.memory[start : start + nbytes]
+                return arena.memory[device][start : start + nbytes]
         self.refuse("the arrays that the step allocates change from step to step")
-        return _aligned(nbytes)
+        return memory.allocate(nbytes)
 
-    def _place(self, array: np.ndarray) -> _Place | None:
+    def _place(self, array: Any) -> _Place | None:
+        memory = memory_of(array, self.memories)
+        address = memory.address
         root: Any = array
-        while isinstance(root.base, np.ndarray):
+        while isinstance(root.base, memory.kind):
             root = root.base
-        start = _address(array)
+        start = address(array)
         rest = (array.shape, array.strides, array.dtype)
         if id(root) in self._live:
             number = self._live[id(root)][1]
-            return _Place("allocation", number, start - _address(root), *rest)
+            return _Place("allocation", number, start - address(root), *rest)
         for number, whole in enumerate(self.inputs):
             if array is whole:
                 return _Place("input", number, 0, *rest)
         for number, whole in enumerate(self.inputs):
-            if whole.size and 0 <= start - _address(whole) < whole.nbytes:
-                return _Place("input", number, start - _address(whole), *rest)
+            if type(whole) is not type(array) or not whole.size:
+                continue
+            if 0 <= start - address(whole) < whole.nbytes:
+                return _Place("input", number, start - address(whole), *rest)
         return None
 
 
@@ -187,35 +266,38 @@ class Plan:
     ----------
     recorder : Recorder
         The recording to replay, made in an arena.
-    result : ndarray
+    result : array
         The array that holds the step's result after each replay.
     """
 
-    def __init__(self, recorder: Recorder, result: np.ndarray) -> None:
+    def __init__(self, recorder: Recorder, result: Any) -> None:
         self._result = recorder.place(result)
-        self._notes = recorder.notes
+        self._notes = [(note.launcher, note.arguments) for note in recorder.notes]
         slots = [(at, place) for at, place in recorder.places.items() if place.owner == "input"]
         # An input that is only used as a whole is swapped for the next; one that is viewed in
         # parts is copied to where the views look.
-        viewed = {
-            place.number
-            for (note, index), place in slots
-            if recorder.notes[note][1][index] is not recorder.inputs[place.number]
-        }
+        viewed = self._viewed(recorder, slots)
         self._copies = {number: recorder.inputs[number].copy("K") for number in viewed}
         recorder.inputs = tuple(
             self._copies.get(number, whole) for number, whole in enumerate(recorder.inputs)
         )
         self._slots: list[tuple[list[Any], int, int]] = []
         for (note, index), place in slots:
-            arguments = recorder.notes[note][1]
+            arguments = recorder.notes[note].arguments
             if place.number in viewed:
                 arguments[index] = recorder.resolve(place)
             else:
                 arguments[index] = None
                 self._slots.append((arguments, index, place.number))
 
-    def replay(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    def _viewed(self, recorder: Recorder, slots: list[tuple[tuple[int, int], _Place]]) -> set[int]:
+        return {
+            place.number
+            for (note, index), place in slots
+            if recorder.notes[note].arguments[index] is not recorder.inputs[place.number]
+        }
+
+    def replay(self, inputs: tuple[Any, ...]) -> Any:
         """Repeat the step for inputs of the recorded layouts and types; return the result."""
         for number, copy in self._copies.items():
             np.copyto(copy, inputs[number])
@@ -229,10 +311,93 @@ class Plan:
                 arguments[index] = None
         return self._result
 
+    def value(self, result: Any) -> float:
+        """Read the result of a replay."""
+        return float(result.reshape(())[()])
 
-def contents(inputs: tuple[np.ndarray, ...]) -> tuple[int, ...]:
+
+class GraphPlan(Plan):
+    """A step on a device: work of the host first, the launches as one graph, one small report.
+
+    Parameters
+    ----------
+    recorder : Recorder
+        The recording to replay, made in an arena.
+    result : array
+        The array on the device that holds the step's result after each replay.
+    """
+
+    def __init__(self, recorder: Recorder, result: Any) -> None:
+        super().__init__(recorder, result)
+        self._device = recorder.memories["cuda"]
+        launches = [note for note in recorder.notes if not note.when and self._touches(note)]
+        # The host's own arrays are only read while launching: its work may go first.
+        self._ahead = [
+            note for note in recorder.notes
+            if note.when == "ahead" or not (note.when or self._touches(note))
+        ]  # fmt: skip
+        self._launches = launches
+        self._checks = [note.arguments for note in recorder.notes if note.when == "after"]
+        size = 1 + len(self._checks)
+        self._report = self._device.array(
+            (size,), np.float64, self._device.allocate(size * 8), 0, None
+        )
+        # A graph would keep for ever what such an array held when it was captured.
+        self._capturable = not any(
+            isinstance(value, np.ndarray) and value.size
+            for note in launches
+            for value in note.arguments
+        )
+        self._graph: Any = None
+
+    def _touches(self, note: Note) -> bool:
+        return any(isinstance(value, self._device.kind) for value in note.arguments)
+
+    def _viewed(self, recorder: Recorder, slots: list[tuple[tuple[int, int], _Place]]) -> set[int]:
+        return set(range(len(recorder.inputs)))
+
+    def _work(self) -> None:
+        for note in self._launches:
+            note.launcher(*note.arguments)
+        for position, value in enumerate([self._result, *(check[0] for check in self._checks)]):
+            target = self._report[position : position + 1]
+            np.copyto(target, value.reshape(1), "unsafe")
+
+    def replay(self, inputs: tuple[Any, ...]) -> Any:
+        """Repeat the step; return its report, on the device: the result, then what to verify."""
+        for number, copy in self._copies.items():
+            np.copyto(copy, inputs[number])
+        for note in self._ahead:
+            note.launcher(*note.arguments)
+        if self._graph is None:
+            self._graph = self._device.graph(self._work, self._capturable)
+        else:
+            self._graph.launch()
+        # The next replay writes another report, maybe before this one is read.
+        return self._report.copy()
+
+    def value(self, result: Any) -> float:
+        """Wait for a report and read it; raises what the checks find."""
+        value, *flags = (float(number) for number in self._device.host(result))
+        for (_, complain, *args), flag in zip(self._checks, flags, strict=True):
+            if flag >= 0:
+                complain(int(flag), *args)
+        return value
+
+
+def memory_of(value: Any, memories: dict[str, Any]) -> Any:
+    """Return what handles the memory of an array, None for anything else."""
+    for memory in memories.values():
+        if isinstance(value, memory.kind):
+            return memory
+    return None
+
+
+def contents(inputs: tuple[Any, ...], memories: dict[str, Any]) -> tuple[int, ...]:
     """Checksums of a batch, to tell it from the next."""
-    return tuple(zlib.crc32(array.ravel("K").data) for array in inputs)
+    return tuple(
+        zlib.crc32(memory_of(array, memories).content(array.ravel("K"))) for array in inputs
+    )
 
 
 def difference(first: Recorder, second: Recorder) -> str | None:
@@ -243,39 +408,30 @@ def difference(first: Recorder, second: Recorder) -> str | None:
         return "the number of operations changes from step to step"
     if first.places != second.places:
         return "the arrays that the operations use change from step to step"
-    for position, ((f, a), (g, b)) in enumerate(zip(first.notes, second.notes, strict=True)):
-        if f != g or len(a) != len(b):
+    for position, (own, other) in enumerate(zip(first.notes, second.notes, strict=True)):
+        if own.launcher != other.launcher or len(own.arguments) != len(other.arguments):
             return "the operations change from step to step"
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            if (position, index) not in first.places and not _same(x, y):
-                name = getattr(f, "__name__", repr(f))
+        for index, (x, y) in enumerate(zip(own.arguments, other.arguments, strict=True)):
+            if (position, index) not in first.places and not _same(x, y, first.memories):
+                name = getattr(own.launcher, "__name__", repr(own.launcher))
                 return f"an argument of {name} is computed outside the recorded operations"
     return None
 
 
-def _same(x: Any, y: Any) -> bool:
+def _same(x: Any, y: Any, memories: dict[str, Any]) -> bool:
     if x is y:
         return True
-    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+    memory = memory_of(x, memories)
+    if memory is not None and isinstance(y, memory.kind):
         if x.dtype != y.dtype or x.shape != y.shape:
             return False
         # The first recording holds its arrays, so the same address is the same array.
-        if (_address(x), x.strides) == (_address(y), y.strides):
+        if (memory.address(x), x.strides) == (memory.address(y), y.strides):
             return True
-        return x.tobytes() == y.tobytes()
+        return bool(memory.content(x) == memory.content(y))
     if isinstance(x, tuple) and isinstance(y, tuple):
-        return len(x) == len(y) and all(_same(a, b) for a, b in zip(x, y, strict=True))
-    if type(x) is not type(y) or isinstance(x, np.ndarray):
+        pairs = zip(x, y, strict=False)
+        return len(x) == len(y) and all(_same(a, b, memories) for a, b in pairs)
+    if type(x) is not type(y) or memory is not None:
         return False
     return bool(x == y) or repr(x) == repr(y)
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
-def _aligned(nbytes: int) -> np.ndarray:
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -_address(raw) % _ALIGNMENT
-    return raw[start : start + nbytes]

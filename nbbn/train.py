@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import warnings
@@ -20,7 +21,7 @@ from .losses import cross_entropy
 from .modules import Module
 from .observe import first_nonfinite
 from .optim import Optimizer
-from .recorder import Arena, Plan, Recorder, contents, difference
+from .recorder import Arena, GraphPlan, Plan, Recorder, difference
 
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
@@ -72,12 +73,28 @@ class Step:
         float
             The loss before the update.
         """
-        if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
+        return self.submit(x, y)()
+
+    def submit(self, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
+        """Train on one batch without waiting for a device.
+
+        Parameters
+        ----------
+        x : ndarray of float, shape (N, ...)
+        y : ndarray
+            Targets, as the loss takes them.
+
+        Returns
+        -------
+        callable
+            Waits and returns the loss before the update; it raises what a device has found.
+        """
+        if not backend.is_array(x) or not backend.is_array(y):
             raise DTypeError(
                 f"a step takes numpy arrays, got {type(x).__name__} and {type(y).__name__}"
             )
         if self.refusal is not None:
-            return self._eager(x, y).item()
+            return self._eager(x, y).item
         if self._version != modules.version() or not self._optimizer.intact():
             self._forget()
         # Only whole, dense, separate arrays can take each other's place in a plan.
@@ -88,14 +105,16 @@ class Step:
         key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted)
         plan = self._plans.get(key)
         if isinstance(plan, Plan):
-            return float(plan.replay((x, y)).reshape(())[()])
-        return self._record(key, plan, x, y)
+            return functools.partial(plan.value, plan.replay((x, y)))
+        value = self._record(key, plan, x, y)
+        return lambda: value
 
     def _record(self, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray) -> float:
-        if before is not None and set(before.contents) & set(contents((x, y))):
+        device = backend.memory(x)
+        recorder = Recorder((x, y), None if before is None else Arena(before), device)
+        if before is not None and set(before.contents) & set(recorder.contents):
             # Only different batches show what Python computes from a batch behind our back.
             return self._eager(x, y).item()
-        recorder = Recorder((x, y), None if before is None else Arena(before))
         with backend.recording(recorder):
             loss = self._eager(x, y)
         value = loss.item()
@@ -110,14 +129,14 @@ class Step:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = recorder
         elif reason is None:
-            self._plans[key] = Plan(recorder, loss.data)
+            self._plans[key] = (GraphPlan if device else Plan)(recorder, loss.data)
         else:
             self.refusal = reason
             self._plans.clear()
             warnings.warn(
                 f"this training step runs eagerly, not recorded: {reason}",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return value
 

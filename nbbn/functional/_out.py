@@ -23,7 +23,7 @@ class Target:
             out = _empty_like(x, layout)
             apart = True
         else:
-            checks.output(out, x.shape, x.dtype)
+            checks.output(out, x.shape, x.dtype, device=layout.device)
             apart = True
             for array in inputs:
                 if _overlaps(out, array):
@@ -31,10 +31,10 @@ class Target:
         self._result = out
         self._copy_to: np.ndarray | None = None
         direct = out if layout.order is None else out.transpose(layout.order)
-        if apart and direct.dtype == layout.dtype and direct.flags.carray:
+        if apart and direct.dtype == layout.storage and backend.is_whole(direct):
             self.folded = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
         else:
-            self.folded = backend.empty(layout.shape, layout.dtype)
+            self.folded = backend.empty(layout.shape, layout.storage, layout.device)
             self._copy_to = direct
 
     def finish(self) -> np.ndarray:
@@ -47,9 +47,10 @@ class Target:
 
 def _empty_like(x: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.order is None:
-        return backend.empty(x.shape, x.dtype)
-    inverse = np.argsort(layout.order)
-    return backend.empty(tuple(x.shape[d] for d in layout.order), x.dtype).transpose(inverse)
+        return backend.empty(x.shape, x.dtype, layout.device)
+    inverse = [layout.order.index(d) for d in range(x.ndim)]
+    shape = tuple(x.shape[d] for d in layout.order)
+    return backend.empty(shape, x.dtype, layout.device).transpose(inverse)
 
 
 def _overlaps(out: np.ndarray, array: np.ndarray) -> bool:
@@ -59,5 +60,5 @@ def _overlaps(out: np.ndarray, array: np.ndarray) -> bool:
     return (
         out.strides != array.strides
         or out.dtype != array.dtype
-        or out.__array_interface__["data"][0] != array.__array_interface__["data"][0]
+        or backend.address(out) != backend.address(array)
     )

@@ -165,5 +165,5 @@ def _from_output(op: str, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None)
 
 
 def _launch(op: str, operands: tuple[np.ndarray, ...], flat: Layout, target: Target) -> None:
-    launcher: Callable[..., Any] = getattr(backend.kernels("elementwise"), op)
+    launcher: Callable[..., Any] = getattr(backend.kernels("elementwise", flat.device), op)
     backend.run(launcher, *(checks.fold(array, flat) for array in operands), target.folded)

@@ -38,7 +38,8 @@ class BatchNormStats(NamedTuple):
     Attributes
     ----------
     mean, var, inv_std : ndarray of float64, shape (C,)
-        Mean, biased variance and 1 / sqrt(var + eps). float64 whatever the input's type.
+        Mean, biased variance and 1 / sqrt(var + eps). float64 whatever the input's type; on a
+        device float32, unless the input is float64.
     count : int
         Values per channel.
     """
@@ -109,8 +110,8 @@ def batch_norm_train(
             f"{x.shape} with {channels} channels: use a larger batch, or normalize with "
             "running statistics (batch_norm_infer, or layer.eval())"
         )
-    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
-    beta = checks.channel_vector(beta, channels, layout.dtype, "beta")
+    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
+    beta = checks.channel_vector(beta, channels, layout.dtype, "beta", layout.device)
     if residual is None:
         target = Target(out, x, layout, x)
         addend = checks.nothing(layout)
@@ -118,14 +119,16 @@ def batch_norm_train(
         checks.same_shape(residual, x, "residual")
         target = Target(out, x, layout, x, residual)
         addend = checks.fold(residual, layout)
-    mean, var, inv_std = (backend.empty(channels, _FLOAT64) for _ in range(3))
+    mean, var, inv_std = (
+        backend.empty(channels, layout.statistics, layout.device) for _ in range(3)
+    )
     if count == 0:
         mean.fill(0.0)
         var.fill(0.0)
         inv_std.fill(eps**-0.5)
     else:
         backend.run(
-            backend.kernels("batchnorm").train,
+            backend.kernels("batchnorm", layout.device).train,
             checks.fold(x, layout), addend, gamma, beta, eps, relu,
             target.folded, mean, var, inv_std,
         )  # fmt: skip
@@ -182,12 +185,12 @@ def batch_norm_infer(
     eps = checks.epsilon(eps, zero_allowed=True)
     relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
     # Running statistics usually have the type of x; both that and float64 go in as they are.
-    plain = type(mean) is type(var) is np.ndarray and mean.dtype is var.dtype is layout.dtype
-    dtype = layout.dtype if plain else _FLOAT64
-    mean = _statistic(mean, channels, "mean", dtype)
-    var = _statistic(var, channels, "var", dtype)
-    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
-    beta = checks.channel_vector(beta, channels, layout.dtype, "beta")
+    plain = type(mean) is type(var) is type(x) and mean.dtype is var.dtype is layout.dtype
+    dtype = layout.dtype if plain else layout.statistics
+    mean = _statistic(mean, channels, "mean", dtype, layout.device)
+    var = _statistic(var, channels, "var", dtype, layout.device)
+    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
+    beta = checks.channel_vector(beta, channels, layout.dtype, "beta", layout.device)
     if residual is None:
         target = Target(out, x, layout, x)
         addend = checks.nothing(layout)
@@ -197,7 +200,7 @@ def batch_norm_infer(
         addend = checks.fold(residual, layout)
     if x.size:
         backend.run(
-            backend.kernels("batchnorm").infer,
+            backend.kernels("batchnorm", layout.device).infer,
             checks.fold(x, layout), addend, gamma, beta, mean, var, eps, relu, target.folded,
         )  # fmt: skip
     return target.finish()
@@ -262,8 +265,8 @@ def batch_norm_backward(
             f"stats are of {stats.count} values per channel, but x with shape {x.shape} has "
             f"{x.size // channels}: pass the x and the stats of one forward"
         )
-    mean = _statistic(stats.mean, channels, "stats.mean")
-    inv_std = _statistic(stats.inv_std, channels, "stats.inv_std")
+    mean = _statistic(stats.mean, channels, "stats.mean", layout.statistics, layout.device)
+    inv_std = _statistic(stats.inv_std, channels, "stats.inv_std", layout.statistics, layout.device)
     return _backward(dy, x, y, gamma, mean, inv_std, False, layout, out, out_dgamma, out_dbeta)
 
 
@@ -319,9 +322,9 @@ def batch_norm_infer_backward(
     layout = checks.layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
-    mean = _statistic(mean, channels, "mean")
-    var = _statistic(var, channels, "var")
-    inv_std = backend.empty(channels, _FLOAT64)
+    mean = _statistic(mean, channels, "mean", layout.statistics, layout.device)
+    var = _statistic(var, channels, "var", layout.statistics, layout.device)
+    inv_std = backend.empty(channels, layout.statistics, layout.device)
     backend.run(_inverse_std, var, eps, inv_std)
     return _backward(dy, x, y, gamma, mean, inv_std, True, layout, out, out_dgamma, out_dbeta)
 
@@ -365,8 +368,9 @@ def update_running_stats(
         momentum = checks.fraction(momentum, "momentum")
     if not isinstance(stats, BatchNormStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
-    _check_running(running_mean, running_var, stats.mean.size)
-    counter = None if skipped is None else checks.counter(skipped, "skipped")
+    device = backend.device_of(stats.mean)
+    _check_running(running_mean, running_var, stats.mean.size, device)
+    counter = None if skipped is None else checks.counter(skipped, "skipped", device)
     if stats.count == 1 and unbiased:
         raise ArgumentError(
             "the unbiased variance of one value per channel does not exist: pass unbiased=False"
@@ -436,38 +440,40 @@ def batch_norm(
         raise ArgumentError(
             'on_single="eval" normalizes with running statistics: pass running_mean and running_var'
         )
-    channels = checks.layout(x, axis).shape[1]
+    layout = checks.layout(x, axis)
+    channels, device = layout.shape[1], layout.device
     momentum = checks.fraction(momentum, "momentum")
-    counter = None if skipped is None else checks.counter(skipped, "skipped")
+    counter = None if skipped is None else checks.counter(skipped, "skipped", device)
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):
         if array is not None:
-            checks.channel_array(array, channels, name)
+            checks.channel_array(array, channels, name, device)
     single = x.size == channels and (training or running_mean is None)
     if single and on_single == "skip":
-        return _copy(x, gamma, beta, channels, out)
+        return _copy(x, gamma, beta, layout, out)
     if running_mean is None or running_var is None:
         return batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)[0]
     if not training or (single and on_single == "eval"):
         return batch_norm_infer(
             x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
         )
-    _check_running(running_mean, running_var, channels)
+    _check_running(running_mean, running_var, channels, device)
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
     _update_running(running_mean, running_var, stats, momentum, True, counter)
     return y
 
 
-def _check_running(running_mean: np.ndarray, running_var: np.ndarray, channels: int) -> None:
-    """Check running statistics that are about to be updated."""
+def _check_running(
+    running_mean: np.ndarray, running_var: np.ndarray, channels: int, device: str
+) -> None:
+    """Check running statistics that are about to be updated; the device's values are not read."""
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):
-        checks.channel_array(array, channels, name)
-        if not array.flags.writeable:
-            raise ArgumentError(f"{name} is read-only: pass an array that can be written")
-    if np.may_share_memory(running_mean, running_var) and np.shares_memory(
-        running_mean, running_var
+        checks.channel_array(array, channels, name, device)
+        checks.writeable(array, name)
+    if np.may_share_memory(running_mean, running_var) and (
+        device != "cpu" or np.shares_memory(running_mean, running_var)
     ):
         raise ArgumentError("running_mean and running_var share memory: pass separate arrays")
-    if (running_var < 0).any():
+    if device == "cpu" and (running_var < 0).any():
         raise ArgumentError(
             f"running_var must not be negative, got {running_var.min()}: it is a variance"
         )
@@ -484,7 +490,8 @@ def _update_running(
     """Update running statistics that have been checked."""
     if stats.count == 0:
         return
-    kernels = backend.kernels("batchnorm")
+    device = backend.device_of(stats.mean)
+    kernels = backend.kernels("batchnorm", device)
     arguments: tuple[Any, ...] = (stats.mean, stats.var, stats.count, momentum, unbiased)
     update = kernels.update_running
     last: tuple[Any, ...] = ()
@@ -496,7 +503,7 @@ def _update_running(
     if running_var.dtype == dtype and dtype.isnative and dtype in (np.float32, np.float64):
         backend.run(update, *arguments, *arrays, *last)
         return
-    wide = [backend.empty(stats.mean.shape, _FLOAT64) for _ in arrays]
+    wide = [backend.empty(stats.mean.shape, stats.mean.dtype, device) for _ in arrays]
     for copy, array in zip(wide, arrays, strict=True):
         backend.run(np.copyto, copy, array, "unsafe")
     backend.run(update, *arguments, *wide, *last)
@@ -505,25 +512,25 @@ def _update_running(
 
 
 def _copy(
-    x: np.ndarray, gamma: Any, beta: Any, channels: int, out: np.ndarray | None
+    x: np.ndarray, gamma: Any, beta: Any, layout: checks.Layout, out: np.ndarray | None
 ) -> np.ndarray:
     for name, vector in (("gamma", gamma), ("beta", beta)):
         if vector is not None:
-            checks.channel_array(vector, channels, name)
+            checks.channel_array(vector, layout.shape[1], name, layout.device)
     if out is None:
-        out = backend.empty(x.shape, x.dtype)
+        out = backend.empty(x.shape, x.dtype, layout.device)
     else:
-        checks.output(out, x.shape, x.dtype)
+        checks.output(out, x.shape, x.dtype, device=layout.device)
     backend.run(np.copyto, out, x)
     return out
 
 
 def _statistic(
-    array: np.ndarray | None, channels: int, name: str, dtype: np.dtype[Any] = _FLOAT64
+    array: np.ndarray | None, channels: int, name: str, dtype: np.dtype[Any], device: str
 ) -> np.ndarray:
     if array is None:
         raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
-    return checks.channel_vector(array, channels, dtype, name)
+    return checks.channel_vector(array, channels, dtype, name, device)
 
 
 def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
@@ -531,10 +538,10 @@ def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
         np.divide(1.0, np.sqrt(var + eps), out=inv_std)
 
 
-def _gradient(out: np.ndarray | None, channels: int, dtype: np.dtype[Any], name: str) -> np.ndarray:
+def _gradient(out: np.ndarray | None, layout: checks.Layout, name: str) -> np.ndarray:
     if out is None:
-        return backend.empty(channels, dtype)
-    checks.output(out, (channels,), dtype, name)
+        return backend.empty(layout.shape[1], layout.dtype, layout.device)
+    checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
     return out
 
 
@@ -553,7 +560,7 @@ def _backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     channels = layout.shape[1]
     checks.same_shape(dy, x, "dy")
-    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma")
+    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
     if y is None:
         target = Target(out, x, layout, dy, x)
         mask = checks.nothing(layout)
@@ -561,14 +568,14 @@ def _backward(
         checks.same_shape(y, x, "y")
         target = Target(out, x, layout, dy, x, y)
         mask = checks.fold(y, layout)
-    dgamma = _gradient(out_dgamma, channels, layout.dtype, "out_dgamma")
-    dbeta = _gradient(out_dbeta, channels, layout.dtype, "out_dbeta")
+    dgamma = _gradient(out_dgamma, layout, "out_dgamma")
+    dbeta = _gradient(out_dbeta, layout, "out_dbeta")
     if x.size == 0:
         dgamma.fill(0)
         dbeta.fill(0)
         return target.finish(), dgamma, dbeta
     backend.run(
-        backend.kernels("batchnorm").backward,
+        backend.kernels("batchnorm", layout.device).backward,
         checks.fold(dy, layout), checks.fold(x, layout), mask, gamma, mean, inv_std, fixed,
         target.folded, dgamma, dbeta,
     )  # fmt: skip

@@ -149,16 +149,16 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "m
     DTypeError, ShapeError, ArgumentError
         Operands that do not fit together, a label out of range, an unknown reduction.
     """
-    rows, labels = _operands(logits, labels, reduction)
-    loss = backend.empty(rows.shape[0], rows.dtype)
-    kernels = backend.kernels("softmax")
+    layout, rows, labels = _operands(logits, labels, reduction)
+    loss = backend.empty(rows.shape[0], layout.dtype, layout.device)
+    kernels = backend.kernels("softmax", layout.device)
     backend.run(kernels.cross_entropy, rows, labels, loss)
     if reduction != "none":
-        total = backend.empty(1, rows.dtype)
+        total = backend.empty(1, layout.dtype, layout.device)
         backend.run(kernels.scaled_sum, loss, _scale(reduction, rows.shape[0]), total)
         loss = total.reshape(())
     if loss.dtype != logits.dtype:
-        narrow = backend.empty(loss.shape, logits.dtype)
+        narrow = backend.empty(loss.shape, logits.dtype, layout.device)
         backend.run(np.copyto, narrow, loss, "unsafe")
         return narrow
     return loss
@@ -196,23 +196,24 @@ def cross_entropy_backward(
     DTypeError, ShapeError, ArgumentError
         Operands that do not fit together, a label out of range, an unknown reduction.
     """
-    rows, labels = _operands(logits, labels, reduction)
+    layout, rows, labels = _operands(logits, labels, reduction)
     count = rows.shape[0]
-    if isinstance(dloss, np.ndarray):
-        weights = backend.contiguous(dloss, rows.dtype).reshape(-1)
+    if backend.is_array(dloss):
+        checks.on_device(dloss, layout.device, "dloss")
+        weights = backend.contiguous(dloss, layout.dtype).reshape(-1)
     else:
-        weights = np.full(1, checks.real(dloss, "dloss"), rows.dtype)
+        weights = backend.empty(1, layout.dtype, layout.device)
+        backend.run(backend.fill, weights, checks.real(dloss, "dloss"))
     expected = (1, count) if reduction == "none" else (1,)
     if weights.size not in expected:
         raise ShapeError(
             f"dloss must hold {' or '.join(map(str, expected))} values for reduction "
             f"{reduction!r} of {count} rows, got shape {np.shape(dloss)}"
         )
-    layout = Layout(None, rows.shape, rows.dtype)
     target = Target(out, logits, layout, logits)
     if count:
         backend.run(
-            backend.kernels("softmax").cross_entropy_backward,
+            backend.kernels("softmax", layout.device).cross_entropy_backward,
             rows, labels, weights, _scale(reduction, count), target.folded,
         )  # fmt: skip
     return target.finish()
@@ -226,13 +227,14 @@ def _scale(reduction: str, count: int) -> float:
 
 def _operands(
     logits: np.ndarray, labels: np.ndarray, reduction: str
-) -> tuple[np.ndarray, np.ndarray]:
-    dtype = checks.floating(logits, "logits")
+) -> tuple[Layout, np.ndarray, np.ndarray]:
+    checks.floating(logits, "logits")
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ShapeError(f"logits must have shape (N, K) with K >= 1 classes, got {logits.shape}")
     checks.choice(reduction, _REDUCTIONS, "reduction")
-    checked = checks.labels(labels, *logits.shape)
-    return backend.contiguous(logits, dtype), checked
+    layout = checks.row_layout(logits, 1, "logits")
+    checked = checks.labels(labels, logits.shape[0], logits.shape[1], layout.device)
+    return layout, checks.fold(logits, layout), checked
 
 
 def _rowwise(
@@ -243,6 +245,6 @@ def _rowwise(
         checks.same_shape(array, x, "dy", like="y")
     target = Target(out, x, rows, *operands)
     if x.size:
-        launcher = getattr(backend.kernels("softmax"), op)
+        launcher = getattr(backend.kernels("softmax", rows.device), op)
         backend.run(launcher, *(checks.fold(array, rows) for array in operands), target.folded)
     return target.finish()

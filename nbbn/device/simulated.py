@@ -1,0 +1,193 @@
+"""Device arrays without a device, for Numba's CUDA simulator: the part of CuPy that nbbn uses.
+
+A simulated array holds its elements in host memory but behaves like a device array: it is no
+`numpy.ndarray`, mixes with none, and is copied to and from the host only on request. Fresh memory
+is filled with NaN bits, so that reading what nobody wrote shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+__all__ = ["asarray", "asnumpy", "empty", "from_dlpack", "ndarray"]
+
+_POISON = 0xFF
+
+
+class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
+    """An array in simulated device memory.
+
+    Parameters
+    ----------
+    host : ndarray
+        Where the elements are.
+    base : simulated ndarray, optional
+        The array that this one is a view of.
+    """
+
+    def __init__(self, host: np.ndarray, base: ndarray | None = None) -> None:
+        self.host, self.base = host, base
+
+    shape: Any = property(lambda self: self.host.shape)
+    dtype: Any = property(lambda self: self.host.dtype)
+    ndim: Any = property(lambda self: self.host.ndim)
+    size: Any = property(lambda self: self.host.size)
+    nbytes: Any = property(lambda self: self.host.nbytes)
+    strides: Any = property(lambda self: self.host.strides)
+    flags: Any = property(lambda self: self.host.flags)
+    T: Any = property(lambda self: self._view(self.host.T))
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.host.__array_interface__, "stream": None}
+
+    def __array__(self, *args: Any, **options: Any) -> Any:
+        raise TypeError("a device array is not converted implicitly: copy it to the host")
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __int__(self) -> int:
+        return int(self.host)
+
+    def __float__(self) -> float:
+        return float(self.host)
+
+    def __repr__(self) -> str:
+        return repr(self.host)
+
+    def __getitem__(self, index: Any) -> ndarray:
+        return self._view(np.asarray(self.host[_unwrap(index)]))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.host[_unwrap(index)] = _unwrap(_own(value))
+
+    def _view(self, host: np.ndarray) -> ndarray:
+        root = self if self.base is None else self.base
+        return ndarray(host, root if np.may_share_memory(host, root.host) else None)
+
+    def reshape(self, *shape: Any) -> ndarray:
+        """As NumPy's."""
+        return self._view(self.host.reshape(*shape))
+
+    def transpose(self, *axes: Any) -> ndarray:
+        """As NumPy's."""
+        return self._view(self.host.transpose(*axes))
+
+    def swapaxes(self, first: int, second: int) -> ndarray:
+        """As NumPy's."""
+        return self._view(self.host.swapaxes(first, second))
+
+    def ravel(self, order: str = "C") -> ndarray:
+        """As NumPy's."""
+        return self._view(self.host.ravel(order))  # type: ignore[arg-type]
+
+    def view(self, dtype: Any) -> ndarray:
+        """As NumPy's."""
+        return self._view(self.host.view(dtype))
+
+    def astype(self, dtype: Any) -> ndarray:
+        """As NumPy's."""
+        return ndarray(self.host.astype(dtype))
+
+    def copy(self, order: str = "C") -> ndarray:
+        """As NumPy's."""
+        return ndarray(self.host.copy(order))  # type: ignore[arg-type]
+
+    def fill(self, value: Any) -> None:
+        """As NumPy's."""
+        self.host.fill(value)
+
+    def argmax(self, axis: int | None = None) -> ndarray:
+        """As NumPy's."""
+        return ndarray(np.asarray(self.host.argmax(axis)))
+
+    def get(self) -> np.ndarray:
+        """Copy to the host."""
+        return self.host.copy()
+
+    def set(self, values: np.ndarray) -> None:
+        """Copy from the host."""
+        np.copyto(self.host, values, casting="no")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        _own(inputs)
+        _own(options)
+        result = getattr(ufunc, method)(*_unwrap(inputs), **_unwrap(options))
+        return options["out"][0] if "out" in options else _wrap(result)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        _own(args)
+        _own(options)
+        result = function(*_unwrap(args), **_unwrap(options))
+        written = options.get("out")
+        for value in args:
+            if isinstance(value, ndarray) and result is value.host:
+                written = value
+        if function is np.broadcast_to:
+            return args[0]._view(result)
+        return written if written is not None else _wrap(result)
+
+
+def _own(value: Any) -> Any:
+    """Refuse an array of the host, as a device would."""
+    if isinstance(value, np.ndarray):
+        raise TypeError("unsupported type numpy.ndarray: an array of the host meets a device array")
+    if isinstance(value, tuple | list):
+        for item in value:
+            _own(item)
+    elif isinstance(value, dict):
+        _own(tuple(value.values()))
+    return value
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, ndarray):
+        return value.host
+    if isinstance(value, tuple | list):
+        return type(value)(_unwrap(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _unwrap(item) for name, item in value.items()}
+    return value
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return ndarray(np.asarray(value))
+    return value
+
+
+def unwrap(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a launcher as the simulator takes them: NumPy arrays."""
+    return tuple(_unwrap(value) for value in args)
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any) -> ndarray:
+    """Allocate, filled with bits that are NaN in every floating type."""
+    host = np.empty(shape, dtype)
+    host.reshape(-1).view(np.uint8)[...] = _POISON
+    return ndarray(host)
+
+
+def asarray(value: Any) -> ndarray:
+    """Copy an array of the host, or view an object with `__cuda_array_interface__`."""
+    if isinstance(value, ndarray):
+        return value
+    interface = getattr(value, "__cuda_array_interface__", None)
+    if interface is not None:
+        owner = type("Memory", (), {"__array_interface__": interface, "owner": value})()
+        return ndarray(np.asarray(owner))
+    return ndarray(np.array(value))
+
+
+def from_dlpack(value: Any) -> ndarray:
+    """View an object that speaks DLPack."""
+    return ndarray(np.from_dlpack(value))
+
+
+def asnumpy(value: ndarray) -> np.ndarray:
+    """Copy to the host."""
+    return value.get()
