@@ -20,6 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import njit
+from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as _numba_parallel
 
 from ._cache import KernelCache
@@ -36,18 +37,38 @@ class _State(threading.local):
 
 
 _state = _State()
+
+
+def _forked() -> bool:
+    """Whether this process was forked and has not executed a program since."""
+    try:
+        with open("/proc/self/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:  # not Linux: a fork before this module loads goes unnoticed
+        return False
+    return bool(int(fields[6]) & _PF_FORKNOEXEC)
+
+
 # A process forked after the thread pool started has the pool's bookkeeping but not its threads.
-_forked_with_pool = False
+# This module may be loaded only then: a pool older than it may be the parent's.
+_PF_FORKNOEXEC = 0x40
+_forked_with_pool = bool(_numba_parallel._is_initialized) and _forked()
 
 
 def _after_fork_in_child() -> None:
     global _forked_with_pool, _state
+    global_compiler_lock.release()
     _state = _State()
     _forked_with_pool = _forked_with_pool or bool(_numba_parallel._is_initialized)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    # A fork waits for a compilation in another thread: the child would wait for it for ever.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=_after_fork_in_child,
+    )
 
 
 # Set once this process alternates kernels with threaded matrix products, and once both run on one
