@@ -4,8 +4,18 @@ Whatever the source of a named data set, SHA-256 decides. Nothing reaches a fold
 complete and verified.
 """
 
-from .batches import Batches
+from .batches import Batches, split, standardization
 from .idx import read_idx
 from .named import Dataset, load_fashion_mnist, load_mnist
+from .own import load
 
-__all__ = ["Batches", "Dataset", "load_fashion_mnist", "load_mnist", "read_idx"]
+__all__ = [
+    "Batches",
+    "Dataset",
+    "load",
+    "load_fashion_mnist",
+    "load_mnist",
+    "read_idx",
+    "split",
+    "standardization",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,10 @@ import numpy as np
 
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "split", "standardization"]
+
+# Images whose moments are measured at once.
+_CHUNK = 4096
 
 
 class Batches:
@@ -34,8 +36,10 @@ class Batches:
         Source of the permutations, or its seed. Fresh entropy by default.
     drop_last : bool
         Leave out a last batch that would be shorter.
-    mean, std : float
-        Standardization after the scaling. None by default.
+    mean, std : float or ndarray of shape (F,)
+        Standardization after the scaling, see `standardization`. None by default.
+    rows : ndarray of an integer type, optional
+        Use these examples only, such as one half of `split`. All by default.
     num_classes : int, optional
         If given, labels must lie in [0, num_classes).
     reuse : bool
@@ -69,8 +73,9 @@ class Batches:
         shuffle: bool = True,
         rng: np.random.Generator | int | None = None,
         drop_last: bool = False,
-        mean: float = 0.0,
-        std: float = 1.0,
+        mean: float | np.ndarray = 0.0,
+        std: float | np.ndarray = 1.0,
+        rows: np.ndarray | None = None,
         num_classes: int | None = None,
         reuse: bool = False,
     ) -> None:
@@ -81,16 +86,13 @@ class Batches:
         self.drop_last = bool(drop_last)
         self.reuse = bool(reuse)
         self.rng = _generator(rng)
-        if self.drop_last and self.batch_size > len(images):
+        self._rows = None if rows is None else _check_rows(rows, len(images))
+        if self.drop_last and self.batch_size > self.count:
             raise ArgumentError(
-                f"batch_size {batch_size} with drop_last leaves no batch of {len(images)} images: "
+                f"batch_size {batch_size} with drop_last leaves no batch of {self.count} images: "
                 "use a smaller batch_size or drop_last=False"
             )
-        mean, std = _finite(mean, "mean"), _finite(std, "std")
-        if std <= 0:
-            raise ArgumentError(f"std must be positive, got {std}")
-        top = 255.0 if self._images.dtype == np.uint8 else 1.0
-        self._scale, self._offset = 1.0 / (top * std), -mean / std
+        self._standardize(mean, std)
         self._buffers: tuple[np.ndarray, np.ndarray] | None = None
         self._resumed = False
         self.order = np.empty(0, np.int64)
@@ -99,34 +101,35 @@ class Batches:
     @property
     def count(self) -> int:
         """Number of examples, N."""
-        return len(self._images)
+        return len(self._images) if self._rows is None else len(self._rows)
 
     def __len__(self) -> int:
         """Count the batches of a whole epoch."""
-        full, rest = divmod(len(self._images), self.batch_size)
+        full, rest = divmod(self.count, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Start an epoch, or go on with the one that `load_state_dict` restored."""
         if not self._resumed:
-            count = len(self._images)
+            count = self.count
             self.order = self.rng.permutation(count) if self.shuffle else np.arange(count)
             self.position = 0
         self._resumed = False
         return self._epoch(self.order)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the epoch under way, for a resume.
+        """Return the place in the epoch under way and the standardization, for a resume.
 
         The generator is not part of it, since it is often shared: save `rng.bit_generator.state`.
 
         Returns
         -------
         dict
-            `order`, a copy of the permutation (N,) or an empty array between epochs, and
-            `position`, the number of images handed out.
+            `order`, a copy of the permutation (N,) or an empty array between epochs; `position`,
+            the number of images handed out; `mean` and `std`.
         """
-        return {"order": self.order.copy(), "position": self.position}
+        place = {"order": self.order.copy(), "position": np.array(self.position)}
+        return {**place, "mean": self.mean.copy(), "std": self.std.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next `iter()` go on where `state` was taken.
@@ -141,10 +144,11 @@ class Batches:
         CheckpointError
             If it is not the state of such batches.
         """
-        count = len(self._images)
+        count = self.count
         try:
             order = np.array(state["order"], np.int64)
             position = operator.index(state["position"])
+            mean, std = state["mean"], state["std"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the state of Batches is not readable: {error!r}") from error
         if order.size == 0 and position == 0:
@@ -160,10 +164,23 @@ class Batches:
             )
         else:
             self._resumed = True
+        self._standardize(mean, std)
         self.order, self.position = order, position
 
+    def _standardize(self, mean: Any, std: Any) -> None:
+        features = self._images.shape[1]
+        self.mean, self.std = _finite(mean, "mean", features), _finite(std, "std", features)
+        if (self.std <= 0).any():
+            raise ArgumentError(f"std must be positive, got {self.std.min()}")
+        top = 255.0 if self._images.dtype == np.uint8 else 1.0
+        scale, offset = 1.0 / (top * self.std), -self.mean / self.std
+        if scale.ndim or offset.ndim:
+            # One number per feature for both.
+            scale, offset = (np.broadcast_to(a, features).copy() for a in (scale, offset))
+        self._scale, self._offset = (a if a.ndim else float(a) for a in (scale, offset))
+
     def _epoch(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        from ..kernels.gather_cpu import gather_scale  # loads numba: not before it is needed
+        from ..kernels import gather_cpu  # loads numba: not before it is needed
 
         while True:
             if self.order is not order:
@@ -175,7 +192,10 @@ class Batches:
                 self.order, self.position = np.empty(0, np.int64), 0
                 return
             x, y = self._arrays(index.size)
-            gather_scale(self._images, index, self._labels, self._scale, self._offset, x, y)
+            rows = index if self._rows is None else self._rows[index]
+            features = isinstance(self._scale, np.ndarray)
+            gather = gather_cpu.gather_scale_features if features else gather_cpu.gather_scale
+            gather(self._images, rows, self._labels, self._scale, self._offset, x, y)
             self.position += index.size
             yield x, y
 
@@ -184,10 +204,87 @@ class Batches:
         if not self.reuse:
             return np.empty((rows, features), np.float32), np.empty(rows, np.int64)
         if self._buffers is None:
-            size = min(self.batch_size, len(self._images))
+            size = min(self.batch_size, self.count)
             self._buffers = np.empty((size, features), np.float32), np.empty(size, np.int64)
         x, y = self._buffers
         return x[:rows], y[:rows]
+
+
+def split(
+    count: int, fraction: float, rng: np.random.Generator | int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split examples at random into those to train on and those to validate with.
+
+    Parameters
+    ----------
+    count : int
+        Number of examples.
+    fraction : float
+        Fraction for validation, above 0 and below 1; each part gets at least one example.
+    rng : numpy.random.Generator or int, optional
+        Source of the split, or its seed.
+
+    Returns
+    -------
+    (ndarray of int64, ndarray of int64)
+        The rows of both parts, each sorted: the `rows` of `Batches`.
+
+    Raises
+    ------
+    ArgumentError
+        Fewer than two examples, or a fraction outside (0, 1).
+    """
+    if _positive(count, "count") < 2:
+        raise ArgumentError(f"a split needs at least 2 examples, got {count}")
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ArgumentError(f"fraction must lie between 0 and 1, got {fraction!r}")
+    held = min(max(round(count * fraction), 1), count - 1)
+    order = _generator(rng).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def standardization(
+    images: np.ndarray, rows: np.ndarray | None = None, *, per_feature: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the mean and standard deviation that `Batches` standardizes with.
+
+    Reads a few thousand images at a time, so that they may lie in a file larger than memory, and
+    merges their moments in float64 (Chan, Golub and LeVeque, 1979).
+
+    Parameters
+    ----------
+    images : ndarray of uint8, float32 or float64, shape (N, ...)
+        Bytes are scaled to [0, 1] first.
+    rows : ndarray of an integer type, optional
+        Measure these images only, those that are trained on. All by default.
+    per_feature : bool
+        Measure every feature by itself instead of all together.
+
+    Returns
+    -------
+    (ndarray of float64, ndarray of float64)
+        Mean and standard deviation, each of shape () or (F,). A standard deviation of 0 is
+        returned as 1.
+    """
+    flat = _check_images(images)
+    rows = None if rows is None else _check_rows(rows, len(flat))
+    count, mean, moment = 0, np.zeros(()), np.zeros(())
+    total = len(flat) if rows is None else len(rows)
+    for start in range(0, total, _CHUNK):
+        stop = min(start + _CHUNK, total)
+        part = (flat[start:stop] if rows is None else flat[rows[start:stop]]).astype(np.float64)
+        part = part if per_feature else part.reshape(-1, 1)
+        more, more_mean = len(part), part.mean(axis=0)
+        delta = more_mean - mean
+        moment = moment + np.square(part - more_mean).sum(axis=0)
+        moment = moment + delta**2 * (count * more / (count + more))
+        mean = mean + delta * (more / (count + more))
+        count += more
+    std = np.sqrt(moment / count)
+    std = np.where(std > 0, std, 1.0)
+    if flat.dtype == np.uint8:
+        mean, std = mean / 255, np.where(moment > 0, std / 255, 1.0)
+    return (mean, std) if per_feature else (mean.reshape(()), std.reshape(()))
 
 
 def _check_images(images: Any) -> np.ndarray:
@@ -235,14 +332,29 @@ def _positive(value: Any, name: str) -> int:
     return number
 
 
-def _finite(value: Any, name: str) -> float:
+def _check_rows(rows: Any, count: int) -> np.ndarray:
+    """Return a copy of the rows (K,) as int64."""
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu":
+        found = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise DTypeError(f"rows must be an integer numpy.ndarray, got {found}")
+    if rows.ndim != 1 or rows.size == 0:
+        raise ShapeError(f"rows must have shape (K,) with K at least 1, got {rows.shape}")
+    if rows.min() < 0 or rows.max() >= count:
+        raise ArgumentError(f"rows must lie in [0, {count}), got {rows.min()} to {rows.max()}")
+    return rows.astype(np.int64)
+
+
+def _finite(value: Any, name: str, features: int) -> np.ndarray:
+    """Return a copy of one number, or of one per feature, as float64."""
     try:
-        number = float(value)
+        array = np.array(value, np.float64)
     except (TypeError, ValueError):
         raise DTypeError(f"{name} must be a number, got {type(value).__name__}") from None
-    if not math.isfinite(number):
-        raise ArgumentError(f"{name} must be finite, got {number}")
-    return number
+    if array.ndim and array.shape != (features,):
+        raise ShapeError(f"{name} must be a number or have shape ({features},), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ArgumentError(f"{name} must be finite, got {value}")
+    return array
 
 
 def _generator(rng: Any) -> np.random.Generator:

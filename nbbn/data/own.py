@@ -1,0 +1,145 @@
+"""A user's own data: .npz, .npy (memory-mapped) and IDX files."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, DTypeError
+from .idx import read_idx, reason
+from .named import Dataset, load_fashion_mnist, load_mnist
+
+__all__ = ["load"]
+
+_NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
+# What the parts of a data set may be called, in this order: Keras's names, PyTorch users', MNIST's.
+_NAMES = {
+    "train_images": ("x_train", "train_images", "train-images", "train-images-idx3-ubyte", "x"),
+    "train_labels": ("y_train", "train_labels", "train-labels", "train-labels-idx1-ubyte", "y"),
+    "test_images": ("x_test", "test_images", "test-images", "t10k-images-idx3-ubyte"),
+    "test_labels": ("y_test", "test_labels", "test-labels", "t10k-labels-idx1-ubyte"),
+}
+_SUFFIXES = (".npy", ".idx", ".idx.gz", ".gz", "")
+
+
+def load(
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Load a data set by its name, or one of your own.
+
+    Parameters
+    ----------
+    source : path or {"mnist", "fashion-mnist"}
+        An ``.npz`` file with arrays ``x_train, y_train`` and perhaps ``x_test, y_test``
+        (``train_images`` and so on will do, or ``x, y``); a folder with files of such names,
+        ``.npy`` or IDX; or the file of the images alone. ``.npy`` files are mapped into memory, so
+        that they may be larger than it.
+    labels : path, optional
+        The file of the labels, if `source` is that of the images.
+    data_dir : path, optional
+        Folder of a named data set, see `load_mnist`.
+
+    Returns
+    -------
+    Dataset
+        Images (N, ...) uint8, float32 or float64, and labels (N,), integers from 0.
+
+    Raises
+    ------
+    DataError
+        Something is missing, cannot be read, or does not fit.
+    """
+    if isinstance(source, str) and source in _NAMED:
+        return _NAMED[source](data_dir)
+    try:
+        path = Path(source).expanduser()
+    except TypeError:
+        raise DTypeError(f"source must be a path or a name, got {type(source).__name__}") from None
+    if labels is not None:
+        found = {"train_images": _array(path), "train_labels": _array(Path(labels))}
+    elif path.is_dir():
+        found = dict(_in_folder(path))
+    elif path.suffix == ".npz":
+        found = dict(_in_archive(path))
+    elif path.exists():
+        raise DataError(
+            f"{path} is neither a folder nor an .npz file: name the file of the labels after it"
+        )
+    else:
+        raise DataError(
+            f"there is no data set {source}: expected {', '.join(_NAMED)}, an .npz file, a folder, "
+            "or the files of images and labels"
+        )
+    return _checked(path, found)
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for part, names in _NAMES.items():
+        paths = [folder / (name + suffix) for name in names for suffix in _SUFFIXES]
+        if path := next((path for path in paths if path.is_file()), None):
+            yield part, _array(path)
+
+
+def _in_archive(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        with np.load(path) as archive:
+            for part, names in _NAMES.items():
+                if name := next((name for name in names if name in archive), None):
+                    yield part, archive[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as .npz: {reason(error)}") from error
+
+
+def _array(path: Path) -> np.ndarray:
+    if path.suffix != ".npy":
+        return read_idx(path)
+    try:
+        mapped: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as .npy: {reason(error)}") from error
+    return mapped
+
+
+def _checked(path: Path, found: dict[str, Any]) -> Dataset:
+    for part in ("train_images", "train_labels"):
+        if part not in found:
+            raise DataError(f"{path} holds no {part}: call it {' or '.join(_NAMES[part])}")
+    if ("test_images" in found) != ("test_labels" in found):
+        lacking = "labels" if "test_images" in found else "images"
+        raise DataError(f"{path} has a test set without {lacking}: add them or leave both out")
+    test = found.get("test_images"), found.get("test_labels")
+    data = Dataset(found["train_images"], found["train_labels"], *test)
+    for name, images, labels in (
+        ("train", data.train_images, data.train_labels),
+        ("test", data.test_images, data.test_labels),
+    ):
+        if images is None or labels is None:
+            continue
+        if images.ndim < 2 or images.size == 0 or labels.shape != (len(images),):
+            raise DataError(
+                f"{path}: {name} images have shape {images.shape} and labels {labels.shape}; "
+                "expected (N, ...) and (N,)"
+            )
+        if labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise DataError(
+                f"{path}: {name} labels must be integers from 0, got {labels.dtype} "
+                f"from {labels.min()}"
+            )
+        if images.dtype not in (np.uint8, np.float32, np.float64):
+            raise DataError(
+                f"{path}: {name} images are {images.dtype}; expected uint8, float32 or float64"
+            )
+        if images.shape[1:] != data.train_images.shape[1:]:
+            raise DataError(
+                f"{path}: test images have shape {images.shape[1:]}, training images "
+                f"{data.train_images.shape[1:]}"
+            )
+    return data
