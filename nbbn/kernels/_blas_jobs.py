@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 from ._cache import KernelCache
 from ._jit import parallel_function
 
-# By symbol: numba's own functions are called by address, which keeps their callers out of any cache.
+# By symbol: numba's own functions are called by address, which no cache can store.
 _get_num_threads = types.ExternalFunction("get_num_threads", types.intp())
 _set_num_threads = types.ExternalFunction("set_num_threads", types.void(types.int32))
 
