@@ -51,7 +51,10 @@ def cache_dir() -> Path | None:
 def source_digest() -> str:
     """Digest of the library version, its compilers and the text of every kernel file."""
     digest = hashlib.sha256(repr((__version__, numba.__version__, llvmlite.__version__)).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    paths = sorted(Path(__file__).parent.glob("*.py"))
+    if not paths:
+        raise FileNotFoundError("the kernels' source files, which entries are keyed on")
+    for path in paths:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -91,25 +94,29 @@ class KernelCache(_Cache):
         return data
 
     def _load(self, sig: Any, target_context: Any) -> Any:
-        path = self._path(sig, target_context.codegen())
-        if path is None or not path.exists():
-            return None
+        path = None
         try:
+            path = self._path(sig, target_context.codegen())
+            if path is None:
+                return None
             content = path.read_bytes()
             digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
             if hashlib.sha256(payload).digest() != digest:
                 raise ValueError("the file is damaged")
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except Exception as error:  # whatever is wrong with the file, compiling is right
             _warn(f"could not read {path} ({error}); compiling instead")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Store the compiled result `data`, atomically; on failure warn and go on."""
-        path = self._path(sig, data.codegen)
-        if path is None or data.library.has_dynamic_globals or any(data.lifted):
-            return
+        path = None
         try:
+            path = self._path(sig, data.codegen)
+            if path is None or data.library.has_dynamic_globals or any(data.lifted):
+                return
             payload = dumps(data._reduce())
             _write_atomically(path, hashlib.sha256(payload).digest() + payload)
         except Exception as error:  # a full disk or a read-only folder must not stop the caller
