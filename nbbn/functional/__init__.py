@@ -12,7 +12,6 @@ from .activation import (
     tanh_backward,
 )
 from .batchnorm import (
-    BatchNormStats,
     batch_norm,
     batch_norm_backward,
     batch_norm_infer,
@@ -28,9 +27,12 @@ from .softmax import (
     softmax,
     softmax_backward,
 )
+from .stats import BatchNormStats, WeightedStats, merge_stats
+from .weighted import weighted_batch_norm_backward, weighted_batch_norm_train
 
 __all__ = [
     "BatchNormStats",
+    "WeightedStats",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_infer",
@@ -40,6 +42,7 @@ __all__ = [
     "cross_entropy_backward",
     "log_softmax",
     "log_softmax_backward",
+    "merge_stats",
     "relu",
     "relu_backward",
     "sigmoid",
@@ -49,4 +52,6 @@ __all__ = [
     "tanh",
     "tanh_backward",
     "update_running_stats",
+    "weighted_batch_norm_backward",
+    "weighted_batch_norm_train",
 ]

@@ -9,16 +9,16 @@ Source: Ioffe and Szegedy, "Batch Normalization" (2015), arXiv:1502.03167.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._out import Target
+from .stats import BatchNormStats, WeightedStats
 
 __all__ = [
-    "BatchNormStats",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_infer",
@@ -30,24 +30,6 @@ __all__ = [
 _ACTIVATIONS = (None, "relu")
 ON_SINGLE = ("error", "eval", "skip")
 _FLOAT64 = np.dtype(np.float64)
-
-
-class BatchNormStats(NamedTuple):
-    """Statistics of one batch, per channel.
-
-    Attributes
-    ----------
-    mean, var, inv_std : ndarray of float64, shape (C,)
-        Mean, biased variance and 1 / sqrt(var + eps). float64 whatever the input's type; on a
-        device float32, unless the input is float64.
-    count : int
-        Values per channel.
-    """
-
-    mean: np.ndarray
-    var: np.ndarray
-    inv_std: np.ndarray
-    count: int  # type: ignore[assignment]
 
 
 def batch_norm_train(
@@ -332,7 +314,7 @@ def batch_norm_infer_backward(
 def update_running_stats(
     running_mean: np.ndarray,
     running_var: np.ndarray,
-    stats: BatchNormStats,
+    stats: BatchNormStats | WeightedStats,
     *,
     momentum: float | np.ndarray = 0.1,
     unbiased: bool = True,
@@ -347,7 +329,7 @@ def update_running_stats(
     ----------
     running_mean, running_var : ndarray of float, shape (C,)
         Updated in place. Left alone where the batch was empty.
-    stats : BatchNormStats
+    stats : BatchNormStats or WeightedStats
         Statistics of the batch.
     momentum : float or 0-dimensional ndarray, default 0.1
         Weight of the new value, between 0 and 1. An array is read when the update runs, so that a
@@ -366,15 +348,16 @@ def update_running_stats(
     """
     if not isinstance(momentum, np.ndarray):
         momentum = checks.fraction(momentum, "momentum")
-    if not isinstance(stats, BatchNormStats):
+    if not isinstance(stats, BatchNormStats | WeightedStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
     device = backend.device_of(stats.mean)
     _check_running(running_mean, running_var, stats.mean.size, device)
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
-    if stats.count == 1 and unbiased:
-        raise ArgumentError(
-            "the unbiased variance of one value per channel does not exist: pass unbiased=False"
-        )
+    if isinstance(stats.count, np.ndarray):
+        # The weights may be others when a recorded step runs again.
+        backend.run(_check_count, stats.count, unbiased)
+    else:
+        _check_count(stats.count, unbiased)
     _update_running(running_mean, running_var, stats, momentum, unbiased, counter)
 
 
@@ -482,13 +465,13 @@ def _check_running(
 def _update_running(
     running_mean: np.ndarray,
     running_var: np.ndarray,
-    stats: BatchNormStats,
+    stats: BatchNormStats | WeightedStats,
     momentum: float | np.ndarray,
     unbiased: bool,
     skipped: np.ndarray | None,
 ) -> None:
     """Update running statistics that have been checked."""
-    if stats.count == 0:
+    if isinstance(stats, BatchNormStats) and stats.count == 0:
         return
     device = backend.device_of(stats.mean)
     kernels = backend.kernels("batchnorm", device)
@@ -531,6 +514,13 @@ def _statistic(
     if array is None:
         raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
     return checks.channel_vector(array, channels, dtype, name, device)
+
+
+def _check_count(count: int | np.ndarray, unbiased: bool) -> None:
+    if unbiased and count == 1:
+        raise ArgumentError(
+            "the unbiased variance of one value per channel does not exist: pass unbiased=False"
+        )
 
 
 def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:

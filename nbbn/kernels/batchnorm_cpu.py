@@ -812,14 +812,16 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
 
 
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
-    """Running-statistics update, in place."""
-    _update_running(mean, var, count, float(momentum), unbiased, running_mean, running_var)
+    """Running-statistics update, in place; count and momentum may be arrays (), read now."""
+    if count > 0:
+        numbers = float(count), float(momentum), unbiased
+        _update_running(mean, var, *numbers, running_mean, running_var)
 
 
 def update_running_within(
     mean, var, count, momentum, unbiased, limit, running_mean, running_var, skipped
 ):
     """Running-statistics update that counts a batch beyond `limit` and leaves it out."""
-    _update_running_within(
-        mean, var, count, float(momentum), unbiased, limit, running_mean, running_var, skipped
-    )
+    if count > 0:
+        numbers = float(count), float(momentum), unbiased, limit
+        _update_running_within(mean, var, *numbers, running_mean, running_var, skipped)

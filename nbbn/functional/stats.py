@@ -1,0 +1,116 @@
+"""Statistics of batches, and their exact merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import backend, checks
+from ..errors import ArgumentError, DTypeError, ShapeError
+
+__all__ = ["BatchNormStats", "WeightedStats", "merge_stats"]
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+class BatchNormStats(NamedTuple):
+    """Statistics of one batch, per channel.
+
+    Attributes
+    ----------
+    mean, var, inv_std : ndarray of float64, shape (C,)
+        Mean, biased variance and 1 / sqrt(var + eps). float64 whatever the input's type; on a
+        device float32, unless the input is float64.
+    count : int
+        Values per channel.
+    """
+
+    mean: np.ndarray
+    var: np.ndarray
+    inv_std: np.ndarray
+    count: int  # type: ignore[assignment]
+
+
+class WeightedStats(NamedTuple):
+    """Statistics of one weighted batch, per channel.
+
+    Attributes
+    ----------
+    mean, var, inv_std : ndarray of float64, shape (C,)
+        Weighted mean, biased variance and 1 / sqrt(var + eps).
+    count : ndarray of float64, 0-dimensional
+        Kish's effective sample size, sum(w)^2 / sum(w^2): for a mask, how many positions it keeps.
+    weight : ndarray of float64, 0-dimensional
+        sum(w).
+    """
+
+    mean: np.ndarray
+    var: np.ndarray
+    inv_std: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]
+    weight: np.ndarray
+
+
+def merge_stats(parts: Sequence[BatchNormStats], *, eps: float = 1e-5) -> BatchNormStats:
+    """Statistics of several batches together, as if they had been one.
+
+    With weights p = count / sum(count): ``mean = sum(p * mean)``,
+    ``var = sum(p * (var + (mean_of_part - mean)^2))``.
+
+    Parameters
+    ----------
+    parts : sequence of BatchNormStats
+        Empty batches change nothing.
+    eps : float, default 1e-5
+        For `inv_std`.
+
+    Returns
+    -------
+    BatchNormStats
+
+    Raises
+    ------
+    ArgumentError
+        No statistics at all, `eps` not positive.
+    DTypeError, ShapeError
+        Parts that are not BatchNormStats, or of different numbers of channels.
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979).
+    """
+    eps = checks.epsilon(eps, zero_allowed=False)
+    if not parts:
+        raise ArgumentError("merge_stats needs the statistics of at least one batch, got none")
+    for part in parts:
+        if not isinstance(part, BatchNormStats):
+            raise DTypeError(f"parts must be BatchNormStats, got {type(part).__name__}")
+        if part.mean.shape != parts[0].mean.shape:
+            raise ShapeError(
+                f"parts must have one number of channels, got {parts[0].mean.size} "
+                f"and {part.mean.size}"
+            )
+    channels, counts = parts[0].mean.size, tuple(part.count for part in parts)
+    means, variances = (backend.empty((len(parts), channels), _FLOAT64) for _ in range(2))
+    for row, part in enumerate(parts):
+        backend.run(np.copyto, means[row], part.mean)
+        backend.run(np.copyto, variances[row], part.var)
+    mean, var, inv_std = (backend.empty(channels, _FLOAT64) for _ in range(3))
+    backend.run(_merge, means, variances, counts, eps, mean, var, inv_std)
+    return BatchNormStats(mean, var, inv_std, sum(counts))
+
+
+def _merge(
+    means: np.ndarray, variances: np.ndarray, counts: tuple[int, ...], eps: float,
+    mean: np.ndarray, var: np.ndarray, inv_std: np.ndarray,
+) -> None:  # fmt: skip
+    used = np.array(counts) > 0
+    share = np.array(counts)[used, None] / max(sum(counts), 1)
+    # About the first mean, so that a mean far from 0 costs no digits.
+    center = means[used][:1].sum(axis=0)
+    np.add(center, (share * (means[used] - center)).sum(axis=0), out=mean)
+    np.sum(share * (variances[used] + (means[used] - mean) ** 2), axis=0, out=var)
+    np.divide(1.0, np.sqrt(var + eps), out=inv_std)

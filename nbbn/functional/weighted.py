@@ -1,0 +1,229 @@
+"""Batch normalization with masks and sample weights: forward, backward.
+
+With weights w >= 0 and W = sum(w): mean = sum(w x) / W, var = sum(w (x - mean)^2) / W,
+x_hat = (x - mean) / sqrt(var + eps), y = gamma * x_hat + beta, and with g = dL/dy
+dx = gamma / sqrt(var + eps) * (g - w / W * (sum(g) + x_hat * sum(g * x_hat))),
+dgamma = sum(g * x_hat), dbeta = sum(g).
+
+The sums over g are not weighted: positions of weight 0 are normalized like the others, and pull at
+the statistics through their outputs. Weights are constants. Derived as in Ioffe and Szegedy (2015),
+from dmean/dx = w / W and dvar/dx = 2 w (x - mean) / W.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import backend, checks
+from ..errors import ArgumentError, DTypeError, ShapeError
+from .batchnorm import batch_norm_infer, batch_norm_infer_backward
+from .stats import WeightedStats
+
+__all__ = ["weighted_batch_norm_backward", "weighted_batch_norm_train"]
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+def weighted_batch_norm_train(
+    x: np.ndarray,
+    weights: np.ndarray,
+    gamma: np.ndarray | None = None,
+    beta: np.ndarray | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    residual: np.ndarray | None = None,
+    single: bool = False,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, WeightedStats]:
+    """Normalize `x` with the batch's weighted statistics.
+
+    Computes ``y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual)`` everywhere.
+    Where all weights are 0 there are no statistics: mean and var are then 0, and
+    `update_running_stats` does nothing.
+
+    Parameters
+    ----------
+    x : ndarray of float, 2 to 5 dimensions
+        Any strides. Positions of weight 0 may hold anything, NaN included.
+    weights : ndarray of bool, int or float
+        A mask or weights, >= 0, one for each position: `x`'s shape without the channel axis, or
+        broadcastable to that; or shape (N,), one for each example.
+    gamma, beta : ndarray of float, shape (C,), optional
+        Scale and shift; None means 1 and 0.
+    eps : float, default 1e-5
+        Added to the variance; must be positive.
+    axis : int, default 1
+        The channel axis.
+    activation : {None, "relu"}, default None
+        Applied to the result in the same pass.
+    residual : ndarray of float, shape of `x`, optional
+        Added before the activation.
+    single : bool, default False
+        Accept a batch of which one position has all the weight.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result. It may be `x` itself.
+
+    Returns
+    -------
+    y : ndarray, shape and dtype of `x`
+    stats : WeightedStats
+
+    Raises
+    ------
+    ShapeError
+        As `batch_norm_train`; weights that do not fit; one position with all the weight.
+    DTypeError
+        An operand that is not an array of numbers.
+    ArgumentError
+        A weight that is negative or not finite, `eps` not positive, unknown `activation`.
+    """
+    layout = checks.layout(x, axis)
+    eps = checks.epsilon(eps, zero_allowed=False)
+    folded = _fold_weights(weights, x, axis, layout)
+    backend.run(_check_weights, folded, bool(single))
+    stats = WeightedStats(
+        *(backend.empty(layout.shape[1], _FLOAT64) for _ in range(3)),
+        *(backend.empty((), _FLOAT64) for _ in range(2)),
+    )
+    if x.size:
+        mean, var, inv_std, count, weight = stats
+        kernel = backend.kernels("weighted").stats
+        backend.run(kernel, checks.fold(x, layout), folded, eps, mean, var, inv_std, weight, count)
+    else:
+        for array, value in zip(stats, (0.0, 0.0, eps**-0.5, 0.0, 0.0), strict=True):
+            array.fill(value)
+    y = batch_norm_infer(
+        x, stats.mean, stats.var, gamma, beta,
+        eps=eps, axis=axis, activation=activation, residual=residual, out=out,
+    )  # fmt: skip
+    return y, stats
+
+
+def weighted_batch_norm_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weights: np.ndarray,
+    stats: WeightedStats,
+    gamma: np.ndarray | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    y: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    out_dgamma: np.ndarray | None = None,
+    out_dbeta: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `weighted_batch_norm_train`; the module's docstring has the formula.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float, 2 to 5 dimensions
+        The forward's input. NaN in a position of weight 0 makes dgamma NaN.
+    weights : ndarray of bool, int or float
+        The forward's weights.
+    stats : WeightedStats
+        What the forward returned.
+    gamma : ndarray of float, shape (C,), optional
+        The forward's scale.
+    eps : float, default 1e-5
+        The forward's eps.
+    axis : int, default 1
+        The channel axis.
+    y : ndarray of float, shape of `x`, optional
+        The output of a forward with ``activation="relu"``; g is then 0 where y is not positive.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives dx. It may be `dy`.
+    out_dgamma, out_dbeta : ndarray, shape (C,), optional
+        Receive dgamma and dbeta.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `x`
+    dgamma, dbeta : ndarray, shape (C,), dtype of `x` (float32 for the half types)
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Operands that do not fit together; `out` that shares memory with `x`.
+    """
+    if not isinstance(stats, WeightedStats):
+        raise DTypeError(
+            f"stats must be the WeightedStats of the forward, got {type(stats).__name__}"
+        )
+    if out is not None and np.may_share_memory(out, x):
+        raise ArgumentError("out shares memory with x, which is still needed: pass another array")
+    layout = checks.layout(x, axis)
+    folded = _fold_weights(weights, x, axis, layout)
+    direct, dgamma, dbeta = batch_norm_infer_backward(
+        dy, x, stats.mean, stats.var, gamma, eps=eps, axis=axis, y=y, out=out,
+        out_dgamma=out_dgamma, out_dbeta=out_dbeta,
+    )  # fmt: skip
+    if x.size == 0:
+        return direct, dgamma, dbeta
+    constant, slope = (backend.empty(layout.shape[1], _FLOAT64) for _ in range(2))
+    gamma = checks.channel_vector(gamma, layout.shape[1], _FLOAT64, "gamma")
+    backend.run(_pull, gamma, stats.inv_std, stats.weight, dgamma, dbeta, constant, slope)
+    dx = checks.fold(direct, layout)
+    backend.run(
+        backend.kernels("weighted").subtract,
+        checks.fold(x, layout), folded, stats.mean, constant, slope, dx,
+    )  # fmt: skip
+    if not np.may_share_memory(dx, direct):
+        target = direct if layout.order is None else direct.transpose(layout.order)
+        backend.run(np.copyto, target, dx.reshape(target.shape), "unsafe")
+    return direct, dgamma, dbeta
+
+
+def _fold_weights(
+    weights: np.ndarray, x: np.ndarray, axis: int, layout: checks.Layout
+) -> np.ndarray:
+    """Return a weight for each position in float64: (M,) for rows, (N, S) for planes."""
+    if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "biuf":
+        found = weights.dtype if isinstance(weights, np.ndarray) else type(weights).__name__
+        raise DTypeError(
+            f"weights must be a numpy.ndarray of booleans or real numbers, got {found}"
+        )
+    channel = checks.axis_index(axis, x, "x")
+    positions = x.shape[:channel] + x.shape[channel + 1 :]
+    spread = weights
+    if weights.shape == positions[:1]:
+        spread = weights.reshape(-1, *(1 for _ in positions[1:]))
+    try:
+        spread = np.broadcast_to(spread, positions)
+    except ValueError:
+        raise ShapeError(
+            f"weights must have shape {positions[:1]}, one per example, or broadcast to "
+            f"{positions}, x's shape {x.shape} without its channels, got {weights.shape}"
+        ) from None
+    if layout.order is not None:
+        spread = spread.transpose([d - (d > channel) for d in layout.order if d != channel])
+    folded = backend.empty(layout.shape[:1] + layout.shape[2:], _FLOAT64)
+    backend.run(np.copyto, folded.reshape(spread.shape), spread, "unsafe")
+    return folded
+
+
+def _check_weights(weights: np.ndarray, single: bool) -> None:
+    if not np.isfinite(weights).all() or weights.min(initial=0.0) < 0.0:
+        wrong = weights[~np.isfinite(weights) | (weights < 0.0)][0]
+        raise ArgumentError(f"weights must be finite and not negative, got {wrong}")
+    if not single and np.count_nonzero(weights) == 1:
+        raise ShapeError(
+            "Expected more than 1 value per channel when training, but one position has all the "
+            "weight: use a larger batch, or normalize with running statistics"
+        )
+
+
+def _pull(
+    gamma: np.ndarray, inv_std: np.ndarray, weight: np.ndarray,
+    dgamma: np.ndarray, dbeta: np.ndarray, constant: np.ndarray, slope: np.ndarray,
+) -> None:  # fmt: skip
+    """How the statistics pull at dx: ``w * (constant + slope * (x - mean))``."""
+    factor: Any = inv_std * (gamma if gamma.size else 1.0) / (float(weight) or 1.0)
+    np.multiply(factor, dbeta, out=constant)
+    np.multiply(factor * inv_std, dgamma, out=slope)
