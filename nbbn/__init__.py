@@ -42,16 +42,21 @@ if TYPE_CHECKING:
         mlp,
     )
     from .precompile import warmup
+    from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "Dense",
     "Dropout",
     "Flatten",
+    "GhostBatchNorm",
+    "InPlaceBatchNorm",
     "Module",
     "NbbnError",
     "Op",
     "Parameter",
+    "Ramp",
     "ReLU",
     "Sequential",
     "Sigmoid",
@@ -73,6 +78,7 @@ __all__ = [
     "mlp",
     "ops",
     "optim",
+    "recalibrate",
     "threads",
     "train",
     "warmup",
@@ -93,6 +99,9 @@ _MODULES = {
 }
 _HOMES = {
     **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
+    **dict.fromkeys(
+        ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"), "variants"
+    ),
     "NbbnError": "errors",
     "fold": "folding",
     "gradcheck": "gradients",

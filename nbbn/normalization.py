@@ -7,10 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from . import backend, checks, ops
+from . import backend, checks, ops, variant_ops
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, ShapeError
-from .functional import BatchNormStats, update_running_stats
+from .functional import BatchNormStats, WeightedStats, update_running_stats
 from .functional.batchnorm import ON_SINGLE
 from .modules import Module, float_type
 
@@ -49,6 +49,9 @@ CONVENTIONS = {
     "keras": Convention(1e-3, 0.99, "old", -1, False, True),
     "onnx": Convention(1e-5, 0.9, "old", 1, False, True),
 }
+
+
+Stats = BatchNormStats | WeightedStats
 
 
 class BatchNorm(Module):
@@ -180,11 +183,23 @@ class BatchNorm(Module):
             option = 'on_single="eval"' if on_single == "eval" else "skip_nonfinite"
             raise ArgumentError(f"{option} needs running statistics: set track_running_stats=True")
         self._channels = channels
+        # Where `recalibrate` collects statistics instead of moving the running ones.
+        self._observed: list[Stats] | None = None
 
-    def forward(self, x: Tensor, residual: Tensor | np.ndarray | None = None) -> Tensor:
-        """Normalize `x`; a `residual` of the same shape is added before the activation."""
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Tensor:
+        """Normalize `x`.
+
+        A `residual` of the same shape is added before the activation. `weights`, a mask or sample
+        weights as for `nbbn.functional.weighted_batch_norm_train`, weigh positions in the batch's
+        statistics; where running statistics normalize they change nothing.
+        """
         if x.ndim == 1 and self._channels == 1 and self.convention == "onnx":
-            return self.forward(x.reshape(-1, 1), residual).reshape(-1)
+            return self.forward(x.reshape(-1, 1), residual, weights).reshape(-1)
         found = x.shape[self.axis] if -x.ndim <= self.axis < x.ndim else None
         if found != self._channels:
             raise ShapeError(
@@ -194,20 +209,37 @@ class BatchNorm(Module):
         policy = self.on_single if x.size == found else None
         fixed = self.frozen or not self.training or policy == "eval"
         if self.running_mean is not None and fixed:
-            return ops.batch_norm_infer(
-                x, self.running_mean, self.running_var, self.gamma, self.beta, residual,
-                eps=self.eps, axis=self.axis, activation=self.activation,
-            )  # fmt: skip
+            return self._with_running_stats(x, residual)
         if policy == "skip":
             return self._pass_on(x, residual)
-        y, stats = ops.batch_norm_train(
-            x, self.gamma, self.beta, residual,
-            eps=self.eps, axis=self.axis, activation=self.activation,
-            single=policy is None and CONVENTIONS[self.convention].single,
-        )  # fmt: skip
+        # The running variance of one value per channel exists if it is the biased one.
+        single = CONVENTIONS[self.convention].single and not self.unbiased
+        y, stats = self._with_batch_stats(x, residual, weights, policy is None and single)
         if self.training:
             self._follow(stats)
         return y
+
+    def _with_running_stats(self, x: Tensor, residual: Tensor | np.ndarray | None) -> Tensor:
+        return ops.batch_norm_infer(
+            x, self.running_mean, self.running_var, self.gamma, self.beta, residual,
+            eps=self.eps, axis=self.axis, activation=self.activation,
+        )  # fmt: skip
+
+    def _with_batch_stats(
+        self,
+        x: Tensor,
+        residual: Tensor | np.ndarray | None,
+        weights: np.ndarray | None,
+        single: bool,
+    ) -> tuple[Tensor, Stats]:
+        options: Any = {
+            "eps": self.eps, "axis": self.axis, "activation": self.activation, "single": single
+        }  # fmt: skip
+        if weights is None:
+            return ops.batch_norm_train(x, self.gamma, self.beta, residual, **options)
+        return variant_ops.weighted_batch_norm(
+            x, weights, self.gamma, self.beta, residual, **options
+        )
 
     def weight_of_new(self, k: int) -> float:
         """Weight a of the k-th batch, counted from 1, in the running statistics."""
@@ -216,9 +248,12 @@ class BatchNorm(Module):
         a = self.momentum if self.momentum_weighs == "new" else 1.0 - self.momentum
         return a / (1.0 - (1.0 - a) ** k) if self.zero_debias and a else a
 
-    def _follow(self, stats: BatchNormStats) -> None:
+    def _follow(self, stats: Stats) -> None:
         """Move the running statistics towards a batch's."""
         if self.running_mean is None or self.running_var is None:
+            return
+        if self._observed is not None:
+            self._observed.append(stats)
             return
         backend.run(_increment, self.num_batches_tracked)
         weight: Any = self.weight_of_new(1)
@@ -242,10 +277,13 @@ class BatchNorm(Module):
         return ops.relu(x) if self.activation else x
 
     def __call__(
-        self, x: Tensor | np.ndarray, residual: Tensor | np.ndarray | None = None
+        self,
+        x: Tensor | np.ndarray,
+        residual: Tensor | np.ndarray | None = None,
+        weights: np.ndarray | None = None,
     ) -> Tensor:
         """Apply `forward` to a Tensor or an array."""
-        return self.forward(as_tensor(x), residual)
+        return self.forward(as_tensor(x), residual, weights)
 
     def __repr__(self) -> str:
         kind = f", convention={self.convention!r}" if self.convention != "torch" else ""

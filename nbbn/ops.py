@@ -536,7 +536,7 @@ class BatchNormTrain(_Op):
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dresidual = _residual_gradient(ctx, dy)
+        dresidual = residual_gradient(ctx, dy)
         in_place = ctx.owns_dy and dresidual is None and dy.dtype == ctx.x.dtype
         dx, dgamma, dbeta = F.batch_norm_backward(
             dy, ctx.x, ctx.stats, ctx.gamma, axis=ctx.axis, y=ctx.y, out=dy if in_place else None,
@@ -567,10 +567,11 @@ class BatchNormInfer(_Op):
             dy, ctx.x, ctx.mean, ctx.var, ctx.gamma, eps=ctx.eps, axis=ctx.axis, y=ctx.y,
             out_dgamma=ctx.buffers[3], out_dbeta=ctx.buffers[4],
         )  # fmt: skip
-        return dx, None, None, dgamma, dbeta, _residual_gradient(ctx, dy)
+        return dx, None, None, dgamma, dbeta, residual_gradient(ctx, dy)
 
 
-def _residual_gradient(ctx: Any, dy: np.ndarray) -> np.ndarray | None:
+def residual_gradient(ctx: Any, dy: np.ndarray) -> np.ndarray | None:
+    """Gradient of a residual, an operation's last input, added before a ReLU or nothing."""
     if not ctx.needs[-1]:
         return None
     if ctx.y is not None:

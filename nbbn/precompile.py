@@ -63,7 +63,7 @@ def warmup(
 def _call_everything(dtype: np.dtype[Any]) -> None:
     """Call every launcher with the argument types that the library uses."""
     from .data import Batches
-    from .kernels import dropout_cpu, elementwise_cpu, optim_cpu
+    from .kernels import dropout_cpu, elementwise_cpu, optim_cpu, weighted_cpu
 
     rows = np.zeros((4, 3), dtype)
     vector = np.zeros(3, dtype)
@@ -73,6 +73,9 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
         F.batch_norm_infer(x, stats.mean, stats.var)
         F.batch_norm_infer(x, vector, vector)
         F.batch_norm_backward(x, x, stats)
+        weights, wide, number = np.zeros(x[:, 0].shape), np.zeros(3), np.zeros(())
+        weighted_cpu.stats(x, weights, 1e-5, wide, wide, wide, number, number)
+        weighted_cpu.subtract(x, weights, wide, wide, wide, x)
     for skipped in (None, np.zeros(1, np.int64)):
         F.update_running_stats(vector, vector.copy(), stats, skipped=skipped)
     for unary in (F.relu, F.sigmoid, F.tanh, F.softmax, F.log_softmax):

@@ -13,7 +13,7 @@ import numpy as np
 import reference
 from reference import wide
 
-from nbbn import losses, ops
+from nbbn import losses, ops, variant_ops
 from nbbn.autograd import Parameter, Tensor
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 
@@ -104,6 +104,39 @@ def _batch_norm_train(*operands: Any, **options: Any) -> Tensor:
 
 def _reference_batch_norm_train(x: Any, gamma: Any = None, beta: Any = None, **options: Any) -> Any:
     return reference.batch_norm_train(x, gamma, beta, **options)[0]
+
+
+# Weights for x of shape (4, 3, 5), with a position that does not count.
+POSITIONS = np.random.default_rng(8).uniform(0.2, 2, (4, 5))
+POSITIONS[1, 2] = 0
+EXAMPLES = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 3.0, 1.0, 0.0])
+
+
+def _torch_weighted(torch: Any, x: Any, weights: np.ndarray, gamma: Any, beta: Any) -> Any:
+    """Channels on axis 1, weights broadcastable to x."""
+    w, axes = torch.as_tensor(weights, dtype=x.dtype), (0, *range(2, x.ndim))
+    total = w.sum()
+    mean = (w * x).sum(axes, keepdim=True) / total
+    var = (w * (x - mean) ** 2).sum(axes, keepdim=True) / total
+    shape = mean.shape
+    return (x - mean) / (var + 1e-5).sqrt() * gamma.reshape(shape) + beta.reshape(shape)
+
+
+def _torch_in_place(torch: Any, x: Any, gamma: Any, beta: Any, *given: np.ndarray) -> Any:
+    mean, var = (torch.as_tensor(a, dtype=x.dtype) for a in given) if given else (None, None)
+    y = torch.nn.functional.batch_norm(x, mean, var, gamma.abs() + 1e-5, beta, not given)
+    return torch.nn.functional.leaky_relu(y, 0.1)
+
+
+def _in_groups(x: Any, *operands: Any, **options: Any) -> np.ndarray:
+    """Nine examples in virtual batches of at least two: 2, 2, 2 and 3."""
+    residual = options.pop("residual", None)
+    parts = []
+    for a, b in ((0, 2), (2, 4), (4, 6), (6, 9)):
+        own = None if residual is None else residual[a:b]
+        y, _ = reference.batch_norm_train(x[a:b], *operands, residual=own, **options)
+        parts.append(y)
+    return np.concatenate(parts)
 
 
 CASES = [
@@ -333,6 +366,74 @@ CASES = [
         ),
         ((4, 3, 5), (3,), (3,), (4, 3, 5)),
         lambda torch, x, g, b, r: torch.relu(_torch_batch_norm_infer(torch, x, g, b) + r),
+    ),
+    # ---- variants of batch normalization
+    Case(
+        "variant_ops.weighted_batch_norm, rows",
+        lambda x, g, b: variant_ops.weighted_batch_norm(x, EXAMPLES, g, b)[0],
+        lambda x, g, b: reference.weighted_batch_norm(x, EXAMPLES, g, b),
+        ((8, 3), (3,), (3,)),
+        lambda torch, x, g, b: _torch_weighted(torch, x, EXAMPLES[:, None], g, b),
+        misfits=(((7, 3), (3,), (3,)), ((8, 3), (4,), (3,)), ((8, 3), (3,), (2,))),
+    ),
+    Case(
+        "variant_ops.weighted_batch_norm, planes, relu and residual",
+        lambda x, g, b, r: variant_ops.weighted_batch_norm(
+            x, POSITIONS, g, b, r, activation="relu"
+        )[0],
+        lambda x, g, b, r: reference.weighted_batch_norm(
+            x, POSITIONS, g, b, activation="relu", residual=r
+        ),
+        ((4, 3, 5), (3,), (3,), (4, 3, 5)),
+        lambda torch, x, g, b, r: torch.relu(
+            _torch_weighted(torch, x, POSITIONS[:, None], g, b) + r
+        ),
+        misfits=(((4, 3, 5), (3,), (3,), (4, 3, 1)),),
+    ),
+    Case(
+        "variant_ops.ghost_batch_norm, rows",
+        lambda x, g, b: variant_ops.ghost_batch_norm(x, g, b, size=2)[0],
+        _in_groups,
+        ((9, 3), (3,), (3,)),
+        lambda torch, x, g, b: torch.cat(
+            [
+                _torch_batch_norm_train(torch, x[i:j], g, b)
+                for i, j in ((0, 2), (2, 4), (4, 6), (6, 9))
+            ]
+        ),
+        misfits=(((9, 3), (4,), (3,)), ((3,), (3,), (3,))),
+    ),
+    Case(
+        "variant_ops.ghost_batch_norm, planes, relu and residual",
+        lambda x, r: variant_ops.ghost_batch_norm(x, residual=r, size=2, activation="relu")[0],
+        lambda x, r: _in_groups(x, residual=r, activation="relu"),
+        ((9, 3, 4), (9, 3, 4)),
+        lambda torch, x, r: torch.relu(
+            torch.cat(
+                [
+                    _torch_batch_norm_train(torch, x[i:j])
+                    for i, j in ((0, 2), (2, 4), (4, 6), (6, 9))
+                ]
+            )
+            + r
+        ),
+    ),
+    Case(
+        "variant_ops.in_place_batch_norm",
+        lambda x, g, b: variant_ops.in_place_batch_norm(x, g, b, slope=0.1)[0],
+        lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1),
+        ((6, 3, 2), (3,), (3,)),
+        _torch_in_place,
+        nonzero,
+        misfits=(((6, 3, 2), (4,), (3,)), ((6, 3, 2), (3,), (1, 3)), ((1, 3), (3,), (3,))),
+    ),
+    Case(
+        "variant_ops.in_place_batch_norm, given statistics",
+        lambda x, g, b: variant_ops.in_place_batch_norm(x, g, b, MEAN, VAR, slope=0.1)[0],
+        lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1, MEAN, VAR),
+        ((6, 3, 2), (3,), (3,)),
+        lambda torch, x, g, b: _torch_in_place(torch, x, g, b, MEAN, VAR),
+        nonzero,
     ),
     *(
         Case(

@@ -97,6 +97,46 @@ def batch_norm_infer(
     return activated(y, activation, residual)
 
 
+def weighted_statistics(x, weights, eps: float = 1e-5, axis: int = 1) -> Stats:
+    """As `statistics`, with a weight for each position; the count is Kish's effective one."""
+    x, weights = wide(x), np.expand_dims(wide(weights), axis)
+    total = weights.sum()
+    mean = channel_sum(weights * x, axis) / total
+    var = channel_sum(weights * (x - along(mean, x, axis, 0)) ** 2, axis) / total
+    return Stats(
+        narrow(mean),
+        narrow(var),
+        narrow(1 / np.sqrt(var + WIDE(eps))),
+        float(total**2 / (weights**2).sum()),
+    )
+
+
+def weighted_batch_norm(x, weights, gamma=None, beta=None, *, eps=1e-5, axis=1, **rest):
+    stats = weighted_statistics(x, weights, eps, axis)
+    return batch_norm_infer(x, stats.mean, stats.var, gamma, beta, eps=eps, axis=axis, **rest)
+
+
+def batch_renorm(x, mean, var, limits, gamma=None, beta=None, *, eps=1e-5, axis=1, **rest):
+    """Normalize with the batch's statistics, corrected towards `mean` and `var`; also r and d."""
+    stats, (r_max, d_max) = statistics(x, eps, axis), limits
+    sigma = np.sqrt(wide(var) + WIDE(eps))
+    r = np.clip(1 / (stats.inv_std * sigma), 1 / WIDE(r_max), r_max)
+    d = np.clip((stats.mean - wide(mean)) / sigma, -WIDE(d_max), d_max)
+    gamma = np.ones(len(r)) if gamma is None else wide(gamma)
+    shift = gamma * d + (0 if beta is None else wide(beta))
+    y = batch_norm_infer(x, stats.mean, stats.var, gamma * r, shift, eps=eps, axis=axis, **rest)
+    return y, narrow(r), narrow(d)
+
+
+def in_place_batch_norm(x, gamma, beta, slope, mean=None, var=None, *, eps=1e-5, axis=1):
+    scale = np.abs(wide(gamma)) + WIDE(eps)
+    if mean is None:
+        y, _ = batch_norm_train(x, scale, beta, eps=eps, axis=axis)
+    else:
+        y = batch_norm_infer(x, mean, var, scale, beta, eps=eps, axis=axis)
+    return np.where(y < 0, slope * y, y)
+
+
 def masked(dy, y) -> np.ndarray:
     """The gradient that passes a fused ReLU whose output was `y`; None means no ReLU."""
     return wide(dy) if y is None else np.where(np.asarray(y) > 0, wide(dy), 0)

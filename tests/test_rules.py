@@ -38,8 +38,9 @@ FLOORS = [
     {"checks", "autograd"},
     {"functional", "initializers"},
     {"ops", "modules"},
-    {"normalization", "losses", "optim"},
-    {"layers"},
+    {"variant_ops", "losses", "optim"},
+    {"normalization"},
+    {"layers", "variants"},
     {"convert", "folding", "checkpoint", "observe"},
     {"train"},
 ]

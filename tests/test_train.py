@@ -130,8 +130,24 @@ MODELS = {
     ],
     "cumulative average": lambda: with_norm(nbbn.BatchNorm(9, momentum=None)),
     "zero-debiased average": lambda: with_norm(nbbn.BatchNorm(9, zero_debias=True)),
+    "virtual batches": lambda: with_norm(nbbn.GhostBatchNorm(9, 5, activation="relu")),
+    "renormalization": lambda: with_norm(
+        nbbn.BatchRenorm(9, r_max=nbbn.Ramp(1, 2, 1, 5), d_max=nbbn.Ramp(0, 1, 2, 6))
+    ),
+    "in place": lambda: with_norm(nbbn.InPlaceBatchNorm(9)),
+    "weights": lambda: with_norm(Weighted()),
     "frozen statistics": lambda: with_norm(nbbn.BatchNorm(9, frozen=True)),
 }
+
+
+class Weighted(nbbn.Module):
+    """Weighs the examples of a batch, some of them with 0."""
+
+    def __init__(self):
+        self.norm = nbbn.BatchNorm(9, momentum=None)
+
+    def forward(self, x):
+        return self.norm(x, weights=np.arange(len(x)) % 4)
 
 
 def with_norm(norm):
