@@ -31,6 +31,7 @@ from .layers import (
     Sigmoid,
     Softmax,
     Tanh,
+    unnested,
 )
 
 __all__ = ["fold"]
@@ -99,7 +100,7 @@ def fold(
     if tolerance is not None and checks.real(tolerance, "tolerance") <= 0:
         raise ArgumentError(f"tolerance must be positive, got {tolerance}")
     steps: list[_Step] = []
-    for name, layer in _flat(copy.deepcopy(model).eval()):
+    for name, layer in unnested(copy.deepcopy(model).eval()):
         if not isinstance(layer, Dropout):
             _add(steps, name, layer)
     refusals = list(_refusals(steps))
@@ -109,14 +110,6 @@ def fold(
     folded.eval()
     _verify(steps, _probe(steps) if x is None else x, tolerance)
     return folded
-
-
-def _flat(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
-    if not isinstance(module, Sequential):
-        yield prefix.removesuffix("."), module
-        return
-    for name, child in module.children():
-        yield from _flat(child, f"{prefix}{name}.")
 
 
 # ---------------------------------------------------------------- folding

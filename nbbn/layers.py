@@ -216,6 +216,15 @@ class Sequential(Module):
         return "Sequential(\n" + "".join(f"    {layer!r},\n" for layer in self.layers) + ")"
 
 
+def unnested(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """Yield the layers of a Sequential and of those inside it, with their names in the state."""
+    if not isinstance(module, Sequential):
+        yield prefix.removesuffix("."), module
+        return
+    for name, child in module.children():
+        yield from unnested(child, f"{prefix}{name}.")
+
+
 _ACTIVATIONS: dict[str, Callable[[], Module]] = {"relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh}
 
 

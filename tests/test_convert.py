@@ -136,6 +136,19 @@ def test_layers_of_two_conventions_record_the_same(rng):
     np.testing.assert_allclose(biased, debiased.running_var * 5 / 6, rtol=1e-14)
 
 
+def test_batches_that_were_skipped_are_no_updates(rng):
+    layer = nbbn.BatchNorm(3, skip_nonfinite=True, dtype=np.float64)
+    batches = [rng.normal(size=(4, 3)) for _ in range(2)]
+    for x in (batches[0], np.full((4, 3), np.nan), batches[1]):
+        layer(x)
+    state = BatchNormState.of(layer)
+    assert state.updates == 2
+    _, var = recorded(batches, 3, of_old=0.9)
+    np.testing.assert_allclose(state.to("keras", count=4).var, var, rtol=1e-12)
+    state.assign(layer)
+    assert (int(layer.num_batches_tracked), int(layer.num_batches_skipped)) == (2, 0)
+
+
 def test_a_keras_layer_goes_on_where_torch_left_off():
     """The momentum of the layer tells how much of the initial variance is left."""
     torch = pytest.importorskip("torch")

@@ -41,7 +41,7 @@ FLOORS = [
     {"variant_ops", "losses", "optim"},
     {"normalization"},
     {"layers", "variants"},
-    {"convert", "folding", "checkpoint", "observe"},
+    {"convert", "folding", "onnx", "checkpoint", "observe"},
     {"train"},
 ]
 # Nothing but errors, and the writing of files.

@@ -68,7 +68,7 @@ class BatchNormState(NamedTuple):
         if not isinstance(layer, BatchNorm):
             raise DTypeError(f"layer must be a BatchNorm, got {type(layer).__name__}")
         mean, var = layer.running_mean, layer.running_var
-        updates = _updates(mean, var, layer.num_batches_tracked)
+        updates = _updates(layer)
         return cls(
             mean=None if mean is None else mean.copy(),
             var=None if var is None else var.copy(),
@@ -165,14 +165,13 @@ def _initial_weight(first: float, updates: int | None) -> float:
     return 0.0 if updates is None else (1.0 - first) ** updates
 
 
-def _updates(
-    mean: np.ndarray | None, var: np.ndarray | None, tracked: np.ndarray | None
-) -> int | None:
+def _updates(layer: BatchNorm) -> int | None:
     """Count of a layer's updates; 0 beside statistics from elsewhere means that it is not known."""
-    if mean is None or var is None or tracked is None:
+    if layer.running_mean is None or layer.running_var is None:
         return None
-    untouched = not mean.any() and bool((var == 1).all())
-    return int(tracked) if tracked > 0 or untouched else None
+    count = int(layer.num_batches_tracked or 0) - int(layer.num_batches_skipped or 0)
+    untouched = not layer.running_mean.any() and bool((layer.running_var == 1).all())
+    return count if count > 0 or untouched else None
 
 
 def assignment(
@@ -196,6 +195,8 @@ def assignment(
         fill(copies)
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked[...] = state.updates or 0
+        if layer.num_batches_skipped is not None:
+            layer.num_batches_skipped[...] = 0
         layer.eps, layer.momentum = eps, momentum
 
     return apply

@@ -7,7 +7,7 @@ batch's mean subtracts the bias anyway.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def layers_of(model: Module) -> dict[str, Layer]:
         raise DTypeError(f"model must be a Module, got {type(model).__name__}")
     found: dict[str, Layer] = {}
     seen: set[int] = set()
-    for name, module in _named(model, ""):
+    for name, module in model.named_modules():
         if isinstance(module, Layer) and id(module) not in seen:
             seen.add(id(module))
             found[name] = module
@@ -40,12 +40,6 @@ def layers_of(model: Module) -> dict[str, Layer]:
             "move those with state_dict"
         )
     return found
-
-
-def _named(module: Module, prefix: str) -> Iterator[tuple[str, Module]]:
-    yield prefix.removesuffix("."), module
-    for name, child in module.children():
-        yield from _named(child, f"{prefix}{name}.")
 
 
 def followers(model: Module) -> dict[int, BatchNorm]:

@@ -1,0 +1,349 @@
+"""Models to ONNX, judged by onnxruntime, and back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import BatchNorm, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh
+from nbbn.errors import (
+    ArgumentError,
+    CheckpointError,
+    DeviceError,
+    DTypeError,
+    NbbnError,
+    ShapeError,
+)
+from nbbn.onnx import exporter
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def settled(model: nbbn.Module, rng) -> nbbn.Module:
+    """Give statistics, scales, shifts and biases values that matter."""
+    for layer in model.modules():
+        for name, low, high in (("running_mean", -1, 1), ("running_var", 0.3, 3)):
+            array = getattr(layer, name, None)
+            if array is not None:
+                array[...] = rng.uniform(low, high, array.shape)
+        for name in ("gamma", "beta", "bias"):
+            parameter = getattr(layer, name, None)
+            if parameter is not None:
+                parameter.data[...] = rng.normal(size=parameter.shape)
+    return model
+
+
+def by_runtime(model, x: np.ndarray) -> np.ndarray:
+    """Run a ModelProto or a file in onnxruntime."""
+    content = model.SerializeToString() if hasattr(model, "graph") else str(model)
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+# Layers for a type, and the shape of the input.
+MODELS = {
+    "mlp": (lambda d: [*nbbn.mlp((6, 5, 4), rng=0, dtype=d)], (3, 6)),
+    "no batch norm": (lambda d: [*nbbn.mlp((6, 5, 4), batch_norm=False, rng=0, dtype=d)], (3, 6)),
+    "sigmoid, tanh": (
+        lambda d: [Dense(6, 5, rng=0, dtype=d), Sigmoid(), Dense(5, 4, rng=1, dtype=d), Tanh()],
+        (3, 6),
+    ),
+    "softmax": (lambda d: [Dense(6, 5, rng=0, dtype=d), Softmax()], (3, 6)),
+    "softmax over rows": (lambda d: [Dense(6, 5, rng=0, dtype=d), Softmax(0)], (3, 6)),
+    "dropout": (lambda d: [Dense(6, 5, rng=0, dtype=d), Dropout(0.5, rng=0), ReLU()], (3, 6)),
+    "conventions": (
+        lambda d: [
+            BatchNorm(6, convention="keras", dtype=d),
+            BatchNorm(6, convention="onnx", activation="relu", dtype=d),
+            BatchNorm(6, affine=False, dtype=d),
+            BatchNorm(6, scale=False, dtype=d),
+            BatchNorm(6, eps=0.5, momentum=None, shift=False, dtype=d),
+        ],
+        (3, 6),
+    ),
+    "planes": (
+        lambda d: [BatchNorm(3, activation="relu", dtype=d), Flatten(), Dense(24, 2, dtype=d)],
+        (4, 3, 2, 4),
+    ),
+    "channels last": (
+        lambda d: [BatchNorm(3, axis=-1, activation="relu", dtype=d), Sigmoid(), Flatten()],
+        (4, 2, 4, 3),
+    ),
+    "channels between": (lambda d: [BatchNorm(3, axis=2, dtype=d), Flatten()], (4, 2, 3, 4)),
+    "volumes": (lambda d: [BatchNorm(3, axis=-1, dtype=d), Flatten()], (2, 2, 3, 2, 3)),
+    "nested": (
+        lambda d: [Sequential(Dense(6, 5, rng=0, dtype=d), Sequential(BatchNorm(5, dtype=d)))],
+        (3, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", MODELS)
+def test_onnxruntime_computes_the_same(name, dtype, rng, tmp_path):
+    layers, shape = MODELS[name]
+    model = settled(Sequential(*layers(dtype)), rng)
+    path = tmp_path / "model.onnx"
+    exported = nbbn.onnx.export(model, path, input_shape=shape[1:])
+    assert (exported.ir_version, exported.opset_import[0].version) == (8, 15)
+    assert all(module.training for module in model.modules())
+    onnx.checker.check_model(exported, full_check=True)
+    x = rng.normal(size=shape).astype(dtype)
+    expected = model.eval()(x).data
+    np.testing.assert_allclose(by_runtime(path, x), expected, rtol=1e-5, atol=1e-5)
+    loaded = nbbn.onnx.load(path)
+    assert not loaded.training
+    np.testing.assert_allclose(loaded(x).data, expected, rtol=1e-6, atol=1e-6)
+    ours = nbbn.onnx.Backend.run_model(onnx.load(path), [x])[0]
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_comes_back_as_it_was(rng):
+    model = settled(nbbn.mlp((6, 5, 4), rng=0), rng)
+    model[1].eps, model[1].momentum = 3e-4, 0.25
+    loaded = nbbn.onnx.load(nbbn.onnx.export(model))
+    assert [type(layer) for layer in loaded] == [type(layer) for layer in model]
+    assert (loaded[1].activation, loaded[1].eps, loaded[1].momentum) == ("relu", 3e-4, 0.9)
+    for name, array in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(loaded.state_dict()[name], array)
+
+
+def test_any_batch_size_goes_through(rng):
+    exported = nbbn.onnx.export(nbbn.mlp((6, 5, 4), rng=0))
+    for rows in (1, 7):
+        assert by_runtime(exported, np.ones((rows, 6), np.float32)).shape == (rows, 4)
+    assert {i.name for i in exported.graph.initializer} >= {"0.weight", "1.running_var", "2.bias"}
+
+
+class Residual(nbbn.Module):
+    def __init__(self):
+        self.norm = BatchNorm(6)
+
+    def forward(self, x):
+        return x + self.norm(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (3, {}, DTypeError, "model must be a Module, got int"),
+        (Residual(), {"input_shape": (6,)}, ArgumentError, "Residual is not one of Dense, Batch"),
+        (Sequential(Dense(6, 6), Residual()), {}, ArgumentError, "cannot export '1': Residual"),
+        (Sequential(ReLU()), {}, ArgumentError, "no layer tells the shape of the input"),
+        (Sequential(Dense(6, 5), Dense(6, 4)), {}, ShapeError, "'1', Dense.* cannot take .*5,"),
+        (Sequential(Dense(6, 5), BatchNorm(6)), {}, ShapeError, "has 6 channels on axis 1, and"),
+        (Sequential(BatchNorm(6, axis=0)), {}, ShapeError, "has 6 channels on axis 0, and"),
+        (Sequential(Dense(6, 5), Softmax(2)), {}, ShapeError, "has no such axis"),
+        (Sequential(Dense(6, 5)), {"input_shape": 6}, DTypeError, "input_shape must be a sequence"),
+        (Sequential(Dense(6, 5)), {"input_shape": (0,)}, ArgumentError, "must be at least 1"),
+        (Sequential(Dense(6, 5)), {"path": "no/such/x.onnx"}, ArgumentError, "no folder no/such"),
+        (
+            Sequential(Dense(6, 5), BatchNorm(5, track_running_stats=False)), {},
+            ArgumentError, "it keeps no running statistics for inference",
+        ),
+        (
+            Sequential(Dense(6, 5), BatchNorm(5, dtype=np.float64)), {},
+            DTypeError, "the layers mix float32, float64",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported(model, options, error, message):
+    with pytest.raises(error, match=message):
+        nbbn.onnx.export(model, **options)
+
+
+def test_a_wrong_export_is_not_written(tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    model = Sequential(Dense(6, 5, rng=0), Sigmoid())
+    nbbn.onnx.export(model, path)
+    before = path.read_bytes()
+    monkeypatch.setitem(exporter._EXPORTERS, Sigmoid, exporter._elementwise("Tanh"))
+    with pytest.raises(ArgumentError, match="onnxruntime computes something else"):
+        nbbn.onnx.export(model, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --------------------------------------------------------------------- models of other makers
+
+
+def graph(nodes, constants=(), *, shape=("N", 4), opset=15, **options):
+    """Make a model from x to y out of (op, inputs, outputs, attributes)."""
+    return helper.make_model(
+        helper.make_graph(
+            [helper.make_node(op, ins, outs, **more) for op, ins, outs, more in nodes],
+            "test",
+            [helper.make_tensor_value_info("x", FLOAT, shape)],
+            [helper.make_tensor_value_info("y", FLOAT, [f"d{i}" for i in range(len(shape))])],
+            [numpy_helper.from_array(np.asarray(a, np.float32), n) for n, a in constants],
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+        **options,
+    )
+
+
+W = np.random.default_rng(0).normal(size=(4, 3))
+B = np.arange(3.0)
+STATS = [("s", np.full(4, 2)), ("b", B[[0, 1, 2, 0]]), ("m", np.ones(4)), ("v", np.full(4, 3))]
+NORM = ["s", "b", "m", "v"]
+FOREIGN = {
+    "gemm": graph([("Gemm", ["x", "w", "b"], ["y"], {})], [("w", W), ("b", B)]),
+    "gemm, scaled": graph(
+        [("Gemm", ["x", "w", "b"], ["y"], {"alpha": 0.5, "beta": 3.0})], [("w", W), ("b", [[2]])]
+    ),
+    "gemm, beta 0": graph([("Gemm", ["x", "w", "b"], ["y"], {"beta": 0.0})], [("w", W), ("b", B)]),
+    "matmul, add": graph(
+        [("MatMul", ["x", "w"], ["z"], {}), ("Add", ["b", "z"], ["y"], {})], [("w", W), ("b", B)]
+    ),
+    "transposed weight": graph(
+        [("Transpose", ["w"], ["t"], {}), ("MatMul", ["x", "t"], ["y"], {})], [("w", W.T)]
+    ),
+    "constant, identity, dropout": graph(
+        [
+            ("Constant", [], ["w"], {"value": numpy_helper.from_array(W.astype(np.float32))}),
+            ("Identity", ["x"], ["i"], {}),
+            ("Dropout", ["i"], ["d"], {}),
+            ("MatMul", ["d", "w"], ["y"], {}),
+        ]
+    ),
+    "norm": graph([("BatchNormalization", ["x", *NORM], ["y"], {"epsilon": 0.1})], STATS),
+    "norm, relu": graph(
+        [("BatchNormalization", ["x", *NORM], ["z"], {}), ("Relu", ["z"], ["y"], {})], STATS
+    ),
+    "old softmax": graph([("Softmax", ["x"], ["y"], {})], opset=11),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_models_of_other_makers(name, rng):
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    loaded = nbbn.onnx.load(FOREIGN[name])
+    expected = by_runtime(FOREIGN[name], x)
+    np.testing.assert_allclose(loaded(x).data, expected, rtol=1e-5, atol=1e-6)
+    found = nbbn.onnx.Backend.run_model(FOREIGN[name], [x])[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+REFUSED = {
+    "no layer computes it": graph([("Exp", ["x"], ["y"], {})]),
+    "it does not take 'a', the result before it": graph(
+        [("Relu", ["x"], ["a"], {}), ("Tanh", ["x"], ["y"], {})]
+    ),
+    "only the bias of a matrix product can be added": graph([("Add", ["x", "x"], ["y"], {})]),
+    "its B is computed, not stored": graph(
+        [("Relu", ["x"], ["a"], {}), ("Gemm", ["a", "a"], ["y"], {})], shape=(4, 4)
+    ),
+    r"it transposes the value \(transA\)": graph(
+        [("Gemm", ["x", "w"], ["y"], {"transA": 1})], [("w", W)], shape=(4, 2)
+    ),
+    "it adds an array of shape": graph(
+        [("Gemm", ["x", "w", "b"], ["y"], {})], [("w", W), ("b", np.ones((2, 3)))], shape=(2, 4)
+    ),
+    "only inference with one mean": graph(
+        [("BatchNormalization", ["x", *NORM], ["y", "p", "q"], {"training_mode": 1})], STATS
+    ),
+    "the output is transposed": graph(
+        [("Transpose", ["x"], ["y"], {"perm": [0, 2, 1]})], shape=("N", 4, 2)
+    ),
+    "it moves the batch axis": graph([("Transpose", ["x"], ["y"], {"perm": [1, 0]})]),
+    "it acts on a transposed value": graph(
+        [("Transpose", ["x"], ["a"], {"perm": [0, 2, 1]}), ("Softmax", ["a"], ["y"], {})],
+        shape=("N", 4, 2),
+    ),
+    "only the last axis": graph([("Softmax", ["x"], ["y"], {})], opset=11, shape=("N", 4, 2)),
+    "only Flatten from axis 1": graph([("Flatten", ["x"], ["y"], {"axis": 0})]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_imported_is_refused_with_the_reason(message):
+    with pytest.raises(ArgumentError, match=message):
+        nbbn.onnx.load(REFUSED[message])
+
+
+def test_files_that_are_not_onnx(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no file"):
+        nbbn.onnx.load(tmp_path / "none.onnx")
+    (tmp_path / "x.onnx").write_bytes(b"not protobuf")
+    with pytest.raises(CheckpointError, match=r"x\.onnx"):
+        nbbn.onnx.load(tmp_path / "x.onnx")
+    with pytest.raises(DTypeError, match="source must be a path or an onnx"):
+        nbbn.onnx.load(3)
+
+
+# -------------------------------------------------------------------------------- the backend
+
+
+def test_the_backend_runs_a_node():
+    node = helper.make_node("Gemm", ["a", "b"], ["c"], transB=1)
+    a, b = np.ones((2, 3), np.float32), np.full((4, 3), 2, np.float32)
+    (c,) = nbbn.onnx.Backend.run_node(node, [a, b], opset_version=13)
+    np.testing.assert_array_equal(c, np.full((2, 4), 6))
+
+
+def test_the_backend_normalizes_half_precision_and_one_axis(rng):
+    """A one-dimensional x has one channel; statistics stay float32 beside a float16 x."""
+    x = rng.normal(2, 3, size=50).astype(np.float16)
+    vectors = [np.asarray([v], np.float32) for v in (1.5, 0.5, 0.0, 1.0)]
+    node = helper.make_node(
+        "BatchNormalization", list("xsbmv"), list("ypq"), training_mode=1, momentum=0.5
+    )
+    y, mean, var = nbbn.onnx.Backend.run_node(node, [x, *vectors], opset_version=15)
+    wide = x.astype(np.float64)
+    expected = 1.5 * (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5) + 0.5
+    assert (y.dtype, mean.dtype) == (np.float16, np.float32)
+    np.testing.assert_allclose(y, expected, atol=4e-3)
+    np.testing.assert_allclose(mean, [wide.mean() / 2], rtol=1e-6)
+    np.testing.assert_allclose(var, [(1 + wide.var()) / 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (lambda b: b.prepare(FOREIGN["gemm"], "CUDA"), DeviceError, "runs on the CPU, got device"),
+        (lambda b: b.prepare(FOREIGN["gemm"]).run({}), ArgumentError, r"needs the inputs \['x'\]"),
+        (lambda b: b.prepare(REFUSED["no layer computes it"]), ArgumentError, "operator Exp"),
+    ],
+)
+def test_what_the_backend_refuses(action, error, message):
+    with pytest.raises(error, match=message):
+        action(nbbn.onnx.Backend)
+    assert not nbbn.onnx.Backend.supports_device("CUDA:1")
+
+
+# ---------------------------------------------------------------------------------- the extra
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch):
+    model = Sequential(Dense(6, 5, rng=0))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"the package onnxruntime: .*pip install 'nbbn\[onnx\]'"):
+        nbbn.onnx.export(model)
+    nbbn.onnx.export(model, verify=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == "onnx"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for action in (
+        lambda: nbbn.onnx.export(model),
+        lambda: nbbn.onnx.load("x"),
+        lambda: nbbn.onnx.Backend,
+    ):
+        with pytest.raises(ImportError, match=r"pip install 'nbbn\[onnx\]'"):
+            action()
+
+
+def test_onnx_loads_when_it_is_needed():
+    script = "import nbbn.onnx, sys; print(sorted({'onnx', 'onnxruntime'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = nbbn.onnx.nothing
+    assert issubclass(ArgumentError, NbbnError)
