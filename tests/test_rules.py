@@ -23,7 +23,11 @@ FILES = {
     if path != PACKAGE / "__init__.py"
 }
 # Modules that can be imported anywhere: the others need CuPy or the simulator, or run a command.
-ANYWHERE = sorted(name for name in FILES if name.split(".")[0] not in {"__main__", "device"})
+ANYWHERE = sorted(
+    name
+    for name in FILES
+    if name.split(".")[0] not in {"__main__", "device"} and "cuda" not in name
+)
 KERNELS = sorted(name for name in FILES if name.startswith("kernels"))
 
 
@@ -119,7 +123,8 @@ def test_kernels_import_only_what_compiles(name):
         if top in {"numba", "numpy", "math", "kernels"}:
             continue
         assert helpers, f"{name} imports {other}"
-        assert top in {"llvmlite", "_version"} or top in sys.stdlib_module_names, other
+        allowed = {"llvmlite", "_version"} | ({"cuda", "numba_cuda"} if "_cuda" in name else set())
+        assert top in allowed or top in sys.stdlib_module_names, other
         assert top != "_version" or name == "kernels._cache"
 
 
@@ -140,7 +145,7 @@ def compiled_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
         for node in ast.walk(ast.parse(FILES[name].read_text())):
             if isinstance(node, ast.FunctionDef):
                 marks = {ast.unparse(mark).split("(")[0] for mark in node.decorator_list}
-                if marks & {"Kernel", "SerialKernel", "device_function", "njit"}:
+                if marks & {"Kernel", "SerialKernel", "Elementwise", "device_function", "njit"}:
                     yield f"{name}.{node.name}", node
 
 
@@ -158,12 +163,30 @@ def test_kernels_neither_raise_nor_allocate(name):
     for node in ast.walk(COMPILED[name]):
         assert not isinstance(node, ast.Raise | ast.Assert | ast.Try), f"line {node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            assert node.func.attr not in ALLOCATORS, f"line {node.lineno}"
+            allocates = node.func.attr in ALLOCATORS
+            # Shared memory has its place in the kernel from the start.
+            assert not allocates or ast.unparse(node.func) == "cuda.shared.array", node.lineno
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_kernels_have_a_docstring(name):
     assert ast.get_docstring(COMPILED[name])
+
+
+def launchers(name: str) -> dict[str, str]:
+    """Public functions of a kernel module and their parameters, from its text."""
+    body = ast.parse(FILES[name].read_text()).body
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    return {f.name: ast.unparse(f.args) for f in functions if not f.name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", [n for n in KERNELS if n.endswith("_cuda") and n[8] != "_"])
+def test_twins_export_the_same_launchers(name):
+    """Whoever calls a launcher need not know on which device."""
+    twin = launchers(name.replace("_cuda", "_cpu"))
+    # What other kernels compile in is no launcher.
+    twin.pop("exp", None)
+    assert launchers(name) == twin
 
 
 # -------------------------------------------------------------------------------- docstrings

@@ -71,7 +71,7 @@ class KernelCache(_Cache):
     @property
     def cache_path(self) -> str | None:
         """The folder that holds this function's files."""
-        folder = self._folder()
+        folder = _folder()
         return None if folder is None else str(folder)
 
     def enable(self) -> None:
@@ -99,11 +99,7 @@ class KernelCache(_Cache):
             path = self._path(sig, target_context.codegen())
             if path is None:
                 return None
-            content = path.read_bytes()
-            digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-            if hashlib.sha256(payload).digest() != digest:
-                raise ValueError("the file is damaged")
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+            return CompileResult._rebuild(target_context, *pickle.loads(_read(path)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # whatever is wrong with the file, compiling is right
@@ -117,33 +113,70 @@ class KernelCache(_Cache):
             path = self._path(sig, data.codegen)
             if path is None or data.library.has_dynamic_globals or any(data.lifted):
                 return
-            payload = dumps(data._reduce())
-            _write_atomically(path, hashlib.sha256(payload).digest() + payload)
+            _write(path, dumps(data._reduce()))
         except Exception as error:  # a full disk or a read-only folder must not stop the caller
             _warn(f"could not write {path} ({error}); kernels compile again in the next process")
 
-    def _folder(self) -> Path | None:
-        base = cache_dir()
-        return None if base is None else base / "kernels" / source_digest()[:16]
-
     def _path(self, sig: Any, codegen: Any) -> Path | None:
-        folder = self._folder() if self._enabled else None
-        if folder is None:
+        if not self._enabled:
             return None
-        key = repr((self._name, self._options, sig, codegen.magic_tuple()))
-        return folder / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.nbc"
+        return _entry(self._name, (self._options, sig, codegen.magic_tuple()))
+
+
+def cached(name: str, key: Any, build: Callable[[], bytes]) -> bytes:
+    """What `build` returns, from the disk where it has been built before for `name` and `key`."""
+    path = None
+    try:
+        path = _entry(name, key)
+        if path is not None:
+            return _read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except Exception as error:  # whatever is wrong with the file, compiling is right
+        _warn(f"could not read {path} ({error}); compiling instead")
+    if on_compile is not None:
+        on_compile(name)
+    payload = build()
+    try:
+        if path is not None:
+            _write(path, payload)
+    except Exception as error:  # a full disk or a read-only folder must not stop the caller
+        _warn(f"could not write {path} ({error}); kernels compile again in the next process")
+    return payload
+
+
+def _folder() -> Path | None:
+    base = cache_dir()
+    return None if base is None else base / "kernels" / source_digest()[:16]
+
+
+def _entry(name: str, key: Any) -> Path | None:
+    folder = _folder()
+    if folder is None:
+        return None
+    digest = hashlib.sha256(repr((name, key)).encode()).hexdigest()
+    return folder / f"{name}-{digest[:24]}.nbc"
 
 
 def _ordered(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else value
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _read(path: Path) -> bytes:
+    content = path.read_bytes()
+    digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise ValueError("the file is damaged")
+    return payload
+
+
+def _write(path: Path, payload: bytes) -> None:
+    """Write a payload with its digest, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.write(hashlib.sha256(payload).digest() + payload)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
