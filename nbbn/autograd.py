@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import backend
-from .errors import ArgumentError, DTypeError, ShapeError, TapeError
+from .errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
 
 __all__ = ["Context", "Op", "Parameter", "Tape", "Tensor", "apply"]
 
@@ -55,11 +55,12 @@ class Tensor:
     def __init__(self, data: Any, *, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             raise DTypeError("data is a Tensor already: use it directly, or pass its .data")
-        if not isinstance(data, np.ndarray | np.floating):
+        if not isinstance(data, np.ndarray | np.floating) and not backend.is_array(data):
             data = np.asarray(data)
             if data.dtype.kind in "biuf":
                 data = data.astype(np.float32)
-        data = np.asarray(data)
+        if not backend.is_array(data):
+            data = np.asarray(data)
         if not data.dtype.isnative:
             data = data.astype(data.dtype.newbyteorder("="))
         if data.dtype not in (np.float32, np.float64):
@@ -102,8 +103,10 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        text = np.array2string(self.data, separator=", ", prefix="Tensor(", threshold=20)
-        return f"Tensor({text}{', requires_grad=True' if self.requires_grad else ''})"
+        data = backend.host(self.data)
+        text = np.array2string(data, separator=", ", prefix="Tensor(", threshold=20)
+        device = "" if data is self.data else ", device='cuda'"
+        return f"Tensor({text}{device}{', requires_grad=True' if self.requires_grad else ''})"
 
     def __bool__(self) -> bool:
         raise DTypeError("the truth of a Tensor is not defined: compare its .data instead")
@@ -111,9 +114,34 @@ class Tensor:
     def __float__(self) -> float:
         return self.item()
 
+    @property
+    def device(self) -> str:
+        """Where the data is: "cpu" or "cuda"."""
+        return backend.device_of(self.data)
+
+    def to(self, device: str) -> Tensor:
+        """Return this Tensor on a device: itself, or a copy that gradients flow back from.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+
+        Returns
+        -------
+        Tensor
+
+        Raises
+        ------
+        DeviceError
+            The device cannot be used here; the message says what is missing.
+        """
+        if self.device == backend.require(device):
+            return self
+        return apply(operation("To"), self, device=device)
+
     def numpy(self) -> np.ndarray:
-        """Return the data as a NumPy array; it shares memory."""
-        return self.data
+        """Return the data as a NumPy array: the same memory, or a copy from the device."""
+        return backend.host(self.data)
 
     def item(self) -> float:
         """Return the value of a Tensor of one element.
@@ -232,7 +260,7 @@ class Tensor:
         # The gradient may be another tensor's, or a view of it: never keep it, never add to it.
         total = self._buffer
         if total is None:
-            total = backend.empty(self.data.shape, self.data.dtype)
+            total = backend.empty(self.data.shape, self.data.dtype, backend.device_of(self.data))
         if self.grad is not None:
             backend.run(np.add, self.grad, gradient, total)
         elif gradient is not total:
@@ -379,12 +407,14 @@ class Tape:
                     f"backward needs a loss of one element, got shape {loss.shape}: reduce it with "
                     ".sum() or .mean(), or pass grad"
                 )
-            grad = np.ones(loss.data.shape, loss.data.dtype)
-        elif not isinstance(grad, np.ndarray) or grad.dtype.kind != "f":
-            found = grad.dtype if isinstance(grad, np.ndarray) else type(grad).__name__
+            grad = backend.ones(loss.data.shape, loss.data.dtype, loss.device)
+        elif not backend.is_array(grad) or grad.dtype.kind != "f":
+            found = grad.dtype if backend.is_array(grad) else type(grad).__name__
             raise DTypeError(f"grad must be a numpy.ndarray of floating numbers, got {found}")
         elif grad.shape != loss.data.shape:
             raise ShapeError(f"grad must have shape {loss.shape}, got {grad.shape}")
+        elif backend.device_of(grad) != loss.device:
+            raise DeviceError(f"grad is on {backend.device_of(grad)}, the loss on {loss.device}")
         self._consumed = True
         grads = {loss: backend.contiguous(grad, loss.data.dtype)}
         fresh: set[Tensor] = set()
@@ -412,7 +442,7 @@ class Tape:
             for x, needed, gradient in zip(inputs, ctx.needs, gradients, strict=True):
                 if not needed or gradient is None:
                     continue
-                if not isinstance(gradient, np.ndarray) or gradient.shape != x.data.shape:
+                if not backend.is_array(gradient) or gradient.shape != x.data.shape:
                     raise ShapeError(
                         f"{op.__name__}.backward must return a gradient of shape {x.shape}, "
                         f"got {getattr(gradient, 'shape', type(gradient).__name__)}"
@@ -422,7 +452,8 @@ class Tape:
                 if x._tape is not self:
                     x._accumulate(gradient)
                 elif x in grads:
-                    total = backend.empty(gradient.shape, gradient.dtype)
+                    where = backend.device_of(gradient)
+                    total = backend.empty(gradient.shape, gradient.dtype, where)
                     backend.run(np.add, grads[x], gradient, total)
                     grads[x] = total
                     fresh.add(x)
@@ -485,6 +516,6 @@ def as_tensor(value: Any, name: str = "x") -> Tensor:
     """Return `value` as a Tensor: itself, or an array wrapped without a copy."""
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, np.ndarray):
+    if backend.is_array(value):
         return Tensor(value)
     raise ArgumentError(f"{name} must be a Tensor or a numpy.ndarray, got {type(value).__name__}")

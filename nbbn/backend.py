@@ -98,11 +98,12 @@ def describe_devices() -> list[str]:
     return ["cpu", f"cuda: {reason}"] if reason else ["cpu", *device().describe()]
 
 
-def to(array: Any, name: str) -> Any:
+def to(array: Any, name: str) -> np.ndarray:
     """Return `array` on device `name`: itself, or a copy."""
-    if device_of(array) == require(name):
-        return array
-    return device().to_host(array) if name == "cpu" else device().to_device(array)
+    copy: np.ndarray = array
+    if device_of(array) != require(name):
+        copy = device().to_host(array) if name == "cpu" else device().to_device(array)
+    return copy
 
 
 def host(array: Any) -> np.ndarray:
@@ -147,6 +148,35 @@ def _verify(flag: Any, complain: Callable[..., Any], *args: Any) -> None:
     value = int(flag[0])
     if value >= 0:
         complain(value, *args)
+
+
+def ones(shape: tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
+    """Allocate an array of ones that is not part of a recording."""
+    array: np.ndarray = np.empty(shape, dtype) if name == "cpu" else device().empty(shape, dtype)
+    array.fill(1)
+    return array
+
+
+def zeros(shape: int | tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
+    """Allocate an array of zeros that is not part of a recording."""
+    array: np.ndarray = np.empty(shape, dtype) if name == "cpu" else device().empty(shape, dtype)
+    array.fill(0)
+    return array
+
+
+def add_at(target: Any, index: Any, values: Any) -> None:
+    """As ``numpy.add.at``: positions taken twice add up."""
+    if isinstance(target, np.ndarray):
+        np.add.at(target, index, values)
+    else:
+        device().add_at(target, index, values)
+
+
+def assign(target: Any, values: np.ndarray) -> None:
+    """Copy an array of the host over `target`, wherever that is."""
+    if not isinstance(target, np.ndarray):
+        values = device().to_device(np.ascontiguousarray(values, target.dtype))
+    target[...] = values
 
 
 def fill(target: Any, values: Any) -> None:

@@ -177,6 +177,12 @@ def on_device(array: Any, device: str, name: str) -> None:
         )
 
 
+def host_only(array: Any, what: str) -> None:
+    """Refuse a device array for what has kernels for the host alone."""
+    if not isinstance(array, np.ndarray) and backend.is_array(array):
+        raise DeviceError(f"{what} has no CUDA kernels: move its operands to the cpu")
+
+
 def channel_vector(
     array: Any, channels: int, dtype: Any, name: str, device: str = "cpu"
 ) -> np.ndarray:

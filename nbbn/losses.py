@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from . import checks, ops
+from . import backend, checks, ops
 from .autograd import Tensor, apply
 from .errors import ShapeError
 
@@ -90,8 +90,9 @@ def nll(
     if probabilities.ndim != 2:
         raise ShapeError(f"probabilities must have shape (N, K), got {probabilities.shape}")
     rows, classes = probabilities.shape
-    labels = checks.labels(labels, rows, classes)
-    loss = -apply(ops.Index, probabilities, index=(np.arange(rows), labels)).log()
+    labels = checks.labels(labels, rows, classes, probabilities.device)
+    every = backend.to(np.arange(rows), probabilities.device)
+    loss = -apply(ops.Index, probabilities, index=(every, labels)).log()
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()

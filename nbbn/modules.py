@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import checks
+from . import backend, checks
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
@@ -45,6 +45,9 @@ class Module:
     buffers: ClassVar[tuple[str, ...]] = ()
     # Attribute -> name in the state, where the two differ.
     state_names: ClassVar[Mapping[str, str]] = {}
+
+    # Buffers that Python counts in: they stay on the host.
+    host_buffers: ClassVar[tuple[str, ...]] = ()
 
     training: bool = True
 
@@ -94,6 +97,37 @@ class Module:
                     found.setdefault(id(value), value)
         return list(found.values())
 
+    def to(self, device: str) -> Module:
+        """Move all parameters, gradients and buffers to a device; return this module.
+
+        Make the optimizer afterwards: it keeps the parameters' memory.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+
+        Returns
+        -------
+        Module
+
+        Raises
+        ------
+        DeviceError
+            The device cannot be used here; the message says what is missing.
+        """
+        backend.require(device)
+        for parameter in self.parameters():
+            parameter.data = backend.to(parameter.data, device)
+            if parameter.grad is not None:
+                parameter.grad = backend.to(parameter.grad, device)
+            parameter._buffer = None
+        for module in self.modules():
+            for name in set(module.buffers) - set(module.host_buffers):
+                array = getattr(module, name)
+                if array is not None:
+                    setattr(module, name, backend.to(array, device))
+        return self
+
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""
         for parameter in self.parameters():
@@ -126,7 +160,7 @@ class Module:
         -------
         dict of str to ndarray
         """
-        return {name: array.copy() for name, array in self._state()}
+        return {name: np.array(backend.host(array)) for name, array in self._state()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray], *, strict: bool = True) -> None:
         """Copy arrays by name into the parameters and buffers.
@@ -169,7 +203,7 @@ class Module:
             if array.dtype.kind not in "fiu":
                 raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
         for name, array in arrays.items():
-            own[name][...] = array
+            backend.assign(own[name], array)
 
 
 def float_type(dtype: Any) -> np.dtype[Any]:

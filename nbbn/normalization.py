@@ -127,6 +127,7 @@ class BatchNorm(Module):
     """
 
     buffers = ("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped")
+    host_buffers = ("num_batches_tracked",)
     state_names: ClassVar[Mapping[str, str]] = {"gamma": "weight", "beta": "bias"}
 
     def __init__(

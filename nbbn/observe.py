@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import backend
 from .autograd import Tensor
 from .modules import Module
 
@@ -70,7 +71,7 @@ def first_nonfinite(model: Module, x: np.ndarray) -> str | None:
     str or None
         Such as ``"the output of layer 2, Dense(8, 3)"``; None if everything is finite.
     """
-    if not np.isfinite(x).all():
+    if not np.isfinite(backend.host(x)).all():
         return "the batch itself"
     for name, module in model.named_modules():
         own = [(n, a) for n, a in module.state_dict().items() if "." not in n]

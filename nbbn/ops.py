@@ -42,19 +42,33 @@ class _Op(Op):
 
 def _compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
     """Run a NumPy ufunc into a fresh array."""
+    device = "cpu"
     for x in operands:
-        if not isinstance(x, np.ndarray | int | float | np.number):
+        if isinstance(x, np.ndarray | int | float | np.number):
+            continue
+        if not backend.is_array(x):
             raise DTypeError(
                 f"a Tensor combines with Tensors, arrays and numbers, got {type(x).__name__}"
             )
+        device = "cuda"
+    if device != "cpu":
+        for x in operands:
+            if backend.is_array(x):
+                checks.on_device(x, device, "one operand")
     try:
         shape = np.broadcast_shapes(*(np.shape(x) for x in operands))
     except ValueError:
         shapes = " and ".join(str(np.shape(x)) for x in operands)
         raise ShapeError(f"shapes {shapes} do not broadcast together") from None
-    out = backend.empty(shape, np.result_type(*operands))
+    types = (x.dtype if backend.is_array(x) else x for x in operands)
+    out = backend.empty(shape, np.result_type(*types), device)
     backend.run(function, *operands, out)
     return out
+
+
+def _empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
+    """Allocate beside an array, in its type."""
+    return backend.empty(shape, like.dtype, backend.device_of(like))
 
 
 def _unbroadcast(dy: np.ndarray, like: Any) -> np.ndarray:
@@ -64,7 +78,7 @@ def _unbroadcast(dy: np.ndarray, like: Any) -> np.ndarray:
         return dy
     extra = dy.ndim - len(shape)
     axes = (*range(extra), *(extra + d for d, n in enumerate(shape) if n == 1))
-    total = backend.empty(shape, dy.dtype)
+    total = _empty(shape, dy)
     kept = tuple(1 if d in axes else n for d, n in enumerate(dy.shape))
     backend.run(np.sum, dy, axes, None, total.reshape(kept), True)
     return total
@@ -237,7 +251,10 @@ def _matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.n
             raise ShapeError(
                 f"cannot multiply {a.shape} @ {b.shape}: leading axes differ"
             ) from None
-        out = backend.empty((*leading, a.shape[-2], b.shape[-1]), np.result_type(a, b))
+        device = backend.device_of(a)
+        checks.on_device(b, device, "the right operand of @")
+        shape = (*leading, a.shape[-2], b.shape[-1])
+        out = backend.empty(shape, np.result_type(a.dtype, b.dtype), device)
     backend.matmul(a, b, out)
     return out
 
@@ -251,13 +268,13 @@ class Sum(_Op):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, axis: Any, keepdims: bool) -> np.ndarray:
         ctx.shape, ctx.axes = x.shape, _axes(axis, x)
-        out = backend.empty(_reduced(x, ctx.axes, keepdims), x.dtype)
+        out = _empty(_reduced(x, ctx.axes, keepdims), x)
         backend.run(np.sum, x, ctx.axes, None, out, keepdims)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = backend.empty(ctx.shape, dy.dtype)
+        dx = _empty(ctx.shape, dy)
         backend.run(np.copyto, dx, _expand(dy, ctx.shape, ctx.axes))
         return dx
 
@@ -271,13 +288,13 @@ class Mean(_Op):
         ctx.count = math.prod(x.shape[d] for d in ctx.axes)
         if ctx.count == 0:
             raise ShapeError(f"the mean of no values does not exist: x has shape {x.shape}")
-        out = backend.empty(_reduced(x, ctx.axes, keepdims), x.dtype)
+        out = _empty(_reduced(x, ctx.axes, keepdims), x)
         backend.run(np.mean, x, ctx.axes, None, out, keepdims)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = backend.empty(ctx.shape, dy.dtype)
+        dx = _empty(ctx.shape, dy)
         backend.run(np.divide, _expand(dy, ctx.shape, ctx.axes), ctx.count, dx)
         return dx
 
@@ -290,13 +307,13 @@ class Max(_Op):
         ctx.x, ctx.axes = x, _axes(axis, x)
         if math.prod(x.shape[d] for d in ctx.axes) == 0:
             raise ShapeError(f"the maximum of no values does not exist: x has shape {x.shape}")
-        ctx.y = backend.empty(_reduced(x, ctx.axes, keepdims), x.dtype)
+        ctx.y = _empty(_reduced(x, ctx.axes, keepdims), x)
         backend.run(np.max, x, ctx.axes, ctx.y, keepdims)
         return ctx.y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = backend.empty(ctx.x.shape, dy.dtype)
+        dx = _empty(ctx.x.shape, dy)
         y, dy = (_expand(a, ctx.x.shape, ctx.axes) for a in (ctx.y, dy))
         backend.run(_share_among_maxima, ctx.x, y, dy, ctx.axes, dx)
         return dx
@@ -306,7 +323,8 @@ def _share_among_maxima(
     x: np.ndarray, y: np.ndarray, dy: np.ndarray, axes: tuple[int, ...], dx: np.ndarray
 ) -> None:
     ties = x == y
-    np.multiply(ties, dy / ties.sum(axis=axes, keepdims=True), out=dx, casting="same_kind")
+    shares = np.sum(ties, axis=axes, keepdims=True)
+    np.multiply(ties, dy / shares, out=dx, casting="same_kind")
 
 
 class Reshape(_Op):
@@ -328,6 +346,19 @@ class Reshape(_Op):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return backend.contiguous(dy, dy.dtype).reshape(ctx.shape)
+
+
+class To(Op):
+    """The same elements on another device; the gradient comes back to where x is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray, *, device: str) -> np.ndarray:
+        ctx.device = backend.device_of(x)
+        return backend.to(x, device)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return backend.to(dy, ctx.device)
 
 
 class Transpose(_Op):
@@ -356,13 +387,13 @@ class Index(_Op):
             shape = x[index].shape
         except IndexError as error:
             raise ShapeError(f"index does not fit shape {x.shape}: {error}") from None
-        out = backend.empty(shape, x.dtype)
+        out = _empty(shape, x)
         backend.run(_take, x, index, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = backend.empty(ctx.x.shape, dy.dtype)
+        dx = _empty(ctx.x.shape, dy)
         backend.run(_scatter, dy, ctx.index, dx)
         return dx
 
@@ -373,7 +404,7 @@ def _take(x: np.ndarray, index: Any, out: np.ndarray) -> None:
 
 def _scatter(dy: np.ndarray, index: Any, dx: np.ndarray) -> None:
     dx[...] = 0
-    np.add.at(dx, index, dy)
+    backend.add_at(dx, index, dy)
 
 
 # ---------------------------------------------------------------- activations
@@ -460,10 +491,11 @@ class Dropout(_Op):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, p: float, rng: np.random.Generator) -> np.ndarray:
         dtype = checks.floating(x, "x")
-        ctx.mask = backend.empty(x.shape, dtype)
-        key = backend.empty(1, np.uint64)
-        backend.run(_draw_key, rng, key)
-        backend.run(backend.kernels("dropout").dropout_mask, key, p, ctx.mask.reshape(-1))
+        device = backend.device_of(x)
+        ctx.mask = backend.empty(x.shape, dtype, device)
+        key = backend.empty(1, np.uint64, device, lasting=True)
+        backend.run_ahead(_draw_key, rng, key)
+        backend.run(backend.kernels("dropout", device).dropout_mask, key, p, ctx.mask.reshape(-1))
         return _compute(np.multiply, x, ctx.mask)
 
     @staticmethod
@@ -472,7 +504,7 @@ class Dropout(_Op):
 
 
 def _draw_key(rng: np.random.Generator, key: np.ndarray) -> None:
-    key[0] = rng.integers(2**64, dtype=np.uint64)
+    backend.fill(key, rng.integers(2**64, dtype=np.uint64))
 
 
 # ---------------------------------------------------------------- layers and losses
@@ -494,12 +526,14 @@ class Linear(_Op):
                 f"a linear layer of weight {weight.shape} takes x of shape "
                 f"(N, {weight.shape[1]}), got {x.shape}"
             )
+        device = backend.device_of(x)
+        checks.on_device(weight, device, "weight")
         x = backend.contiguous(x, dtype)
         ctx.x, ctx.weight, ctx.bias = x, weight, bias
         y = _matmul(x, weight.T)
         if bias is not None:
-            bias = checks.channel_vector(bias, weight.shape[0], y.dtype, "bias")
-            backend.run(backend.kernels("elementwise").add_bias, y, bias, y)
+            bias = checks.channel_vector(bias, weight.shape[0], y.dtype, "bias", device)
+            backend.run(backend.kernels("elementwise", device).add_bias, y, bias, y)
         return y
 
     @staticmethod
@@ -511,8 +545,9 @@ class Linear(_Op):
         if ctx.needs[2]:
             dbias = ctx.buffers[2]
             if dbias is None:
-                dbias = backend.empty(ctx.bias.shape, ctx.bias.dtype)
-            backend.run(backend.kernels("elementwise").bias_gradient, dy, dbias)
+                dbias = _empty(ctx.bias.shape, ctx.bias)
+            kernels = backend.kernels("elementwise", backend.device_of(dy))
+            backend.run(kernels.bias_gradient, dy, dbias)
         return dx, dweight, dbias
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import backend, checks
 from .autograd import Parameter
-from .errors import ArgumentError, DTypeError, ShapeError
+from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
 __all__ = [
     "OPTIMIZERS",
@@ -138,12 +138,12 @@ class _Arena:
     """The flat arrays of all parameters of one dtype."""
 
     def __init__(self, parameters: list[Parameter], states: int, numbers: int) -> None:
-        dtype = parameters[0].data.dtype
+        dtype, device = parameters[0].data.dtype, parameters[0].device
         size = sum(p.size for p in parameters)
-        self.parameters = parameters
-        self.data, self.grad = np.empty(size, dtype), np.zeros(size, dtype)
-        self.states = [np.zeros(size, dtype) for _ in range(states)]
-        self.hyper = np.zeros(numbers, dtype)
+        self.parameters, self.device = parameters, device
+        self.data, self.grad = (backend.zeros(size, dtype, device) for _ in range(2))
+        self.states = [backend.zeros(size, dtype, device) for _ in range(states)]
+        self.hyper = backend.zeros(numbers, dtype, device)
         self.views: list[np.ndarray] = []
         self.buffers: list[np.ndarray] = []
         self.ends: list[int] = []
@@ -163,6 +163,11 @@ class _Arena:
         """Bring back data and gradients that somebody replaced by arrays of their own."""
         for p, view, buffer in zip(self.parameters, self.views, self.buffers, strict=True):
             for name, array in (("data", p.data), ("grad", p.grad)):
+                if backend.is_array(array) and backend.device_of(array) != self.device:
+                    raise DeviceError(
+                        f"{name} of a parameter moved from {self.device} to "
+                        f"{backend.device_of(array)}: make the optimizer after model.to(...)"
+                    )
                 if array is not None and np.shape(array) != view.shape:
                     raise ShapeError(
                         f"{name} of a parameter of shape {view.shape} was replaced by an array of "
@@ -236,10 +241,10 @@ class Optimizer:
             raise ArgumentError(f"weight_decay must be >= 0, got {weight_decay}")
         self.step_count = 0
         self.parameters = unique
-        by_dtype: dict[Any, list[Parameter]] = {}
+        by_kind: dict[Any, list[Parameter]] = {}
         for p in unique:
-            by_dtype.setdefault(p.data.dtype, []).append(p)
-        self.arenas = [_Arena(group, self._states, self._numbers) for group in by_dtype.values()]
+            by_kind.setdefault((p.data.dtype, p.device), []).append(p)
+        self.arenas = [_Arena(group, self._states, self._numbers) for group in by_kind.values()]
 
     @property
     def lr(self) -> float:
@@ -263,7 +268,7 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         self.adopt()
-        backend.run(self._advance)
+        backend.run_ahead(self._advance)
         for arena in self.arenas:
             for run in arena.runs():
                 states = [state[run] for state in arena.states]
@@ -277,7 +282,7 @@ class Optimizer:
         self.step_count += 1
         numbers = self._hyper(lr)
         for arena in self.arenas:
-            arena.hyper[...] = numbers
+            backend.fill(arena.hyper, numbers)
 
     def _hyper(self, lr: float) -> tuple[float, ...]:
         """Numbers of this step, in the order of the kernel."""
@@ -302,7 +307,7 @@ class Optimizer:
         state = {"step_count": np.array(self.step_count)}
         for a, arena in enumerate(self.arenas):
             for s, array in enumerate(arena.states):
-                state[f"arena{a}.state{s}"] = array.copy()
+                state[f"arena{a}.state{s}"] = np.array(backend.host(array))
         return state
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
@@ -324,7 +329,7 @@ class Optimizer:
         self.step_count = int(state["step_count"])
         for a, arena in enumerate(self.arenas):
             for s, array in enumerate(arena.states):
-                array[...] = state[f"arena{a}.state{s}"]
+                backend.assign(array, state[f"arena{a}.state{s}"])
 
 
 class SGD(Optimizer):
@@ -368,7 +373,8 @@ class SGD(Optimizer):
         self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
     ) -> None:
         velocity = states[0] if states else data[:0]
-        backend.run(backend.kernels("optim").sgd, grad, hyper, data, velocity)
+        kernels = backend.kernels("optim", backend.device_of(data))
+        backend.run(kernels.sgd, grad, hyper, data, velocity)
 
 
 class Adam(Optimizer):
@@ -426,7 +432,8 @@ class Adam(Optimizer):
     def _update(
         self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
     ) -> None:
-        backend.run(backend.kernels("optim").adam, grad, hyper, data, *states)
+        kernels = backend.kernels("optim", backend.device_of(data))
+        backend.run(kernels.adam, grad, hyper, data, *states)
 
 
 class AdamW(Adam):

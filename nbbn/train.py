@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -308,7 +309,8 @@ def fit(
         if test is None and validation is None:
             raise ArgumentError("until watches an accuracy: pass validation or test as well")
     _check_batches(batches, validation, test)
-    watched = _Watched(loss, any(callback.counts_right for callback in callbacks))
+    counts = any(callback.counts_right for callback in callbacks)
+    watched = _Watched(loss, counts, optimizer.parameters[0].device)
     step = record_step(model, watched, optimizer)
     run = Run(model, batches, optimizer, epochs)
     if resume is not None:
@@ -353,12 +355,15 @@ def fit(
 def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Callback]) -> None:
     """Make the steps of an epoch, or what is left of it."""
     run.start_clock()
-    watched.right[0] = run.right or 0
+    backend.fill(watched.right, run.right or 0)
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
     for x, y in itertools.islice(run.batches, done, None):
         try:
             run.loss = step(x, y)
+            # On a device this is the first look at it: the step has been made.
+            if not math.isfinite(run.loss):
+                raise _NotFinite(run.loss)
         except _NotFinite as error:
             raise _diverged(run, error.value, x) from None
         run.take(x, y, int(watched.right[0]) if watched.counts else None)
@@ -406,13 +411,13 @@ class _Watched:
     It goes through `backend.run`, so that a replayed step notices the same.
     """
 
-    def __init__(self, loss: Loss, counts: bool) -> None:
+    def __init__(self, loss: Loss, counts: bool, device: str) -> None:
         self._loss, self.counts = loss, counts
-        self.right = np.zeros(1, np.int64)
+        self.right = backend.zeros(1, np.int64, device)
 
     def __call__(self, output: Tensor, y: np.ndarray) -> Tensor:
         value = self._loss(output, y)
-        if isinstance(value, Tensor) and value.size == 1:
+        if isinstance(value, Tensor) and value.size == 1 and value.device == "cpu":
             backend.run(_check_finite, value.data)
         if self.counts and output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu":
             backend.run(_count_right, output.data, y, self.right)
@@ -425,7 +430,7 @@ def _check_finite(loss: np.ndarray) -> None:
 
 
 def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> None:
-    right += np.count_nonzero(output.argmax(axis=1) == labels)
+    np.add(right, np.count_nonzero(output.argmax(axis=1) == labels), right)
 
 
 def _diverged(run: Run, loss: float, x: np.ndarray) -> DivergenceError:

@@ -63,6 +63,7 @@ class GhostBatchNorm(Op):
         ctx: Any, x: np.ndarray, gamma: Any, beta: Any, residual: Any, *,
         size: int, eps: float, axis: int, activation: str | None, single: bool,
     ) -> np.ndarray:  # fmt: skip
+        checks.host_only(x, "ghost batch normalization")
         checks.layout(x, axis)
         if residual is not None:
             checks.same_shape(residual, x, "residual")
@@ -121,6 +122,7 @@ class BatchRenorm(Op):
         limits: np.ndarray, gamma: Any, beta: Any, residual: Any, *,
         eps: float, axis: int, activation: str | None, single: bool,
     ) -> np.ndarray:  # fmt: skip
+        checks.host_only(x, "batch renormalization")
         y, ctx.stats = F.batch_norm_train(x, gamma, beta, eps=eps, axis=axis, single=single)
         channels = ctx.stats.mean.size
         ctx.r, ctx.d, scale, shift = (backend.empty(channels, _FLOAT64) for _ in range(4))
@@ -182,6 +184,7 @@ class InPlaceBatchNorm(Op):
         ctx: Any, x: np.ndarray, gamma: Any, beta: Any, mean: Any, var: Any, *,
         slope: float, eps: float, axis: int, single: bool,
     ) -> np.ndarray:  # fmt: skip
+        checks.host_only(x, "in-place batch normalization")
         channels = checks.layout(x, axis).shape[1]
         ctx.scale = backend.empty(channels, _FLOAT64)
         given = checks.channel_vector(gamma, channels, _FLOAT64, "gamma")

@@ -221,6 +221,13 @@ CASES = [
     same("reshape, -1 in a tuple", lambda x: x.reshape((3, -1)), (3, 2, 2)),
     same("transpose", lambda x: x.T, (3, 4)),
     Case(
+        "To",
+        lambda x: ops.apply(ops.To, x, device="cpu"),
+        wide,
+        ((2, 3),),
+        lambda torch, x: x.to("cpu"),
+    ),
+    Case(
         "transpose, axes",
         lambda x: x.transpose(2, 0, -2),
         lambda x: wide(x).transpose(2, 0, 1),

@@ -46,6 +46,8 @@ class Batches:
         Fill the same pair of buffers for every batch, the last short one as a view of them. Saves
         memory traffic, but a batch is overwritten when the next one is asked for. By default each
         batch has arrays of its own.
+    device : {"cpu", "cuda"}
+        Where batches are made: images and labels are copied there once.
 
     Attributes
     ----------
@@ -62,6 +64,8 @@ class Batches:
         If an argument has a type that cannot be taken.
     ArgumentError
         If an argument is out of range.
+    DeviceError
+        If the device cannot be used here.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Batches:
         rows: np.ndarray | None = None,
         num_classes: int | None = None,
         reuse: bool = False,
+        device: str = "cpu",
     ) -> None:
         self._images = _check_images(images)
         self._labels = _check_labels(labels, len(images), num_classes)
@@ -92,7 +97,13 @@ class Batches:
                 f"batch_size {batch_size} with drop_last leaves no batch of {self.count} images: "
                 "use a smaller batch_size or drop_last=False"
             )
+        self.device = device
         self._standardize(mean, std)
+        if device != "cpu":
+            from .. import backend  # for batches on a device only
+
+            self._images = backend.to(self._images, device)
+            self._labels = backend.to(self._labels, device)
         self._buffers: tuple[np.ndarray, np.ndarray] | None = None
         self._resumed = False
         self.order = np.empty(0, np.int64)
@@ -177,37 +188,50 @@ class Batches:
         if scale.ndim or offset.ndim:
             # One number per feature for both.
             scale, offset = (np.broadcast_to(a, features).copy() for a in (scale, offset))
+            if self.device != "cpu":
+                from .. import backend
+
+                # A device computes in the type of the batches.
+                scale, offset = (
+                    backend.to(a.astype(np.float32), self.device) for a in (scale, offset)
+                )
         self._scale, self._offset = (a if a.ndim else float(a) for a in (scale, offset))
 
     def _epoch(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        from ..kernels import gather_cpu  # loads numba: not before it is needed
+        from .. import backend  # its kernels load numba: not before they are needed
 
+        kernels = backend.kernels("gather", self.device)
+        features = not isinstance(self._scale, float)
+        gather = kernels.gather_scale_features if features else kernels.gather_scale
+        places = backend.to(order if self._rows is None else self._rows[order], self.device)
         while True:
             if self.order is not order:
                 raise ArgumentError(
                     "this epoch has ended because a new one was started: use one Batches per loop"
                 )
-            index = order[self.position : self.position + self.batch_size]
+            index = places[self.position : self.position + self.batch_size]
             if index.size == 0 or (self.drop_last and index.size < self.batch_size):
                 self.order, self.position = np.empty(0, np.int64), 0
                 return
             x, y = self._arrays(index.size)
-            rows = index if self._rows is None else self._rows[index]
-            features = isinstance(self._scale, np.ndarray)
-            gather = gather_cpu.gather_scale_features if features else gather_cpu.gather_scale
-            gather(self._images, rows, self._labels, self._scale, self._offset, x, y)
+            gather(self._images, index, self._labels, self._scale, self._offset, x, y)
             self.position += index.size
             yield x, y
 
     def _arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        features = self._images.shape[1]
         if not self.reuse:
-            return np.empty((rows, features), np.float32), np.empty(rows, np.int64)
+            return self._allocate(rows)
         if self._buffers is None:
-            size = min(self.batch_size, self.count)
-            self._buffers = np.empty((size, features), np.float32), np.empty(size, np.int64)
+            self._buffers = self._allocate(min(self.batch_size, self.count))
         x, y = self._buffers
         return x[:rows], y[:rows]
+
+    def _allocate(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        from .. import backend
+
+        shape = rows, self._images.shape[1]
+        x = backend.empty(shape, np.float32, self.device)
+        return x, backend.empty(rows, np.int64, self.device)
 
 
 def split(

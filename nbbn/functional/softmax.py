@@ -202,8 +202,8 @@ def cross_entropy_backward(
         checks.on_device(dloss, layout.device, "dloss")
         weights = backend.contiguous(dloss, layout.dtype).reshape(-1)
     else:
-        weights = backend.empty(1, layout.dtype, layout.device)
-        backend.run(backend.fill, weights, checks.real(dloss, "dloss"))
+        weights = backend.empty(1, layout.dtype, layout.device, lasting=True)
+        backend.run_ahead(backend.fill, weights, checks.real(dloss, "dloss"))
     expected = (1, count) if reduction == "none" else (1,)
     if weights.size not in expected:
         raise ShapeError(

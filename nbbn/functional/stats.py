@@ -88,6 +88,7 @@ def merge_stats(parts: Sequence[BatchNormStats], *, eps: float = 1e-5) -> BatchN
     for part in parts:
         if not isinstance(part, BatchNormStats):
             raise DTypeError(f"parts must be BatchNormStats, got {type(part).__name__}")
+        checks.host_only(part.mean, "merge_stats")
         if part.mean.shape != parts[0].mean.shape:
             raise ShapeError(
                 f"parts must have one number of channels, got {parts[0].mean.size} "

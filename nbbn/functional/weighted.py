@@ -184,6 +184,7 @@ def _fold_weights(
     weights: np.ndarray, x: np.ndarray, axis: int, layout: checks.Layout
 ) -> np.ndarray:
     """Return a weight for each position in float64: (M,) for rows, (N, S) for planes."""
+    checks.host_only(x, "weighted batch normalization")
     if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "biuf":
         found = weights.dtype if isinstance(weights, np.ndarray) else type(weights).__name__
         raise DTypeError(
