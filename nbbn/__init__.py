@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         train,
     )
     from .autograd import Op, Parameter, Tape, Tensor, apply
+    from .diagnostics import inspect
     from .errors import NbbnError
     from .folding import fold
     from .gradients import gradcheck
@@ -75,6 +76,7 @@ __all__ = [
     "functional",
     "gradcheck",
     "initializers",
+    "inspect",
     "losses",
     "mlp",
     "onnx",
@@ -108,6 +110,7 @@ _HOMES = {
     "NbbnError": "errors",
     "fold": "folding",
     "gradcheck": "gradients",
+    "inspect": "diagnostics",
     "warmup": "precompile",
 }
 

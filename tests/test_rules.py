@@ -46,6 +46,7 @@ FLOORS = [
     {"normalization"},
     {"layers", "variants"},
     {"convert", "folding", "onnx", "checkpoint", "observe"},
+    {"diagnostics"},
     {"train"},
 ]
 # Nothing but errors, and the writing of files.
