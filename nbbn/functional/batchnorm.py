@@ -307,7 +307,7 @@ def batch_norm_infer_backward(
     mean = _statistic(mean, channels, "mean", layout.statistics, layout.device)
     var = _statistic(var, channels, "var", layout.statistics, layout.device)
     inv_std = backend.empty(channels, layout.statistics, layout.device)
-    backend.run(_inverse_std, var, eps, inv_std)
+    backend.run(backend.kernels("batchnorm", layout.device).inverse_std, var, eps, inv_std)
     return _backward(dy, x, y, gamma, mean, inv_std, True, layout, out, out_dgamma, out_dbeta)
 
 
@@ -521,11 +521,6 @@ def _check_count(count: int | np.ndarray, unbiased: bool) -> None:
         raise ArgumentError(
             "the unbiased variance of one value per channel does not exist: pass unbiased=False"
         )
-
-
-def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        np.divide(1.0, np.sqrt(var + eps), out=inv_std)
 
 
 def _gradient(out: np.ndarray | None, layout: checks.Layout, name: str) -> np.ndarray:

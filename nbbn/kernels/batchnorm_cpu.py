@@ -692,7 +692,13 @@ def _backward_slabs(
             _input_gradient_planes(dy, x, y, fixed, own, dx, 0, N, c0, c1, 0, S)
 
 
-# ---------------------------------------------------------------- kernels: running statistics
+# ---------------------------------------------------------------- kernels: statistics
+
+
+@SerialKernel
+def _inverse_std(var, eps, inv_std):
+    """inv_std = 1 / sqrt(var + eps); var, inv_std (C,)."""
+    _invert(var, eps, inv_std)
 
 
 @device_function
@@ -809,6 +815,11 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
         grid = _grid(x.shape)
         wide, narrow = scratch(2 * C * grid[0] * grid[1], np.float64), scratch(4 * C, x.dtype)
         _backward_planes(threads, *operands, grid, *results, wide, narrow)
+
+
+def inverse_std(var, eps, inv_std):
+    """1 / sqrt(var + eps), per channel."""
+    _inverse_std(var, eps, inv_std)
 
 
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
