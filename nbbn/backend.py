@@ -29,6 +29,8 @@ __all__ = [
 
 
 _UINT16 = np.dtype(np.uint16)
+# kDLCUDA and kDLCUDAManaged.
+_DLPACK_CUDA = (2, 13)
 
 
 class _Local(threading.local):
@@ -60,12 +62,24 @@ def is_array(value: Any) -> bool:
     return isinstance(value, device().ndarray)
 
 
+def is_foreign(value: Any) -> bool:
+    """Whether `value` is an array in device memory that belongs to another library."""
+    if isinstance(value, np.ndarray | np.generic | int | float | str | tuple) or value is None:
+        return False
+    if is_array(value):
+        return False
+    if hasattr(value, "__cuda_array_interface__"):
+        return True
+    where = getattr(value, "__dlpack_device__", None)
+    return where is not None and int(where()[0]) in _DLPACK_CUDA
+
+
 @functools.cache
 def device() -> Any:
     """Return the module that knows about device memory; raises DeviceError without CuPy."""
     try:
         return importlib.import_module("nbbn.device")
-    except ImportError as error:
+    except Exception as error:  # a broken CUDA installation raises more than ImportError
         raise DeviceError(
             f"there is no CUDA support here ({error}): pip install 'nbbn[cuda13]' (or cuda12)"
         ) from error
@@ -92,10 +106,17 @@ def require(name: str) -> str:
     return name
 
 
+def choose(name: str) -> str:
+    """Return a device that can be used; "auto" is cuda where there is one that is not simulated."""
+    if name != "auto":
+        return require(name)
+    return "cpu" if available("cuda") or device().SIMULATED else "cuda"
+
+
 def describe_devices() -> list[str]:
-    """One line for each device and for what is missing."""
+    """One line for each device, or for what is missing."""
     reason = available("cuda")
-    return ["cpu", f"cuda: {reason}"] if reason else ["cpu", *device().describe()]
+    return ["cpu", f"cuda: none, {reason}"] if reason else ["cpu", *device().describe()]
 
 
 def to(array: Any, name: str) -> np.ndarray:

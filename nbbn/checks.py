@@ -54,6 +54,8 @@ def floating(array: Any, name: str) -> np.dtype[Any]:
     """Check that `array` holds real floating numbers; return the type to compute in."""
     if not isinstance(array, np.ndarray) and not backend.is_array(array):
         kind = type(array).__name__
+        if backend.is_foreign(array):
+            raise DeviceError(f"{name}, a {kind}, is on a device but other operands are on the cpu")
         raise DTypeError(
             f"{name} must be a numpy.ndarray, got {kind}: convert it with numpy.asarray"
         )

@@ -18,6 +18,7 @@ from .errors import ArgumentError, NbbnError
 __all__ = ["main"]
 
 _OPTIMIZERS = ("adam", "adamw", "sgd")
+_DEVICES = ("auto", "cpu", "cuda")
 _SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 
 
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-batch-norm", action="store_true", help="leave the batch normalization out")
     add("--until", type=_fraction, metavar="X", help="stop at this test accuracy, such as 0.98")
     add("--seed", type=_seed, default=0, metavar="N", help="of weights, shuffling and dropout")
+    add("--device", choices=_DEVICES, default="cpu", help="where to train; auto: cuda if it can be")
     add("--threads", type=_count, metavar="N", help="threads of kernels and matrix products")
     add("--dedicated", action="store_true", help="faster where nothing else runs, slow elsewhere")
     add("--data-dir", type=_folder, metavar="DIR", help="folder of the four MNIST files")
@@ -188,19 +190,22 @@ def _train(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from . import data, optim, threads
+    from . import backend, data, optim, threads
     from .layers import mlp
 
+    device = backend.choose(arguments.device)
     rng = np.random.default_rng(arguments.seed)
     mnist = data.load_mnist(arguments.data_dir)
     assert mnist.test_images is not None
     assert mnist.test_labels is not None
     sizes = (784, *arguments.hidden, 10)
     model = mlp(sizes, batch_norm=not arguments.no_batch_norm, dropout=arguments.dropout, rng=rng)
+    model.to(device)
+    place: dict[str, Any] = {"reuse": True, "device": device}
     batches = data.Batches(
-        mnist.train_images, mnist.train_labels, arguments.batch_size, rng=rng, reuse=True
+        mnist.train_images, mnist.train_labels, arguments.batch_size, rng=rng, **place
     )
-    test = data.Batches(mnist.test_images, mnist.test_labels, 1000, shuffle=False, reuse=True)
+    test = data.Batches(mnist.test_images, mnist.test_labels, 1000, shuffle=False, **place)
     rate = optim.SCHEDULES[arguments.schedule](arguments.lr, arguments.epochs * len(batches))
     options: dict[str, Any] = {"weight_decay": arguments.weight_decay}
     if arguments.optimizer == "sgd":
@@ -222,7 +227,7 @@ def _train(arguments: argparse.Namespace) -> None:
     count = sum(p.size for p in model.parameters())
     say(
         f"MNIST {len(mnist.train_labels):,} + {len(mnist.test_labels):,} images, "
-        f"net {'-'.join(map(str, sizes))}, {count:,} parameters, seed {arguments.seed}"
+        f"net {'-'.join(map(str, sizes))}, {count:,} parameters, seed {arguments.seed}, on {device}"
     )
     callbacks: list[Callback] = []
     if not arguments.quiet:
@@ -241,6 +246,7 @@ def _train(arguments: argparse.Namespace) -> None:
         "steps": optimizer.step_count,
         "images_per_second": round(last.images_per_second),
         "seconds": round(time.perf_counter() - start, 3),
+        "device": device,
         "seed": arguments.seed,
     }
     if arguments.out is not None:
@@ -294,6 +300,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from numba.np.ufunc.parallel import _launch_threads
     from threadpoolctl import threadpool_info
 
+    from . import backend
     from .data.chain import cache_dir as data_cache
     from .kernels._cache import cache_dir
 
@@ -320,7 +327,7 @@ def _info(arguments: argparse.Namespace) -> None:
         ("processor", llvm.get_host_cpu_name()),
         ("kernel cache", str(cache_dir() or "none: every process compiles")),
         ("data cache", str(data_cache("mnist"))),
-        ("devices", "cpu"),
+        *zip(("devices", *[""] * 9), backend.describe_devices(), strict=False),
     ]
     for label, value in rows:
         print(f"{label:13} {value}")

@@ -298,17 +298,6 @@ class Graph:
 # ---------------------------------------------------------------- arrays of others
 
 
-def is_foreign(value: Any) -> bool:
-    """Whether another library's array in device memory is meant."""
-    if isinstance(value, np.ndarray | np.generic | int | float):
-        return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
-    where = getattr(value, "__dlpack_device__", None)
-    # 2 is kDLCUDA, 13 kDLCUDAManaged.
-    return where is not None and int(where()[0]) in (2, 13)
-
-
 def adopt(value: Any) -> Any:
     """View another library's device array without a copy."""
     if hasattr(value, "__dlpack_device__") and not SIMULATED:

@@ -9,11 +9,13 @@ import numpy as np
 
 from .. import backend, checks
 from ..checks import Layout
+from ._kind import in_kind
 from ._out import Target
 
 __all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
 
 
+@in_kind
 def relu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Rectified linear unit, ``max(x, 0)``; NaN stays NaN.
 
@@ -35,6 +37,7 @@ def relu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     return _unary("relu", x, out)
 
 
+@in_kind
 def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gradient of `relu`: `dy` where the output `y` is positive, else 0.
 
@@ -59,6 +62,7 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
     return _from_output("relu_backward", dy, y, out)
 
 
+@in_kind
 def sigmoid(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Logistic function, ``1 / (1 + exp(-x))``.
 
@@ -80,6 +84,7 @@ def sigmoid(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     return _unary("sigmoid", x, out)
 
 
+@in_kind
 def sigmoid_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gradient of `sigmoid`: ``dy * y * (1 - y)``.
 
@@ -104,6 +109,7 @@ def sigmoid_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = 
     return _from_output("sigmoid_backward", dy, y, out)
 
 
+@in_kind
 def tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Hyperbolic tangent.
 
@@ -125,6 +131,7 @@ def tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     return _unary("tanh", x, out)
 
 
+@in_kind
 def tanh_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gradient of `tanh`: ``dy * (1 - y^2)``.
 

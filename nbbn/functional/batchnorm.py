@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ._kind import in_kind
 from ._out import Target
 from .stats import BatchNormStats, WeightedStats
 
@@ -32,6 +33,7 @@ ON_SINGLE = ("error", "eval", "skip")
 _FLOAT64 = np.dtype(np.float64)
 
 
+@in_kind
 def batch_norm_train(
     x: np.ndarray,
     gamma: np.ndarray | None = None,
@@ -117,6 +119,7 @@ def batch_norm_train(
     return target.finish(), BatchNormStats(mean, var, inv_std, count)
 
 
+@in_kind
 def batch_norm_infer(
     x: np.ndarray,
     mean: np.ndarray,
@@ -188,6 +191,7 @@ def batch_norm_infer(
     return target.finish()
 
 
+@in_kind
 def batch_norm_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -252,6 +256,7 @@ def batch_norm_backward(
     return _backward(dy, x, y, gamma, mean, inv_std, False, layout, out, out_dgamma, out_dbeta)
 
 
+@in_kind
 def batch_norm_infer_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -311,6 +316,7 @@ def batch_norm_infer_backward(
     return _backward(dy, x, y, gamma, mean, inv_std, True, layout, out, out_dgamma, out_dbeta)
 
 
+@in_kind
 def update_running_stats(
     running_mean: np.ndarray,
     running_var: np.ndarray,
@@ -361,6 +367,7 @@ def update_running_stats(
     _update_running(running_mean, running_var, stats, momentum, unbiased, counter)
 
 
+@in_kind
 def batch_norm(
     x: np.ndarray,
     running_mean: np.ndarray | None = None,

@@ -9,6 +9,7 @@ import numpy as np
 from .. import backend, checks
 from ..checks import Layout
 from ..errors import ShapeError
+from ._kind import in_kind
 from ._out import Target
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
 _REDUCTIONS = ("mean", "sum", "none")
 
 
+@in_kind
 def softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None) -> np.ndarray:
     """Softmax, ``exp(x) / sum(exp(x))`` along `axis`, shifted by the maximum so as not to overflow.
 
@@ -46,6 +48,7 @@ def softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None) -> 
     return _rowwise("softmax", (x,), x, axis, out)
 
 
+@in_kind
 def softmax_backward(
     dy: np.ndarray, y: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None
 ) -> np.ndarray:
@@ -74,6 +77,7 @@ def softmax_backward(
     return _rowwise("softmax_backward", (dy, y), y, axis, out)
 
 
+@in_kind
 def log_softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None) -> np.ndarray:
     """Logarithm of the softmax, ``x - log(sum(exp(x)))`` along `axis`.
 
@@ -97,6 +101,7 @@ def log_softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None)
     return _rowwise("log_softmax", (x,), x, axis, out)
 
 
+@in_kind
 def log_softmax_backward(
     dy: np.ndarray, y: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None
 ) -> np.ndarray:
@@ -125,6 +130,7 @@ def log_softmax_backward(
     return _rowwise("log_softmax_backward", (dy, y), y, axis, out)
 
 
+@in_kind
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "mean") -> np.ndarray:
     """Cross-entropy of softmax(logits) against class labels.
 
@@ -164,6 +170,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "m
     return loss
 
 
+@in_kind
 def cross_entropy_backward(
     logits: np.ndarray,
     labels: np.ndarray,
