@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .diagnostics import inspect
     from .errors import NbbnError
     from .folding import fold
-    from .gradients import gradcheck
+    from .gradients import gradcheck, gradgradcheck
     from .layers import (
         BatchNorm,
         Dense,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         mlp,
     )
     from .precompile import warmup
+    from .second_order import grad
     from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
@@ -74,7 +75,9 @@ __all__ = [
     "data",
     "fold",
     "functional",
+    "grad",
     "gradcheck",
+    "gradgradcheck",
     "initializers",
     "inspect",
     "losses",
@@ -109,7 +112,8 @@ _HOMES = {
     ),
     "NbbnError": "errors",
     "fold": "folding",
-    "gradcheck": "gradients",
+    "grad": "second_order",
+    **dict.fromkeys(("gradcheck", "gradgradcheck"), "gradients"),
     "inspect": "diagnostics",
     "warmup": "precompile",
 }

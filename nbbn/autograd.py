@@ -306,7 +306,8 @@ class Op:
 
     ``forward(ctx, *arrays, **attributes) -> array`` and
     ``backward(ctx, dy) -> array or tuple of arrays``, one per input, None where not needed.
-    `nbbn.apply` runs a subclass on tensors.
+    `nbbn.apply` runs a subclass on tensors. For second derivatives it also defines
+    ``backward_graph(ctx, dy, inputs, output)``, the same on tensors; see `nbbn.grad`.
 
     Attributes
     ----------
@@ -336,9 +337,11 @@ def operation(name: str) -> type[Op]:
     return op
 
 
-class _Node(NamedTuple):
+class Node(NamedTuple):
+    """One recorded operation."""
+
     op: type[Op]
-    ctx: Context
+    ctx: Any
     inputs: tuple[Any, ...]
     output: Tensor
 
@@ -357,7 +360,7 @@ class Tape:
     """
 
     def __init__(self) -> None:
-        self._nodes: list[_Node] = []
+        self._nodes: list[Node] = []
         self._outer: Tape | None = None
         self._entered = False
         self._consumed = False
@@ -374,6 +377,10 @@ class Tape:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def nodes(self) -> list[Node]:
+        """Return what was recorded so far, in order, as a new list."""
+        return list(self._nodes)
 
     def backward(self, loss: Tensor, grad: np.ndarray | None = None) -> None:
         """Add the gradients of `loss` to the `grad` of every leaf it depends on.
@@ -503,7 +510,7 @@ def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[T
     if tape is not None and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
         output.requires_grad = True
         output._tape = tape
-        tape._nodes.append(_Node(op, ctx, inputs, output))
+        tape._nodes.append(Node(op, ctx, inputs, output))
     return output, ctx
 
 

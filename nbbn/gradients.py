@@ -1,4 +1,4 @@
-"""A gradient check that anybody can run on a function of tensors."""
+"""Checks of first and second derivatives that anybody can run on a function of tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from . import checks
-from .autograd import Parameter, Tape, Tensor
+from .autograd import Parameter, Tape, Tensor, recording_tape
 from .errors import ArgumentError, DTypeError
 from .initializers import generator
+from .second_order import grad
 
-__all__ = ["gradcheck"]
+__all__ = ["gradcheck", "gradgradcheck"]
 
 
 def gradcheck(
@@ -54,11 +55,89 @@ def gradcheck(
     DTypeError
         An input is not float64: float32 has too few digits for differences.
     """
+    return _compare(function, inputs, step, tolerance, directions, generator(rng), None)
+
+
+def gradgradcheck(
+    function: Callable[..., Tensor],
+    *inputs: np.ndarray,
+    step: float = 1e-5,
+    tolerance: float = 1e-6,
+    directions: int = 8,
+    rng: np.random.Generator | int | None = 0,
+) -> float:
+    """Compare second derivatives with central differences of first ones.
+
+    For random v, ``sum(v * gradient)`` of what ``grad(..., create_graph=True)`` gives for each
+    input is a function of the inputs and of the gradient it starts from; `gradcheck` checks that.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one Tensor per input and returns a Tensor that depends on all. It must be
+        deterministic.
+    *inputs : ndarray of float64
+        Where to check; keep away from kinks such as relu at 0.
+    step : float, default 1e-5
+        As for `gradcheck`.
+    tolerance : float, default 1e-6
+        Largest allowed error, relative to the larger of 1 and the derivative.
+    directions : int, default 8
+        How many directions are tried for each input.
+    rng : Generator, int or None, default 0
+        Source of v and of directions.
+
+    Returns
+    -------
+    float
+        The largest error seen.
+
+    Raises
+    ------
+    ArgumentError
+        The second derivatives disagree.
+    TapeError
+        An operation has no second derivative.
+    DTypeError
+        An input is not float64.
+    """
+    _check_inputs(inputs)
+    rng = generator(rng)
+    weights = rng.standard_normal(function(*map(Tensor, inputs)).shape)
+    probes = [rng.standard_normal(x.shape) for x in inputs]
+
+    def first(*tensors: Tensor) -> Tensor:
+        if recording_tape() is None:
+            with Tape():
+                return first(*(Parameter(x.data) for x in tensors))
+        *xs, start = tensors
+        gradients = grad(function(*xs), xs, start, create_graph=True)
+        total, *others = [(g * v).sum() for g, v in zip(gradients, probes, strict=True)]
+        for other in others:
+            total = total + other
+        return total
+
+    return _compare(first, (*inputs, weights), step, tolerance, directions, rng, 0.0)
+
+
+def _check_inputs(inputs: tuple[np.ndarray, ...]) -> None:
     for position, x in enumerate(inputs):
         if not isinstance(x, np.ndarray) or x.dtype != np.float64:
             kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
             raise DTypeError(f"gradcheck needs float64 arrays, input {position} is {kind}")
-    rng = generator(rng)
+
+
+def _compare(
+    function: Callable[..., Tensor],
+    inputs: tuple[np.ndarray, ...],
+    step: float,
+    tolerance: float,
+    directions: int,
+    rng: np.random.Generator,
+    missing: float | None,
+) -> float:
+    """Check gradients; `missing` is what a gradient that no input received counts as."""
+    _check_inputs(inputs)
     checks.positive(directions, "directions")
     parameters = [Parameter(x.copy()) for x in inputs]
     with Tape() as tape:
@@ -72,8 +151,11 @@ def gradcheck(
 
     worst = 0.0
     for position, parameter in enumerate(parameters):
-        if parameter.grad is None:
-            raise ArgumentError(f"input {position} received no gradient")
+        gradient = parameter.grad
+        if gradient is None:
+            if missing is None:
+                raise ArgumentError(f"input {position} received no gradient")
+            gradient = np.full(parameter.shape, missing)
         for _ in range(directions):
             direction = rng.standard_normal(inputs[position].shape)
             direction /= np.linalg.norm(direction) or 1.0
@@ -82,7 +164,7 @@ def gradcheck(
                 for sign in (1, -1)
             ]
             expected = (value(moved[0]) - value(moved[1])) / (2 * step)
-            found = float(np.sum(parameter.grad * direction))
+            found = float(np.sum(gradient * direction))
             error = abs(found - expected) / max(1.0, abs(expected))
             worst = max(worst, error)
             if not error <= tolerance:

@@ -565,7 +565,7 @@ class BatchNormTrain(_Op):
             x, gamma, beta, eps=eps, axis=axis, activation=activation, residual=residual,
             single=single,
         )  # fmt: skip
-        ctx.x, ctx.gamma, ctx.axis = x, gamma, axis
+        ctx.x, ctx.gamma, ctx.eps, ctx.axis = x, gamma, eps, axis
         ctx.y = y if activation == "relu" else None
         return y
 

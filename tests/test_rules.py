@@ -42,7 +42,7 @@ FLOORS = [
     {"data", "checks", "autograd"},
     {"functional", "initializers"},
     {"ops", "modules"},
-    {"variant_ops", "losses", "optim"},
+    {"variant_ops", "losses", "optim", "graph_rules"},
     {"normalization"},
     {"layers", "variants"},
     {"convert", "folding", "onnx", "checkpoint", "observe"},
