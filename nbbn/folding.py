@@ -33,6 +33,7 @@ from .layers import (
     Tanh,
     unnested,
 )
+from .variants import InPlaceBatchNorm
 
 __all__ = ["fold"]
 
@@ -202,8 +203,8 @@ def _unfit(norm: BatchNorm) -> str | None:
         return "it keeps no running statistics"
     if norm.axis not in (1, -1):
         return f"it normalizes axis {norm.axis}"
-    if norm.activation not in (None, "relu"):
-        return f"its activation is {norm.activation!r}"
+    if isinstance(norm, InPlaceBatchNorm):
+        return "its leaky ReLU has no layer to stay behind in"
     if not all(np.isfinite(vector).all() for vector in _scale_and_shift(norm)):
         return "its statistics or parameters are not finite numbers"
     return None

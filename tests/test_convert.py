@@ -10,6 +10,7 @@ import nbbn
 from nbbn import convert
 from nbbn.convert import BatchNormState
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
+from nbbn.variants import InPlaceBatchNorm
 
 
 def recorded(batches, channels, *, of_old: float) -> tuple[np.ndarray, np.ndarray]:
@@ -389,6 +390,8 @@ def test_only_dense_and_batch_norm_layers_move():
         convert.to_torch(Scaled())
     with pytest.raises(ArgumentError, match="neither Dense nor BatchNorm layers"):
         convert.to_keras(nbbn.Sequential(nbbn.ReLU()))
+    with pytest.raises(ArgumentError, match=r"scales by \|gamma\| \+ eps"):
+        convert.to_torch(nbbn.Sequential(InPlaceBatchNorm(3)))
     with pytest.raises(DTypeError, match="model must be a Module, got list"):
         convert.load_keras([], [])
 
@@ -462,3 +465,48 @@ def test_keras_weights_that_do_not_fit_change_nothing(change, error, message, rn
 def test_keras_always_tracks():
     with pytest.raises(ArgumentError, match="layer '1' keeps no running statistics"):
         convert.to_keras(net(track_running_stats=False))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
+def test_keras_itself_agrees(rng, monkeypatch):
+    """Inference, three more training batches, inference again, and the weights on the way back."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    theirs = keras.Sequential([
+        keras.Input((4,)), layers.Dense(6), layers.BatchNormalization(momentum=0.8),
+        layers.ReLU(), layers.Dense(3),
+    ])  # fmt: skip
+
+    def batch():
+        return rng.normal(1, 2, size=(16, 4)).astype(np.float32)
+
+    for _ in range(5):
+        theirs(batch(), training=True)
+    ours = nbbn.Sequential(
+        nbbn.Dense(4, 6, bias=False),
+        nbbn.BatchNorm(6, activation="relu", **convert_options(theirs.layers[1])),
+        nbbn.Dense(6, 3),
+    )
+    convert.load_keras(ours, theirs.get_weights())
+    assert convert.options(ours[1], "keras")["momentum"] == 0.8
+    for training in (False, True, True, True, False):
+        x = batch()
+        expected = theirs(x, training=training).detach().numpy()
+        np.testing.assert_allclose(ours.train(training)(x).data, expected, rtol=1e-5, atol=1e-5)
+    with_bias = net(convention="keras")
+    weights = convert.to_keras(ours)
+    convert.load_keras(with_bias, [weights[0], np.zeros(6), *weights[1:]])
+    theirs.set_weights(convert.to_keras(with_bias))
+    expected = theirs(x).detach().numpy()
+    np.testing.assert_allclose(ours(x).data, expected, rtol=1e-5, atol=1e-5)
+
+
+def convert_options(layer) -> dict:
+    """Arguments of a BatchNorm like a Keras layer."""
+    return {
+        "convention": "keras", "eps": layer.epsilon, "momentum": layer.momentum,
+        "scale": layer.scale, "shift": layer.center,
+    }  # fmt: skip

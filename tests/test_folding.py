@@ -8,6 +8,7 @@ import pytest
 import nbbn
 from nbbn import BatchNorm, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh, folding
 from nbbn.errors import ArgumentError, DTypeError
+from nbbn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
 
 WIDE = {"dtype": np.float64}
 
@@ -49,6 +50,8 @@ FOLDABLE = {
     "behind, keras": ((dense(5, 4), norm(4, convention="keras"), Sigmoid()), (7, 5), 2),
     "behind, across dropout": ((dense(5, 4), Dropout(0.5, rng=0), norm(4)), (7, 5), 1),
     "behind, twice": ((dense(5, 4), norm(4), norm(4)), (7, 5), 1),
+    "behind, ghost": ((dense(5, 4), GhostBatchNorm(4, 8, **WIDE)), (7, 5), 1),
+    "in front, renorm": ((BatchRenorm(5, **WIDE), dense(5, 4)), (7, 5), 1),
     "in front": ((norm(5), dense(5, 4)), (7, 5), 1),
     "in front, no bias": ((norm(5), dense(5, 4, bias=False)), (7, 5), 1),
     "in front, twice": ((norm(5), norm(5), dense(5, 4)), (7, 5), 1),
@@ -114,6 +117,7 @@ REFUSED = {
         norm(5, activation="relu"), dense(5, 4),
     ),
     "it keeps no running statistics": (dense(5, 4), norm(4, track_running_stats=False)),
+    "its leaky ReLU has no layer": (dense(5, 4), InPlaceBatchNorm(4, **WIDE)),
     "it normalizes axis 2": (norm(5, axis=2), Flatten(), dense(10, 4)),
     "'1': the forward of Residual says how its BatchNorm is used": (dense(5, 4), Residual(4)),
 }  # fmt: skip

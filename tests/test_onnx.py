@@ -19,6 +19,7 @@ from nbbn.errors import (
     ShapeError,
 )
 from nbbn.onnx import exporter
+from nbbn.variants import InPlaceBatchNorm
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -148,6 +149,9 @@ class Residual(nbbn.Module):
         (
             Sequential(Dense(6, 5), BatchNorm(5, track_running_stats=False)), {},
             ArgumentError, "it keeps no running statistics for inference",
+        ),
+        (
+            Sequential(InPlaceBatchNorm(6)), {}, ArgumentError, "nbbn would not read it back",
         ),
         (
             Sequential(Dense(6, 5), BatchNorm(5, dtype=np.float64)), {},

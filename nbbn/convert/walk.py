@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import ArgumentError, DTypeError
 from ..layers import BatchNorm, Dense, Module, Sequential
+from ..variants import InPlaceBatchNorm
 from .conventions import fill, fitting
 
 Layer = Dense | BatchNorm
@@ -29,6 +30,11 @@ def layers_of(model: Module) -> dict[str, Layer]:
         if isinstance(module, Layer) and id(module) not in seen:
             seen.add(id(module))
             found[name] = module
+            if isinstance(module, InPlaceBatchNorm):
+                raise ArgumentError(
+                    f"layer {name!r}, {module!r}, scales by |gamma| + eps, which no layer of "
+                    "PyTorch or Keras does: only its own state_dict can hold it"
+                )
     if not found:
         raise ArgumentError("the model has neither Dense nor BatchNorm layers")
     strays = {id(p) for p in model.parameters()} - {

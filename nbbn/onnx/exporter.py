@@ -30,6 +30,7 @@ from ..layers import (
     Tanh,
     unnested,
 )
+from ..variants import InPlaceBatchNorm
 from .extra import require
 
 __all__ = ["export"]
@@ -164,8 +165,8 @@ def _batch_norm(graph: _Graph, name: str, layer: BatchNorm) -> None:
         raise ArgumentError(
             f"cannot export {name!r}, {layer!r}: it keeps no running statistics for inference"
         )
-    if layer.activation not in (None, "relu"):
-        raise ArgumentError(f"cannot export {name!r}, {layer!r}: its activation is not ONNX's Relu")
+    if isinstance(layer, InPlaceBatchNorm):
+        raise ArgumentError(f"cannot export {name!r}, {layer!r}: nbbn would not read it back")
     rank = 1 + len(graph.shape)
     axis = layer.axis % rank if -rank <= layer.axis < rank else 0
     channels = len(layer.running_mean)
