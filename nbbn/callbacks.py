@@ -246,6 +246,11 @@ class StopOnSignal(Callback):
         self._entered = False
         self._remove()
 
+    @property
+    def status(self) -> int:
+        """The exit status that shells expect: 128 and the number of the signal, or 0."""
+        return 0 if self.signum is None else 128 + self.signum
+
     def start(self, run: Run) -> None:
         """From now on, stop `run`."""
         self._install()

@@ -299,7 +299,7 @@ class Optimizer:
         for arena in self.arenas:
             for p, buffer in zip(arena.parameters, arena.buffers, strict=True):
                 if p.requires_grad:
-                    total += float(np.square(buffer, dtype=np.float64).sum())
+                    total += float(np.square(backend.host(buffer), dtype=np.float64).sum())
         return math.sqrt(total)
 
     def state_dict(self) -> dict[str, np.ndarray]:

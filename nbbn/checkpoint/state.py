@@ -18,7 +18,7 @@ __all__ = ["describe", "first_difference", "generator_states", "named_generators
 
 _PLAIN = (bool, int, float, str, type(None))
 # What changes while training, or does not matter to the numbers.
-_PASSING = {"training", "step_count", "order", "position", "reuse"}
+_PASSING = {"training", "step_count", "order", "position", "reuse", "device"}
 
 
 def describe(

@@ -119,6 +119,23 @@ class Batches:
         full, rest = divmod(self.count, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
+    def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first examples, in the order of the data and in arrays of their own.
+
+        Parameters
+        ----------
+        count : int
+            How many at most.
+
+        Returns
+        -------
+        (ndarray of float32, ndarray of int64)
+        """
+        places = self._places(np.arange(min(_positive(count, "count"), self.count)))
+        x, y = self._allocate(places.size)
+        self._gatherer()(self._images, places, self._labels, self._scale, self._offset, x, y)
+        return x, y
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Start an epoch, or go on with the one that `load_state_dict` restored."""
         if not self._resumed:
@@ -198,12 +215,7 @@ class Batches:
         self._scale, self._offset = (a if a.ndim else float(a) for a in (scale, offset))
 
     def _epoch(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        from .. import backend  # its kernels load numba: not before they are needed
-
-        kernels = backend.kernels("gather", self.device)
-        features = not isinstance(self._scale, float)
-        gather = kernels.gather_scale_features if features else kernels.gather_scale
-        places = backend.to(order if self._rows is None else self._rows[order], self.device)
+        gather, places = self._gatherer(), self._places(order)
         while True:
             if self.order is not order:
                 raise ArgumentError(
@@ -217,6 +229,18 @@ class Batches:
             gather(self._images, index, self._labels, self._scale, self._offset, x, y)
             self.position += index.size
             yield x, y
+
+    def _gatherer(self) -> Any:
+        from .. import backend  # its kernels load numba: not before they are needed
+
+        kernels = backend.kernels("gather", self.device)
+        features = not isinstance(self._scale, float)
+        return kernels.gather_scale_features if features else kernels.gather_scale
+
+    def _places(self, order: np.ndarray) -> Any:
+        from .. import backend
+
+        return backend.to(order if self._rows is None else self._rows[order], self.device)
 
     def _arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         if not self.reuse:

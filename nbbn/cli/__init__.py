@@ -1,0 +1,69 @@
+"""The command line: `nbbn train | eval | predict | export | plot | data | info | warmup`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ..callbacks import StopOnSignal
+from ..errors import NbbnError
+from .parser import make_parser
+
+__all__ = ["main"]
+
+# The module and the function of each command; modules load what they need and nothing else.
+_COMMANDS = {
+    "train": ("train", "run"),
+    "eval": ("use", "evaluate"),
+    "predict": ("use", "predict"),
+    "export": ("use", "export"),
+    "plot": ("plot", "run"),
+    "data": ("system", "data"),
+    "info": ("system", "info"),
+    "warmup": ("system", "warmup"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0; 1 if the system failed us; 2 after bad input; 130 after Ctrl-C; 143 after
+        SIGTERM.
+    """
+    with StopOnSignal() as signals:
+        status = _run(argv, signals)
+        if signals.signum is None or status == signals.status:
+            return status
+        # Whatever an interrupted library has made of it.
+        print("nbbn: interrupted", file=sys.stderr)
+        return signals.status
+
+
+def _run(argv: Sequence[str] | None, signals: StopOnSignal) -> int:
+    arguments = make_parser().parse_args(argv)
+    module, name = _COMMANDS[arguments.command]
+    try:
+        command = getattr(importlib.import_module(f".{module}", __name__), name)
+        return int(command(arguments, signals))
+    except BrokenPipeError:
+        # The reader has left: keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (NbbnError, OSError) as error:
+        if signals.signum is None:
+            print(f"nbbn: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, NbbnError) else 1
+    except BaseException:
+        if signals.signum is None:
+            raise
+        return 130

@@ -1,0 +1,201 @@
+"""The flags of every command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..config import OPTIMIZERS, SCHEDULES, STANDARDIZE, Config
+from . import values
+
+__all__ = ["make_parser"]
+
+_DEVICES = ("auto", "cpu", "cuda")
+
+# Flags that are fields of Config: those not given stay out of the result, so that a resumed run can
+# tell what was asked for from what is the default.
+_NOT_GIVEN = argparse.SUPPRESS
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a usage error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Uses the width of the terminal, and puts short flags beside their help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = _Parser(
+        prog="nbbn",
+        description="Batch normalization, and the training around it, on NumPy and Numba.",
+    )
+    parser.add_argument("--version", action="version", version=f"nbbn {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    _train(commands)
+    _eval(commands)
+    _predict(commands)
+    _export(commands)
+    _plot(commands)
+    _data(commands)
+    commands.add_parser("info", help="show versions, BLAS, threads, cache and devices")
+    warm = commands.add_parser(
+        "warmup",
+        help="compile all kernels into the cache",
+        description="Compile all kernels into the cache.",
+    )
+    warm.add_argument("--quiet", action="store_true", help="print nothing")
+    return parser
+
+
+def _train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a classifier, on MNIST or on data of your own",
+        usage="nbbn train [flags]",
+        description="Train a multi-layer perceptron with batch normalization. Prints the results\n"
+        "as a JSON object on the last line. Ctrl-C or SIGTERM: finish the step, save, stop.",
+        formatter_class=_Help,
+        add_help=False,
+    )
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+
+    def own(group: Any, flag: str, text: str, **options: Any) -> None:
+        name = flag.removeprefix("--").replace("-", "_")
+        default = defaults[name]
+        if default is not None and default != 0 and name != "data":
+            shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+            text += f" [{shown}]"
+        group.add_argument(flag, default=_NOT_GIVEN, help=text, **options)
+
+    data = train.add_argument_group("data")
+    own(data, "--data", "mnist, fashion-mnist, .npz, folder or two files",
+        nargs="+", metavar="DATA")  # fmt: skip
+    data.add_argument("--data-dir", type=values.folder, metavar="DIR",
+                      help="folder of the four files of a named data set")  # fmt: skip
+    own(data, "--validation", "fraction of the training set to validate with",
+        type=values.probability, metavar="X")  # fmt: skip
+    own(data, "--standardize", _any_of(STANDARDIZE), choices=STANDARDIZE, metavar="HOW")
+
+    model = train.add_argument_group("model")
+    own(model, "--hidden", "widths of the hidden layers", type=values.widths, metavar="N,N")
+    own(model, "--dropout", "dropout probability", type=values.probability, metavar="P")
+    model.add_argument("--no-batch-norm", action="store_false", dest="batch_norm",
+                       default=_NOT_GIVEN, help="leave the batch normalization out")  # fmt: skip
+
+    steps = train.add_argument_group("training")
+    own(steps, "--epochs", "passes over the training set", type=values.count, metavar="N")
+    own(steps, "--batch-size", "examples per step", type=values.count, metavar="N")
+    own(steps, "--optimizer", _any_of(OPTIMIZERS), choices=OPTIMIZERS, metavar="NAME")
+    own(steps, "--lr", "highest learning rate", type=values.positive, metavar="X")
+    own(steps, "--schedule", _any_of(SCHEDULES), choices=SCHEDULES, metavar="NAME")
+    own(steps, "--weight-decay", "decay of the weights", type=values.non_negative, metavar="X")
+    own(steps, "--momentum", "of sgd [0.9]", type=values.probability, metavar="X")
+    own(steps, "--until", "stop at this accuracy, such as 0.98", type=values.fraction, metavar="X")
+    own(steps, "--patience", "stop after N epochs without a lower loss", type=values.count,
+        metavar="N")  # fmt: skip
+    own(steps, "--seed", "of weights, shuffling, dropout and split [0]", type=values.seed,
+        metavar="N")  # fmt: skip
+
+    run = train.add_argument_group("run")
+    add = run.add_argument
+    add("--out", type=values.folder, metavar="DIR", help="folder of checkpoints, log and result")
+    add("--resume", nargs="?", const="auto", type=values.resume, metavar="PATH",
+        help="go on; auto: from the last checkpoint in --out")  # fmt: skip
+    add("--save-every", type=values.count, metavar="N", help="steps between checkpoints [an epoch]")
+    add("--keep", type=values.count, default=3, metavar="N", help="checkpoints to keep [3]")
+    add("--log-file", type=values.path, metavar="FILE", help=".jsonl or .csv [log.jsonl in --out]")
+    add("--log-every", type=values.count, default=50, metavar="N", help="steps between rows [50]")
+    add("--percentiles", action="store_true", help="log those of every batch norm's input")
+    add("--tensorboard", type=values.folder, metavar="DIR", help="write for TensorBoard as well")
+    add("--quiet", action="store_true", help="print the JSON line only")
+    add("--device", choices=_DEVICES, default="cpu", metavar="NAME",
+        help="auto, cpu or cuda; auto: cuda if it can be [cpu]")  # fmt: skip
+    add("--threads", type=values.count, metavar="N", help="threads of kernels and BLAS")
+    add("--dedicated", action="store_true", help="faster where nothing else runs, slow elsewhere")
+    add("--help", "-h", action="help", help="show this and exit")
+
+
+def _any_of(choices: tuple[str, ...]) -> str:
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=values.path, metavar="CKPT", help="a checkpoint, or the folder of a run"
+    )
+
+
+def _eval(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure a trained classifier",
+        description="Measure loss and accuracy of a checkpoint on the test set of its data.",
+    )
+    _checkpoint(evaluate)
+    evaluate.add_argument(
+        "--data", nargs="+", metavar="DATA", help="other data: as in nbbn train; its test set"
+    )
+    evaluate.add_argument("--data-dir", type=values.folder, metavar="DIR", help="as in nbbn train")
+
+
+def _predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="classify images",
+        description="Classify images: .npy, IDX, or pictures such as PNG (extra nbbn[image]). "
+        "MNIST's digits are white on black.",
+    )
+    _checkpoint(predict)
+    predict.add_argument("images", nargs="+", type=values.path, metavar="IMAGES")
+    predict.add_argument("--invert", action="store_true", help="turn black on white around")
+    predict.add_argument("--json", action="store_true", help="one JSON object per image")
+
+
+def _export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a trained classifier for other programs",
+        description="Write the model of a checkpoint: .onnx (extra nbbn[onnx]), or its weights "
+        "under PyTorch's names: .safetensors, .npz.",
+    )
+    _checkpoint(export)
+    export.add_argument("target", type=values.path, metavar="FILE")
+
+
+def _plot(commands: Any) -> None:
+    plot = commands.add_parser(
+        "plot",
+        help="draw curves, confusion matrix, mistakes and percentiles of runs",
+        description="Draw loss and accuracy of one or more runs; for each run with checkpoints its "
+        "confusion matrix and mistakes; where --percentiles was given, those. Extra nbbn[plot].",
+    )
+    plot.add_argument(
+        "runs", nargs="+", type=values.path, metavar="RUN", help="folder of a run, or a log file"
+    )
+    plot.add_argument(
+        "--out", type=values.folder, metavar="DIR", help="folder for the PNG files [of the 1st run]"
+    )
+    plot.add_argument("--data-dir", type=values.folder, metavar="DIR", help="as in nbbn train")
+
+
+def _data(commands: Any) -> None:
+    data = commands.add_parser(
+        "data", help="fetch and verify a data set", description="Fetch and verify a data set."
+    )
+    data.add_argument(
+        "name", nargs="?", choices=("mnist", "fashion-mnist"), default="mnist", metavar="NAME",
+        help="mnist or fashion-mnist [mnist]",
+    )  # fmt: skip
+    data.add_argument(
+        "--dir", type=values.folder, metavar="DIR", help="folder for the four files [the cache]"
+    )

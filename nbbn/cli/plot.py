@@ -1,0 +1,59 @@
+"""`nbbn plot`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import data, plots
+from ..callbacks import StopOnSignal
+from ..errors import ArgumentError
+from ..inference import Classifier
+from ..logs import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Draw what there is to draw, and print the names of the files."""
+    runs = {_name(path): read_log(path) for path in arguments.runs}
+    if len(runs) < len(arguments.runs):
+        raise ArgumentError("two runs have the same name: the last part of their paths")
+    first = arguments.runs[0]
+    folder = arguments.out or (first if first.is_dir() else first.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(plots.curves(runs), folder / "curves.png")
+    for path in arguments.runs:
+        end = f"-{_name(path)}.png" if len(runs) > 1 else ".png"
+        for kind, figure in _of_one(path, runs[_name(path)], arguments.data_dir):
+            _save(figure, folder / (kind + end))
+    return 0
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def _of_one(path: Path, rows: list[dict[str, Any]], data_dir: Path | None) -> Iterator[Any]:
+    if any(key.endswith(".p50") for row in rows for key in row):
+        yield "percentiles", plots.percentiles(rows)
+    if not path.is_dir() or not list(path.glob("*.safetensors")):
+        return
+    classifier = Classifier.load(path)
+    found = data.load(*classifier.config.data, data_dir=data_dir)
+    if found.test_images is None or found.test_labels is None:
+        return
+    probabilities = classifier.probabilities(found.test_images)
+    yield "confusion", plots.confusion(found.test_labels, probabilities.argmax(axis=1))
+    if found.test_images.ndim == 3:
+        yield "mistakes", plots.mistakes(found.test_images, found.test_labels, probabilities)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=110)
+    print(path)

@@ -1,0 +1,81 @@
+"""`nbbn info`, `nbbn warmup` and `nbbn data`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from .. import __version__
+from ..callbacks import StopOnSignal
+
+__all__ = ["data", "info", "warmup"]
+
+
+def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Print what will be used."""
+    import platform
+
+    import llvmlite
+    import llvmlite.binding as llvm
+    import numba
+    import numpy as np
+    from numba.np.ufunc.parallel import _launch_threads
+    from threadpoolctl import threadpool_info
+
+    from .. import backend
+    from ..data.chain import cache_dir as data_cache
+    from ..kernels._cache import cache_dir
+
+    _launch_threads()
+    rows = [
+        ("nbbn", __version__),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("numpy", np.__version__),
+        ("numba", f"{numba.__version__} (llvmlite {llvmlite.__version__})"),
+    ]
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas":
+            rows.append(
+                ("BLAS", f"{pool['internal_api']} {pool['version']}, {pool.get('architecture')} "
+                 f"kernels, {pool['num_threads']} threads")
+            )  # fmt: skip
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        if name in os.environ:
+            rows.append(("", f"{name}={os.environ[name]} is set: matrix products may be slow"))
+    layer = numba.threading_layer()
+    serial = " (not safe between threads: kernels run serially)" if layer == "workqueue" else ""
+    rows += [
+        ("threads", f"{numba.get_num_threads()} of {os.cpu_count()}, layer {layer}{serial}"),
+        ("processor", llvm.get_host_cpu_name()),
+        ("kernel cache", str(cache_dir() or "none: every process compiles")),
+        ("data cache", str(data_cache("mnist"))),
+        *zip(("devices", *[""] * 9), backend.describe_devices(), strict=False),
+    ]
+    for label, value in rows:
+        print(f"{label:13} {value}")
+    return 0
+
+
+def warmup(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Compile everything ahead of time."""
+    from ..kernels._cache import cache_dir
+    from ..precompile import warmup
+
+    start = time.perf_counter()
+    count = warmup(on_compile=None if arguments.quiet else lambda name: print(f"compiling {name}"))
+    if not arguments.quiet:
+        seconds = time.perf_counter() - start
+        print(f"{count} kernels compiled in {seconds:.1f} s, cached in {cache_dir()}")
+    return 0
+
+
+def data(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Fetch and verify a data set."""
+    from ..data import load
+
+    found = load(arguments.name, data_dir=arguments.dir)
+    assert found.test_labels is not None
+    counts = f"{len(found.train_labels):,} training and {len(found.test_labels):,} test images"
+    print(f"{arguments.name} verified: {counts}")
+    return 0

@@ -1,0 +1,240 @@
+"""`nbbn train`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..callbacks import Callback, EarlyStopping, StopOnSignal
+from ..config import Config, Training
+from ..errors import ArgumentError, CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint, Checkpoints
+
+__all__ = ["run"]
+
+# What may change when a run goes on: how long it is, and where its data lies.
+_FREE = {"epochs", "until", "patience", "data"}
+
+
+def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Train, and return the exit status."""
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        if not arguments.quiet:
+            print(text, flush=True)
+
+    _check(arguments)
+    from .. import backend
+
+    found = _checkpoint(arguments)
+    config = _config(arguments, found)
+    keeper = None
+    if arguments.out is not None:
+        from ..checkpoint import Checkpoints
+
+        keeper = Checkpoints(arguments.out, every=arguments.save_every, keep=arguments.keep)
+    device = backend.choose(arguments.device)
+    training = config.prepare(data_dir=arguments.data_dir, device=device)
+    if keeper is not None:
+        keeper.config = _description(config, training)
+
+    # Two pools: OpenMP's idle threads must not spin while matrix products run.
+    if "numba" not in sys.modules and not arguments.dedicated:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    from .. import threads, train
+
+    if arguments.threads is not None:
+        threads.limit(arguments.threads)
+    if arguments.dedicated:
+        threads.share()
+    if not arguments.quiet:
+        _announce_compilation()
+    say(f"{_summary(config, training)}, on {device}")
+    if found is not None:
+        say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
+    callbacks = [signals, *_watchers(arguments, config)]
+    if keeper is not None:
+        # Last, so that the log has all that a checkpoint covers.
+        callbacks.append(keeper)
+    history = train.fit(
+        training.model, training.batches, training.optimizer,
+        epochs=config.epochs, validation=training.validation, test=training.test,
+        until=config.until, callbacks=callbacks, resume=found,
+        strict=found is None or config.epochs == _saved_config(found).epochs,
+    )  # fmt: skip
+    if signals.signum is not None:
+        _say_where(keeper, training)
+        return signals.status
+    result = _result(training, history)
+    result |= {"seconds": round(time.perf_counter() - start, 3), "device": device}
+    result["seed"] = config.seed
+    status = 0
+    if keeper is not None:
+        say(f"checkpoints in {keeper.folder}")
+        status = _finish(keeper, result)
+    print(json.dumps(result), flush=True)
+    return status
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what cannot work."""
+    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
+        raise DataError(
+            f"the folder --data-dir {arguments.data_dir} does not exist: nbbn data --dir makes and "
+            "fills it"
+        )
+    if arguments.out is None:
+        if arguments.resume == "auto":
+            raise ArgumentError("--resume auto looks into the folder --out: name it")
+        if arguments.resume is not None:
+            path = Path(arguments.resume)
+            arguments.out = path if path.is_dir() else path.parent
+        elif arguments.save_every is not None:
+            raise ArgumentError(
+                "--save-every needs a folder for the checkpoints: name it with --out"
+            )
+    if len(getattr(arguments, "data", ())) > 2:
+        raise ArgumentError("--data takes a name, one path, or those of images and labels")
+
+
+def _checkpoint(arguments: argparse.Namespace) -> Checkpoint | None:
+    if arguments.resume is None:
+        return None
+    from .. import checkpoint
+
+    if arguments.resume == "auto":
+        return checkpoint.latest(arguments.out)
+    return checkpoint.load(arguments.resume)
+
+
+def _saved_config(found: Checkpoint) -> Config:
+    if "config" not in found.config:
+        raise CheckpointError(f"{found.path} was not saved by nbbn train: resume it where it was")
+    return Config.from_dict(found.config["config"])
+
+
+def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
+    names = {field.name for field in dataclasses.fields(Config)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    if "data" in given:
+        given["data"] = tuple(given["data"])
+    if found is None:
+        return Config(**given)
+    saved = _saved_config(found)
+    for name, value in given.items():
+        if name not in _FREE and value != getattr(saved, name):
+            raise ArgumentError(
+                f"--{name.replace('_', '-')} {value} is not the {getattr(saved, name)} that "
+                f"{found.path} was trained with: leave it out, or begin a new run"
+            )
+    return dataclasses.replace(saved, **given)
+
+
+def _description(config: Config, training: Training) -> dict[str, Any]:
+    """Collect what `nbbn.inference.Classifier` needs beside the weights."""
+    return {
+        "config": config.to_dict(),
+        "shape": training.data.train_images.shape[1:],
+        "dtype": str(training.data.train_images.dtype),
+        "classes": training.model.parameters()[-1].size,
+    }
+
+
+def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:
+    from .. import logs, progress
+
+    found: list[Callback] = []
+    if not arguments.quiet:
+        found.append(progress.Bar() if sys.stderr.isatty() else progress.Lines())
+    if config.patience is not None:
+        found.append(EarlyStopping(config.patience))
+    path = arguments.log_file
+    if path is None and arguments.out is not None:
+        path = arguments.out / "log.jsonl"
+    rows = {"every": arguments.log_every, "percentiles": arguments.percentiles}
+    if path is not None:
+        found.append(logs.LogFile(path, **rows))
+    if arguments.tensorboard is not None:
+        found.append(logs.TensorBoard(arguments.tensorboard, **rows))
+    return found
+
+
+def _summary(config: Config, training: Training) -> str:
+    counts = [training.batches.count]
+    counts += [part.count for part in (training.validation, training.test) if part is not None]
+    name = " ".join(config.data).replace("fashion-mnist", "Fashion-MNIST").replace("mnist", "MNIST")
+    weights = [p for p in training.model.parameters() if len(p.shape) == 2]
+    sizes = [weights[0].shape[1], *(p.shape[0] for p in weights)]
+    return (
+        f"{name} {' + '.join(f'{count:,}' for count in counts)} images, "
+        f"net {'-'.join(map(str, sizes))}, "
+        f"{sum(p.size for p in training.model.parameters()):,} parameters, seed {config.seed}"
+    )
+
+
+def _result(training: Training, history: list[Any]) -> dict[str, Any]:
+    last = history[-1]
+    result: dict[str, Any] = {}
+    for name in ("test", "validation"):
+        if (found := getattr(last, name)) is not None:
+            result |= {f"{name}_accuracy": found.accuracy, f"{name}_loss": found.loss}
+    return {
+        **result,
+        "train_loss": last.loss,
+        "epochs": last.epoch,
+        "steps": training.optimizer.step_count,
+        "images_per_second": round(last.images_per_second),
+    }
+
+
+def _finish(keeper: Checkpoints, result: dict[str, Any]) -> int:
+    """Write the result beside the checkpoints; return 1 if something could not be saved."""
+    from .. import files
+
+    try:
+        content = json.dumps(result) + "\n"
+        files.write_atomically(keeper.folder / "result.json", content.encode())
+        files.write_atomically(
+            keeper.folder / "config.json", (json.dumps(keeper.config, indent=1) + "\n").encode()
+        )
+        failed = keeper.error
+    except OSError as error:
+        failed = error
+    if failed is None:
+        return 0
+    print(f"nbbn: error: the run could not be saved: {failed.strerror}", file=sys.stderr)
+    return 1
+
+
+def _say_where(keeper: Checkpoints | None, training: Training) -> None:
+    """Say where an interrupted run can go on."""
+    step = training.optimizer.step_count
+    if keeper is None:
+        text = "nothing was saved, because there is no --out"
+    elif keeper.error is not None:
+        text = f"the last step could not be saved: {keeper.error.strerror}"
+    else:
+        text = f"saved in {keeper.folder}; go on with --resume {keeper.folder}"
+    print(f"nbbn: stopped after step {step:,}; {text}", file=sys.stderr)
+
+
+def _announce_compilation() -> None:
+    """Say once that kernels compile, the first time one does."""
+    from ..kernels import _cache
+
+    def announce(name: str) -> None:
+        print("compiling kernels for the first time; the next run finds them in the cache",
+              file=sys.stderr, flush=True)  # fmt: skip
+        _cache.on_compile = None
+
+    _cache.on_compile = announce

@@ -1,0 +1,70 @@
+"""`nbbn eval`, `nbbn predict` and `nbbn export`: what a checkpoint is for."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from typing import Any, cast
+
+import numpy as np
+
+from .. import data, files, train
+from ..callbacks import StopOnSignal
+from ..errors import ArgumentError, DataError
+from ..inference import Classifier, read_images
+
+__all__ = ["evaluate", "export", "predict"]
+
+
+def evaluate(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Print loss and accuracy on a test set."""
+    classifier = Classifier.load(arguments.checkpoint)
+    source = arguments.data or classifier.config.data
+    found = data.load(*source, data_dir=arguments.data_dir)
+    if found.test_images is None or found.test_labels is None:
+        raise DataError(f"{' '.join(source)} has no test set: name other data with --data")
+    batches = classifier.batches(found.test_images, found.test_labels)
+    result = train.evaluate(classifier.model, batches)
+    print(json.dumps({"accuracy": result.accuracy, "loss": result.loss, "examples": result.count}))
+    return 0
+
+
+def predict(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Print a label for every image."""
+    classifier = Classifier.load(arguments.checkpoint)
+    for path in arguments.images:
+        images = read_images(path)
+        if arguments.invert:
+            if images.dtype != np.uint8:
+                raise ArgumentError(f"--invert takes images of bytes, {path} holds {images.dtype}")
+            images = 255 - images
+        single = images.shape == classifier.shape
+        for number, row in enumerate(classifier.probabilities(images)):
+            label, probability = int(row.argmax()), float(row.max())
+            if arguments.json:
+                entry = {"file": str(path), "index": number, "label": label}
+                print(json.dumps({**entry, "probability": probability}))
+            else:
+                name = path if single else f"{path}[{number}]"
+                print(f"{name}  {label}  {probability:.1%}")
+    return 0
+
+
+def export(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+    """Write the weights for other programs."""
+    target = arguments.target
+    classifier = Classifier.load(arguments.checkpoint)
+    state = classifier.model.state_dict()
+    if target.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        files.write_atomically(target, save(state))
+    elif target.suffix == ".npz":
+        content = io.BytesIO()
+        np.savez(content, **cast("dict[str, Any]", state))
+        files.write_atomically(target, content.getvalue())
+    else:
+        raise ArgumentError(f"can export to .safetensors and .npz, got {target}")
+    print(f"wrote {target}")
+    return 0

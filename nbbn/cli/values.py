@@ -1,0 +1,76 @@
+"""Values of flags: what they must be, said in one line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["count", "folder", "fraction", "non_negative", "path", "positive", "resume"]
+__all__ += ["probability", "seed", "widths"]
+
+
+def _number(
+    text: str, convert: Callable[[str], Any], accept: Callable[[Any], bool], what: str
+) -> Any:
+    try:
+        value = convert(text)
+    except ValueError:
+        value = None
+    if value is None or not accept(value):
+        raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """Read an integer of at least 1."""
+    return int(_number(text, int, lambda n: n >= 1, "an integer of at least 1"))
+
+
+def seed(text: str) -> int:
+    """Read an integer of at least 0."""
+    return int(_number(text, int, lambda n: n >= 0, "an integer of at least 0"))
+
+
+def positive(text: str) -> float:
+    """Read a finite number above 0."""
+    return float(_number(text, float, lambda x: 0 < x < float("inf"), "a finite number above 0"))
+
+
+def fraction(text: str) -> float:
+    """Read a number above 0 and at most 1."""
+    return float(_number(text, float, lambda x: 0 < x <= 1, "a number between 0 and 1"))
+
+
+def non_negative(text: str) -> float:
+    """Read a finite number of at least 0."""
+    return float(_number(text, float, lambda x: 0 <= x < float("inf"), "a finite number >= 0"))
+
+
+def probability(text: str) -> float:
+    """Read a number of at least 0 and below 1."""
+    return float(_number(text, float, lambda x: 0 <= x < 1, "a probability of at least 0, below 1"))
+
+
+def folder(text: str) -> Path:
+    """Read the path of a folder."""
+    return Path(_number(text, str, bool, "the path of a folder"))
+
+
+def path(text: str) -> Path:
+    """Read the path of a file."""
+    return Path(_number(text, str, bool, "the path of a file"))
+
+
+def resume(text: str) -> str:
+    """Read the path of a checkpoint, or the word auto."""
+    return str(_number(text, str, bool, "the path of a checkpoint or auto"))
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """Read comma-separated integers of at least 1, perhaps none."""
+    if not text:
+        return ()
+    what = "comma-separated widths such as 256,128"
+    return tuple(int(_number(part, int, lambda n: n >= 1, what)) for part in text.split(","))

@@ -1,0 +1,187 @@
+"""Using a trained classifier: from a checkpoint of `nbbn train` to labels of new images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, functional
+from .checkpoint import Checkpoint
+from .config import Config
+from .data import Batches, read_idx
+from .errors import ArgumentError, CheckpointError, DataError, DTypeError, ShapeError
+from .layers import Sequential
+
+__all__ = ["Classifier", "read_images"]
+
+
+class Classifier:
+    """A trained model with what it needs to take raw images.
+
+    Parameters
+    ----------
+    model : Sequential
+        In evaluation mode from now on.
+    config : Config
+        What it was trained with.
+    shape : tuple of int
+        Shape of one image.
+    dtype : dtype_like
+        Type of the images that it was trained on.
+    mean, std : float or ndarray of shape (F,)
+        Their standardization.
+
+    Attributes
+    ----------
+    model, config, shape, dtype, mean, std
+        As given.
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        config: Config,
+        shape: tuple[int, ...],
+        dtype: Any = np.uint8,
+        mean: float | np.ndarray = 0.0,
+        std: float | np.ndarray = 1.0,
+    ) -> None:
+        model.eval()
+        self.model, self.config, self.shape = model, config, tuple(shape)
+        self.dtype, self.mean, self.std = np.dtype(dtype), mean, std
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Classifier:
+        """Read a checkpoint that `nbbn train` has saved.
+
+        Parameters
+        ----------
+        path : path
+            A checkpoint, or the folder of a run, whose best one is meant, or else its latest.
+
+        Returns
+        -------
+        Classifier
+
+        Raises
+        ------
+        CheckpointError
+            It is missing, damaged or not of a training by the command line.
+        """
+        best = Path(path) / "best.safetensors"
+        found = checkpoint.load(best if best.exists() else path)
+        config, shape, classes, dtype = _description(found)
+        model = config.build_model(int(np.prod(shape)), classes)
+        checkpoint.restore(found, model)
+        return cls(model, config, shape, dtype, found.batches["mean"], found.batches["std"])
+
+    def batches(self, images: np.ndarray, labels: np.ndarray | None = None) -> Batches:
+        """Standardize images as in training.
+
+        Parameters
+        ----------
+        images : ndarray, shape (N, ...) or that of one image
+            Of the type that the model was trained on, or of bytes.
+        labels : ndarray of int, shape (N,), optional
+
+        Returns
+        -------
+        Batches
+            In order; with labels 0 if none were given.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            Other images than the model was trained on.
+        """
+        images = np.asarray(images)
+        if images.shape == self.shape:
+            images = images[np.newaxis]
+        if images.shape[1:] != self.shape:
+            raise ShapeError(
+                f"this model takes images of shape {self.shape}, got {images.shape[1:]}"
+            )
+        if images.dtype != np.uint8 and self.dtype == np.uint8:
+            raise DTypeError(f"this model was trained on bytes (uint8), got {images.dtype}")
+        labels = np.zeros(len(images), np.int64) if labels is None else labels
+        return Batches(images, labels, 1000, shuffle=False, mean=self.mean, std=self.std)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Compute how likely each class is for each image.
+
+        Parameters
+        ----------
+        images : ndarray, shape (N, ...) or that of one image
+
+        Returns
+        -------
+        ndarray of float32, shape (N, classes)
+            Rows sum to 1; the largest is the prediction.
+        """
+        outputs = [self.model(x).numpy() for x, _ in self.batches(images)]
+        return functional.softmax(np.concatenate(outputs))
+
+
+def _description(found: Checkpoint) -> tuple[Config, tuple[int, ...], int, str]:
+    saved = found.config
+    if not saved.keys() >= {"config", "shape", "classes", "dtype"} or "mean" not in found.batches:
+        raise CheckpointError(
+            f"{found.path} was not saved by nbbn train: build its model yourself and use "
+            "nbbn.checkpoint.restore"
+        )
+    return (
+        Config.from_dict(saved["config"]),
+        tuple(saved["shape"]),
+        saved["classes"],
+        saved["dtype"],
+    )
+
+
+def read_images(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read images to classify.
+
+    Parameters
+    ----------
+    path : path
+        ``.npy``, IDX, or a picture such as PNG, which is turned into shades of grey and needs the
+        extra ``nbbn[image]``.
+
+    Returns
+    -------
+    ndarray
+        Shape (N, ...) or, of a picture, (height, width).
+
+    Raises
+    ------
+    DataError
+        It cannot be read.
+    ArgumentError
+        Pillow is needed and not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    if path.suffix == ".npy":
+        try:
+            images: np.ndarray = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} cannot be read as .npy: {error}") from error
+        return images
+    with open(path, "rb") as stream:
+        start = stream.read(3)
+    if start[:2] == b"\x1f\x8b" or start == b"\0\0\x08":
+        return read_idx(path)
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise ArgumentError(
+            f"{path} needs the package pillow to be read: pip install 'nbbn[image]'"
+        ) from None
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("L"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not a picture that can be read: {error}") from error

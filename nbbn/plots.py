@@ -1,0 +1,175 @@
+"""Pictures of runs: curves, confusion matrix, mistakes, percentiles. Needs ``nbbn[plot]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import ArgumentError, DataError, ShapeError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["confusion", "curves", "mistakes", "percentiles"]
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _figure(**options: Any) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ArgumentError("plots need the package matplotlib: pip install 'nbbn[plot]'") from None
+    return Figure(layout="constrained", **options)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def curves(runs: Mapping[str, Rows]) -> Figure:
+    """Draw loss and accuracy of runs over their steps.
+
+    Parameters
+    ----------
+    runs : mapping of str to list of dict
+        The rows of each run's log by its name, see `nbbn.logs.read_log`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Training: pale lines by step and dotted lines by epoch; solid lines: validation and test.
+
+    Raises
+    ------
+    DataError
+        No run has any rows.
+    """
+    if not any(runs.values()):
+        raise DataError("there is nothing to draw: the logs have no rows")
+    figure = _figure(figsize=(9, 3.5))
+    for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for number, (name, rows) in enumerate(runs.items()):
+            color = f"C{number % 10}"
+            if measure == "loss":
+                axes.plot(*_series(rows, "step", measure), color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(*_series(rows, "epoch", measure), ":", color=color, label=f"{name}, training")
+            for part, style in (("validation", "--"), ("test", "-")):
+                steps, values = _series(rows, "epoch", f"{part}_{measure}")
+                if steps:
+                    axes.plot(steps, values, style, color=color, label=f"{name}, {part}")
+        axes.set(xlabel="steps", ylabel=measure)
+        _plain(axes)
+    return figure
+
+
+def _series(rows: Rows, kind: str, name: str) -> tuple[list[int], list[float]]:
+    found = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def percentiles(rows: Rows) -> Figure:
+    """Draw the 15th, 50th and 85th percentiles of each BatchNorm's input over training.
+
+    Parameters
+    ----------
+    rows : list of dict
+        A log that was written with percentiles.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One part per BatchNorm, as in figure 1 of Ioffe and Szegedy (2015).
+
+    Raises
+    ------
+    DataError
+        The log has none.
+    """
+    layers = list(dict.fromkeys(key[: -len(".p50")] for row in rows for key in row if ".p" in key))
+    if not layers:
+        raise DataError("the log holds no percentiles: train with --percentiles")
+    figure = _figure(figsize=(3.5 * len(layers), 3))
+    for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
+        for percent, style in ((85, "--"), (50, "-"), (15, ":")):
+            steps, values = _series(rows, "step", f"{layer}.p{percent}")
+            axes.plot(steps, values, style, color="C0", label=f"{percent}th percentile")
+        axes.set(xlabel="steps", title=f"input of layer {layer}")
+        _plain(axes)
+    return figure
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
+    """Draw how often each class was taken for which.
+
+    Parameters
+    ----------
+    labels, predicted : ndarray of int, shape (N,)
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    if labels.shape != predicted.shape or labels.ndim != 1:
+        raise ShapeError(
+            f"labels and predictions must have shape (N,), got {labels.shape}, {predicted.shape}"
+        )
+    classes = int(max(labels.max(), predicted.max())) + 1
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, predicted), 1)
+    figure = _figure(figsize=(5.5, 5))
+    axes = figure.subplots()
+    # Mistakes are rare: colors show them, while right answers would outshine them.
+    wrong = np.where(np.eye(classes, dtype=bool), 0, counts)
+    axes.imshow(wrong, cmap="Reds", vmin=0, vmax=max(wrong.max(), 1))
+    for row, column in np.argwhere(counts):
+        dark = wrong[row, column] > 0.6 * max(wrong.max(), 1)
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7,
+                  color="white" if dark else "black")  # fmt: skip
+    ticks = range(classes)
+    right = counts.trace() / counts.sum()
+    axes.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="label")
+    axes.set_title(f"{right:.2%} of {counts.sum():,} right")
+    return figure
+
+
+def mistakes(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, *, most: int = 25
+) -> Figure:
+    """Draw images that were classified wrongly, the most confident mistakes first.
+
+    Parameters
+    ----------
+    images : ndarray, shape (N, height, width)
+    labels : ndarray of int, shape (N,)
+    probabilities : ndarray, shape (N, classes)
+    most : int, default 25
+        How many at most.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    if images.ndim != 3:
+        raise ShapeError(f"images must have shape (N, height, width), got {images.shape}")
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    order = np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")
+    shown = wrong[order][:most]
+    columns = 5
+    rows = max(-(-len(shown) // columns), 1)
+    figure = _figure(figsize=(1.4 * columns, 1.6 * rows))
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, place in zip(figure.axes, shown, strict=False):
+        axes.imshow(images[place], cmap="gray_r")
+        axes.set_title(
+            f"{labels[place]} taken for {predicted[place]}\n"
+            f"{probabilities[place, predicted[place]]:.0%} sure",
+            fontsize=7,
+        )
+    figure.suptitle(f"{len(wrong):,} of {len(labels):,} wrong", fontsize=9)
+    return figure
