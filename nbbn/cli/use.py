@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -54,17 +55,35 @@ def predict(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 def export(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     """Write the weights for other programs."""
     target = arguments.target
+    if target.suffix not in (".onnx", ".safetensors", ".npz"):
+        raise ArgumentError(f"can export to .onnx, .safetensors and .npz, got {target}")
     classifier = Classifier.load(arguments.checkpoint)
     state = classifier.model.state_dict()
-    if target.suffix == ".safetensors":
+    if target.suffix == ".onnx":
+        from .. import onnx
+
+        try:
+            onnx.export(classifier.model, target)
+        except ImportError as error:
+            raise ArgumentError(str(error)) from None
+    elif target.suffix == ".safetensors":
         from safetensors.numpy import save
 
         files.write_atomically(target, save(state))
-    elif target.suffix == ".npz":
+    else:
         content = io.BytesIO()
         np.savez(content, **cast("dict[str, Any]", state))
         files.write_atomically(target, content.getvalue())
-    else:
-        raise ArgumentError(f"can export to .safetensors and .npz, got {target}")
-    print(f"wrote {target}")
+    features = math.prod(classifier.shape)
+    print(f"wrote {target}; its input is x (N, {features}) float32: {_scaling(classifier)}")
     return 0
+
+
+def _scaling(classifier: Classifier) -> str:
+    """Say what an image goes through before it enters the network."""
+    value = "bytes / 255" if classifier.dtype == np.uint8 else "values"
+    if not np.any(classifier.mean) and np.all(np.equal(classifier.std, 1)):
+        return value
+    if np.ndim(classifier.mean):
+        return f"({value} - mean) / std, training/batches/mean and std in the checkpoint"
+    return f"({value} - {float(classifier.mean):.6g}) / {float(classifier.std):.6g}"
