@@ -33,8 +33,6 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
             print(text, flush=True)
 
     _check(arguments)
-    from .. import backend
-
     found = _checkpoint(arguments)
     config = _config(arguments, found)
     keeper = None
@@ -42,6 +40,9 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         from ..checkpoint import Checkpoints
 
         keeper = Checkpoints(arguments.out, every=arguments.save_every, keep=arguments.keep)
+
+    from .. import backend
+
     device = backend.choose(arguments.device)
     training = config.prepare(data_dir=arguments.data_dir, device=device)
     if keeper is not None:
