@@ -233,20 +233,13 @@ def _normalize_rows(x, residual, relu, narrow, y, first, last):
         target = y[row]
         if residual.size > 0:
             other = residual[row]
-            if relu:
-                for j in range(C):
-                    value = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
-                    target[j] = zero if value < zero else value
-            else:
-                for j in range(C):
-                    target[j] = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
-        elif relu:
             for j in range(C):
-                value = (source[j] - shift[j]) * scale[j] + offset[j]
-                target[j] = zero if value < zero else value
+                value = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
+                target[j] = zero if relu & (value < zero) else value
         else:
             for j in range(C):
-                target[j] = (source[j] - shift[j]) * scale[j] + offset[j]
+                value = (source[j] - shift[j]) * scale[j] + offset[j]
+                target[j] = zero if relu & (value < zero) else value
 
 
 @Kernel
@@ -500,20 +493,13 @@ def _normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
             target = y[n, c, s0:s1]
             if residual.size > 0:
                 other = residual[n, c, s0:s1]
-                if relu:
-                    for i in range(source.size):
-                        value = (source[i] - shift) * scale + offset + other[i]
-                        target[i] = zero if value < zero else value
-                else:
-                    for i in range(source.size):
-                        target[i] = (source[i] - shift) * scale + offset + other[i]
-            elif relu:
                 for i in range(source.size):
-                    value = (source[i] - shift) * scale + offset
-                    target[i] = zero if value < zero else value
+                    value = (source[i] - shift) * scale + offset + other[i]
+                    target[i] = zero if relu & (value < zero) else value
             else:
                 for i in range(source.size):
-                    target[i] = (source[i] - shift) * scale + offset
+                    value = (source[i] - shift) * scale + offset
+                    target[i] = zero if relu & (value < zero) else value
 
 
 @device_function
