@@ -109,7 +109,7 @@ def fold(
         raise ArgumentError(f"cannot fold {'; '.join(refusals)}: strict=False keeps such layers")
     folded = Sequential(*(layer for step in steps for layer in step.after))
     folded.eval()
-    _verify(steps, _probe(steps) if x is None else x, tolerance)
+    _verify(steps, x, tolerance)
     return folded
 
 
@@ -225,7 +225,7 @@ def _neighbours(steps: list[_Step], position: int) -> str:
     before = repr(steps[position - 1].after[-1]) if position else "the input"
     after = repr(steps[position + 1].after[0]) if position + 1 < len(steps) else "the output"
     layer = steps[position].after[0]
-    if isinstance(layer, BatchNorm) and layer.activation and after.startswith("Dense"):
+    if isinstance(layer, BatchNorm) and layer.activation:
         return f"it follows {before}, and its {layer.activation} comes before {after}"
     return f"it stands between {before} and {after}"
 
@@ -233,33 +233,37 @@ def _neighbours(steps: list[_Step], position: int) -> str:
 # ---------------------------------------------------------------- verifying
 
 
-def _probe(steps: list[_Step]) -> np.ndarray:
-    """Draw standard normal numbers that the model can take."""
+def _probe(layers: list[Module]) -> np.ndarray:
+    """Draw standard normal numbers that layers can take."""
     rng = np.random.default_rng(0)
-    for step in steps:
-        first = step.before[0]
-        dense = next((layer for layer in step.before if isinstance(layer, Dense)), None)
-        features = None if dense is None else dense.weight.shape[1]
+    for position, first in enumerate(layers):
+        if isinstance(first, Dense):
+            return rng.standard_normal((_PROBE_ROWS, first.weight.shape[1]))
         if isinstance(first, BatchNorm):
-            channels = first._channels
-            spread = (features or channels) // channels
+            channels, rest = first._channels, layers[position:]
+            dense = next((i for i, layer in enumerate(rest) if isinstance(layer, Dense)), 0)
+            spread = 1
+            if any(isinstance(layer, Flatten) for layer in rest[:dense]):
+                spread = rest[dense].weight.shape[1] // channels  # type: ignore[attr-defined]
             shape = (spread, channels) if first.axis == -1 else (channels, spread)
             return rng.standard_normal((_PROBE_ROWS, *(shape if spread > 1 else (channels,))))
-        if features is not None:
-            return rng.standard_normal((_PROBE_ROWS, features))
         if not isinstance(first, Flatten | ReLU | Sigmoid | Tanh | Softmax):
             break
     raise ArgumentError("the layers do not tell what the model takes: pass a batch x to verify on")
 
 
-def _verify(steps: list[_Step], x: np.ndarray, tolerance: float | None) -> None:
+def _verify(steps: list[_Step], x: np.ndarray | None, tolerance: float | None) -> None:
     """Run every replacement beside what it replaces, on what reaches it."""
-    value = as_tensor(x)
+    changed = [position for position, step in enumerate(steps) if step.before != step.after]
+    if not changed:
+        return
+    before = [layer for step in steps for layer in step.before]
+    value = as_tensor(_probe(before) if x is None else x)
     if not value.size:
         raise ArgumentError(f"x has no elements to verify on: its shape is {value.shape}")
-    dtypes = [p.dtype for step in steps for layer in step.before for p in layer.parameters()]
-    value = Tensor(value.data.astype(np.result_type(*dtypes) if dtypes else value.dtype))
-    for step in steps:
+    dtypes = [parameter.dtype for layer in before for parameter in layer.parameters()]
+    value = Tensor(value.data.astype(np.result_type(*dtypes)))
+    for step in steps[: changed[-1] + 1]:
         try:
             expected, found = _run(step.before, value), _run(step.after, value)
         except NbbnError as error:

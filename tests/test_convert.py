@@ -278,6 +278,21 @@ def test_a_batch_norm_without_state_is_skipped(rng):
     assert state_of(other) == state_of(model)
 
 
+@pytest.mark.parametrize("missing", ["scale", "shift"])
+def test_pytorch_has_scale_and_shift_or_neither(missing, rng):
+    """What is filled in on the way there is left out on the way back, if it still does nothing."""
+    model, other = net(**{missing: False}), net(**{missing: False})
+    state = convert.to_torch(model)
+    name, neutral = {"scale": ("1.weight", 1), "shift": ("1.bias", 0)}[missing]
+    np.testing.assert_array_equal(state[name], np.full(6, neutral))
+    other[0].weight.data[...] = 0
+    convert.load_torch(other, state)
+    assert state_of(other) == state_of(model)
+    state[name] = state[name] + 1
+    with pytest.raises(ArgumentError, match="the model has no place for"):
+        convert.load_torch(other, state)
+
+
 def deep(width: int = 5) -> nbbn.Sequential:
     return nbbn.mlp((width,) * 13, rng=3)
 

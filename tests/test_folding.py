@@ -97,6 +97,19 @@ def test_the_model_stays_in_its_mode_and_shares_no_memory(rng):
     assert folded.training is False
 
 
+def test_the_shape_of_planes_follows_from_the_dense_behind_them(rng):
+    """Also where the first BatchNorm stays."""
+    first = norm(3, activation="relu")
+    model = settled(Sequential(first, Flatten(), dense(12, 4), norm(4)), rng)
+    assert norms(nbbn.fold(model, strict=False)) == 1
+    with pytest.raises(ArgumentError, match="its relu comes before"):
+        nbbn.fold(model)
+
+
+def test_where_nothing_folds_nothing_needs_a_batch():
+    assert len(nbbn.fold(Sequential(ReLU(), Dropout(0.1)))) == 1
+
+
 def test_a_layer_alone_is_a_model_too(rng):
     layer = settled(dense(4, 3), rng)
     np.testing.assert_array_equal(nbbn.fold(layer)(np.eye(4)).data, layer(np.eye(4)).data)
@@ -190,9 +203,24 @@ def test_a_model_that_says_nothing_of_its_input_needs_a_batch(rng):
     ("arguments", "options", "error", "message"),
     [
         ((3,), {}, DTypeError, "model must be a Module, got int"),
-        ((Sequential(dense(5, 4)), [1.0]), {}, ArgumentError, "x must be a Tensor or a numpy"),
-        ((Sequential(dense(5, 4)), np.ones((0, 5))), {}, ArgumentError, "x has no elements"),
-        ((Sequential(dense(5, 4)), np.ones((3, 6))), {}, ArgumentError, r"'0' does not take .*6\)"),
+        (
+            (Sequential(dense(5, 4), norm(4)), [1.0]),
+            {},
+            ArgumentError,
+            "x must be a Tensor or a numpy",
+        ),
+        (
+            (Sequential(dense(5, 4), norm(4)), np.ones((0, 5))),
+            {},
+            ArgumentError,
+            "x has no elements",
+        ),
+        (
+            (Sequential(dense(5, 4), norm(4)), np.ones((3, 6))),
+            {},
+            ArgumentError,
+            r"'0 and 1' does not take .*6\)",
+        ),
         ((Sequential(dense(5, 4)),), {"tolerance": 0}, ArgumentError, "tolerance must be positive"),
     ],
 )

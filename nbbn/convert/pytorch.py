@@ -92,8 +92,8 @@ def load_torch(
             found = BatchNormState(
                 mean=group.get("running_mean"),
                 var=group.get("running_var"),
-                gamma=group.get("weight"),
-                beta=group.get("bias"),
+                gamma=_wanted(group.get("weight"), layer.gamma, 1),
+                beta=_wanted(group.get("bias"), layer.beta, 0),
                 updates=_updates(group.get("num_batches_tracked"), label),
             )
             if id(layer) in biases:
@@ -111,7 +111,7 @@ def to_torch(
 
     PyTorch takes it with ``load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})``,
     and `safetensors.numpy.save_file` writes it. A scale or a shift that a BatchNorm lacks is filled
-    in, for PyTorch has both or neither.
+    in, for PyTorch has both or neither; `load_torch` leaves it out again.
 
     Parameters
     ----------
@@ -172,6 +172,13 @@ def _stateful(model: Module) -> dict[str, Layer]:
         for name, layer in layers_of(model).items()
         if layer.parameters() or (isinstance(layer, BatchNorm) and layer.running_mean is not None)
     }
+
+
+def _wanted(given: np.ndarray | None, own: Any, neutral: float) -> np.ndarray | None:
+    """Leave out a scale of 1, or a shift of 0, that the layer does without."""
+    if own is None and given is not None and (given == neutral).all():
+        return None
+    return given
 
 
 def _updates(counter: np.ndarray | None, label: str) -> int | None:
