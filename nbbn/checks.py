@@ -319,7 +319,7 @@ def labels(array: Any, count: int, classes: int, device: str = "cpu") -> Any:
 def _bad_label(position: int, array: Any, classes: int) -> None:
     raise ArgumentError(
         f"labels must lie in [0, {classes}), one per class; "
-        f"got {array[position]} at position {position}"
+        f"got {int(array[position])} at position {position}"
     )
 
 

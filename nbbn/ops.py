@@ -382,6 +382,7 @@ class Index(_Op):
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, index: Any) -> np.ndarray:
+        index = _beside(x, index)
         ctx.x, ctx.index = x, index
         try:
             shape = x[index].shape
@@ -396,6 +397,13 @@ class Index(_Op):
         dx = _empty(ctx.x.shape, dy)
         backend.run(_scatter, dy, ctx.index, dx)
         return dx
+
+
+def _beside(x: np.ndarray, index: Any) -> Any:
+    """Put the arrays of an index where x is."""
+    if isinstance(index, tuple):
+        return tuple(_beside(x, item) for item in index)
+    return backend.to(index, backend.device_of(x)) if backend.is_array(index) else index
 
 
 def _take(x: np.ndarray, index: Any, out: np.ndarray) -> None:

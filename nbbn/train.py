@@ -359,13 +359,14 @@ def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Ca
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
     for x, y in itertools.islice(run.batches, done, None):
+        number = run.step + 1
         try:
             run.loss = step(x, y)
             # On a device this is the first look at it: the step has been made.
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
         except _NotFinite as error:
-            raise _diverged(run, error.value, x) from None
+            raise _diverged(run, number, error.value, x) from None
         run.take(x, y, int(watched.right[0]) if watched.counts else None)
         for callback in callbacks:
             callback.step(run)
@@ -433,11 +434,11 @@ def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> N
     np.add(right, np.count_nonzero(output.argmax(axis=1) == labels), right)
 
 
-def _diverged(run: Run, loss: float, x: np.ndarray) -> DivergenceError:
+def _diverged(run: Run, step: int, loss: float, x: np.ndarray) -> DivergenceError:
     first = first_nonfinite(run.model, x) or "the loss itself"
     saved = f"the last good checkpoint is {run.saved}" if run.saved else "no checkpoint was saved"
     return DivergenceError(
-        f"the loss is {loss} at step {run.step + 1} of epoch {run.epoch}: training has diverged; "
+        f"the loss is {loss} at step {step} of epoch {run.epoch}: training has diverged; "
         f"{first} is the first that is not finite; {saved}; try a smaller learning rate"
     )
 

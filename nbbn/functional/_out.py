@@ -14,7 +14,7 @@ class Target:
     `folded` is what the kernel fills; `finish()` returns the array for the caller.
     """
 
-    __slots__ = ("_copy_to", "_result", "folded")
+    __slots__ = ("_copy_to", "_result", "_whole", "folded")
 
     def __init__(
         self, out: np.ndarray | None, x: np.ndarray, layout: Layout, *inputs: np.ndarray
@@ -31,16 +31,20 @@ class Target:
         self._result = out
         self._copy_to: np.ndarray | None = None
         direct = out if layout.order is None else out.transpose(layout.order)
-        if apart and direct.dtype == layout.storage and backend.is_whole(direct):
-            self.folded = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
+        # A device stores x's own type, bfloat16 as its bits.
+        dtype = layout.dtype if layout.device == "cpu" else x.dtype
+        if apart and direct.dtype == dtype and backend.is_whole(direct):
+            whole = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
         else:
-            self.folded = backend.empty(layout.shape, layout.storage, layout.device)
+            whole = backend.empty(layout.shape, dtype, layout.device)
             self._copy_to = direct
+        self._whole = whole
+        self.folded = whole if dtype == layout.storage else whole.view(layout.storage)
 
     def finish(self) -> np.ndarray:
         """Move a temporary into place and return the result."""
         if self._copy_to is not None:
-            source = self.folded.reshape(self._copy_to.shape)
+            source = self._whole.reshape(self._copy_to.shape)
             backend.run(np.copyto, self._copy_to, source, "unsafe")
         return self._result
 
