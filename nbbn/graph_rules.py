@@ -288,6 +288,7 @@ RULES: dict[type[Op], Callable[[Node, Tensor], Gradients]] = {
     ops.Max: _max,
     ops.Reshape: lambda node, dy: (dy.reshape(node.ctx.shape),),
     ops.Transpose: lambda node, dy: (dy.transpose(*node.ctx.inverse),),
+    ops.To: lambda node, dy: (dy.to(node.ctx.device),),
     ops.Index: _index,
     ops.ReLU: lambda node, dy: (_where_positive(dy, node.ctx.y),),
     ops.Sigmoid: _sigmoid,
