@@ -287,6 +287,7 @@ RULES: dict[type[Op], Callable[[Node, Tensor], Gradients]] = {
     ops.Mean: _mean,
     ops.Max: _max,
     ops.Reshape: lambda node, dy: (dy.reshape(node.ctx.shape),),
+    ops.To: lambda node, dy: (dy.to(node.ctx.device),),
     ops.Transpose: lambda node, dy: (dy.transpose(*node.ctx.inverse),),
     ops.To: lambda node, dy: (dy.to(node.ctx.device),),
     ops.Index: _index,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, ops
-from .autograd import Parameter, Tensor
+from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 from .initializers import generator, initialize
 from .modules import Module, float_type
@@ -197,11 +197,18 @@ class Sequential(Module):
         for position, layer in enumerate(self.layers):
             yield str(position), layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers in order."""
+    def forward(self, x: Tensor, weights: np.ndarray | None = None) -> Tensor:
+        """Apply the layers in order; `weights` go to each BatchNorm, see there."""
         for layer in self.layers:
-            x = layer(x)
+            if weights is not None and isinstance(layer, BatchNorm | Sequential):
+                x = layer(x, weights=weights)
+            else:
+                x = layer(x)
         return x
+
+    def __call__(self, x: Tensor | np.ndarray, weights: np.ndarray | None = None) -> Tensor:
+        """Apply `forward` to a Tensor or an array."""
+        return self.forward(as_tensor(x), weights)
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -55,6 +55,8 @@ def grad(
         with `create_graph`, another tape or none records, or an operation has no second derivative.
     ShapeError, DTypeError
         `grad_output` is missing for an output of several elements, or does not fit.
+    DeviceError
+        `create_graph` with arrays on a device.
 
     Examples
     --------
@@ -72,6 +74,8 @@ def grad(
             "no tape holds this output: compute it inside `with nbbn.Tape():` from tensors that "
             "require gradients, and call grad before backward"
         )
+    if create_graph:
+        checks.host_only(output.data, "differentiating twice")
     if create_graph and recording_tape() is not tape:
         raise TapeError(
             "create_graph records on the tape of the output: call grad inside its `with` block"

@@ -181,6 +181,8 @@ class InPlaceBatchNorm(BatchNorm):
             raise ArgumentError(
                 "InPlaceBatchNorm has a leaky ReLU, which can be undone: set slope, not activation"
             )
+        if self.on_single == "skip":
+            raise ArgumentError('on_single="skip" would leave out the activation: use "eval"')
         self.slope = checks.real(slope, "slope")
         if not 0 < self.slope <= 1:
             raise ArgumentError(f"slope must lie in (0, 1], so that it can be undone, got {slope}")

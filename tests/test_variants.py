@@ -122,6 +122,46 @@ def test_a_mask_passes_the_gradients_of_what_it_shows(rng):
     assert_all_close(found, gradients)
 
 
+def test_a_mask_in_keras_s_convention(rng):
+    """Keras divides by sum(w) + 1e-7, which is below the sixth digit of any mask."""
+    layer = nbbn.BatchNorm(3, convention="keras", momentum=0.75, dtype=np.float64)
+    layer.gamma.data[...], layer.beta.data[...] = rng.uniform(0.5, 2, 3), rng.normal(size=3)
+    x, mask = rng.normal(size=(4, 7, 3)), rng.random((4, 7)) < 0.7
+    w = mask[..., None].astype(np.float64)
+    mean = (w * x).sum(axis=(0, 1)) / (w.sum() + 1e-7)
+    var = (w * (x - mean) ** 2).sum(axis=(0, 1)) / (w.sum() + 1e-7)
+    want = layer.gamma.data * (x - mean) / np.sqrt(var + 1e-3) + layer.beta.data
+    assert_close(layer(x, weights=mask).data, want, 1e-6)
+    assert_close(layer.running_mean, 0.25 * mean, 1e-6)
+    assert_close(layer.running_var, 0.75 + 0.25 * var, 1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e6])
+@pytest.mark.parametrize(("shape", "axis"), [((4096, 64), 1), ((64, 32, 8, 8), 1)])
+def test_weighted_variance_far_from_0(shape, axis, ratio, rng):
+    """Float32 values, with a mean many times their spread, beside extended precision."""
+    x = (rng.normal(size=shape) + ratio).astype(np.float32)
+    weights = rng.random((shape[0], *shape[2:])) * (rng.random((shape[0], *shape[2:])) < 0.8)
+    y, stats = F.weighted_batch_norm_train(x, weights, axis=axis)
+    want = reference.weighted_statistics(x, weights, axis=axis)
+    np.testing.assert_allclose(stats.var, want.var, rtol=1e-9)
+    assert_close(y, reference.weighted_batch_norm(x, weights, axis=axis), 1e-5)
+
+
+def test_a_sequential_hands_weights_to_its_norms(rng):
+    """Rows of weight 0 change nothing for the others, in nested models too."""
+    x, weights = rng.normal(size=(8, 4)), np.array([1, 1, 0, 2, 1, 0, 1, 3])
+    found = []
+    for change in (0, 5):
+        model = nbbn.Sequential(network(0), nbbn.ReLU(), nbbn.BatchNorm(3, dtype=np.float64))
+        model[0][2].eval()
+        x[weights == 0] += change
+        found.append((model(x, weights=weights).data[weights > 0], model.state_dict()))
+    assert_close(found[1][0], found[0][0])
+    for name, array in found[0][1].items():
+        assert_close(found[1][1][name], array)
+
+
 def test_whole_weights_repeat_examples(rng):
     x, weights = rng.normal(size=(6, 3)), np.array([1, 2, 3, 1, 0, 2])
     _, stats = F.weighted_batch_norm_train(x, weights)
@@ -348,6 +388,7 @@ def test_renorm_starts_as_batch_norm(rng):
         (lambda: nbbn.GhostBatchNorm(3, 0), "size.*0"),
         (lambda: nbbn.InPlaceBatchNorm(3, slope=0), "slope.*0"),
         (lambda: nbbn.InPlaceBatchNorm(3, activation="relu"), "leaky"),
+        (lambda: nbbn.InPlaceBatchNorm(3, on_single="skip"), "skip.*activation"),
         (lambda: nbbn.InPlaceBatchNorm(3)(np.ones((4, 3)), np.ones((4, 3))), "residual"),
         (lambda: nbbn.GhostBatchNorm(3, 2)(np.ones((4, 3)), weights=np.ones(4)), "no weights"),
     ],
