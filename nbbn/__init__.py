@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         onnx,
         ops,
         optim,
+        pool,
         threads,
         train,
     )
@@ -85,6 +86,7 @@ __all__ = [
     "onnx",
     "ops",
     "optim",
+    "pool",
     "recalibrate",
     "threads",
     "train",
@@ -102,6 +104,7 @@ _MODULES = {
     "onnx",
     "ops",
     "optim",
+    "pool",
     "threads",
     "train",
 }

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import pool
 from .errors import DeviceError
 
 __all__ = [
@@ -219,7 +220,7 @@ def empty(
     if _local.recorder is not None:
         array = _local.recorder.empty(shape, dtype, name, lasting)
     elif name == "cpu":
-        array = np.empty(shape, dtype)
+        array = pool.empty(shape, dtype)
     else:
         array = device().empty(shape, dtype)
     return array

@@ -36,7 +36,7 @@ KERNELS = sorted(name for name in FILES if name.startswith("kernels"))
 # The floors of the house: a module imports from lower floors only, or from its own package.
 FLOORS = [
     {"_version", "errors", "files"},
-    {"kernels", "recorder", "callbacks"},
+    {"kernels", "recorder", "callbacks", "pool"},
     {"device"},
     {"backend"},
     {"data", "checks", "autograd"},
@@ -52,7 +52,7 @@ FLOORS = [
 # Those that ask kernels what they compile, or for the one kernel of a leaf.
 COMPILING = {"data.batches", "cli.train", "cli.system", "precompile", "threads"}
 # Nothing but errors, and the writing of files.
-LEAVES = {"data", "recorder", "errors", "_version", "files", "callbacks"}
+LEAVES = {"data", "recorder", "errors", "_version", "files", "callbacks", "pool"}
 
 
 def package_of(name: str) -> str:
