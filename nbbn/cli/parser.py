@@ -62,8 +62,8 @@ def _train(commands: Any) -> None:
         "train",
         help="train a classifier, on MNIST or on data of your own",
         usage="nbbn train [flags]",
-        description="Train a multi-layer perceptron with batch normalization. Prints the results\n"
-        "as a JSON object on the last line. Ctrl-C or SIGTERM: finish the step, save, stop.",
+        description="Train a multi-layer perceptron with batch normalization. The last line is a\n"
+        "JSON object of the results. Ctrl-C and SIGTERM finish the step, save and stop.",
         formatter_class=_Help,
         add_help=False,
     )

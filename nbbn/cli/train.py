@@ -35,11 +35,14 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     _check(arguments)
     found = _checkpoint(arguments)
     config = _config(arguments, found)
+    callbacks = [signals, *_watchers(arguments, config)]
     keeper = None
     if arguments.out is not None:
         from ..checkpoint import Checkpoints
 
         keeper = Checkpoints(arguments.out, every=arguments.save_every, keep=arguments.keep)
+        # Last, so that the log has all that a checkpoint covers.
+        callbacks.append(keeper)
 
     from .. import backend
 
@@ -63,10 +66,6 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     say(f"{_summary(config, training)}, on {device}")
     if found is not None:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
-    callbacks = [signals, *_watchers(arguments, config)]
-    if keeper is not None:
-        # Last, so that the log has all that a checkpoint covers.
-        callbacks.append(keeper)
     history = train.fit(
         training.model, training.batches, training.optimizer,
         epochs=config.epochs, validation=training.validation, test=training.test,

@@ -1,0 +1,606 @@
+"""The command line as its users meet it: flags, files, signals, resumes, and what comes after."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import checkpoint, data, logs, optim, train
+from nbbn.callbacks import Callback, StopOnSignal
+from nbbn.cli import main
+from nbbn.config import Config
+from nbbn.errors import ArgumentError, CheckpointError
+from nbbn.inference import Classifier, read_images
+
+SIDE, CLASSES = 4, 3
+FLAGS = ("--hidden", "8", "--batch-size", "16", "--dropout", "0.2", "--seed", "1")
+
+
+def digits(count, seed):
+    """Bytes whose brightest corner is their label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    images = rng.integers(0, 80, (count, SIDE, SIDE))
+    images[np.arange(count), (labels > 0) * 3, (labels > 1) * 3] += 150
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """The path of a small data set."""
+    path = tmp_path_factory.mktemp("data") / "own.npz"
+    parts = (*digits(100, 0), *digits(40, 1))
+    np.savez(path, **dict(zip(("x_train", "y_train", "x_test", "y_test"), parts, strict=True)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(own, tmp_path_factory):
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    flags = ("--epochs", "40", "--validation", "0.2", "--standardize", "feature", "--percentiles")
+    status = main(["train", "--data", str(own), "--out", str(out), *FLAGS, *flags,
+                   "--log-every", "3", "--quiet"])  # fmt: skip
+    assert status == 0
+    return out
+
+
+def call(capsys, *arguments):
+    """Run a command; return its status, its lines of output and its errors."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out, error = capsys.readouterr()
+    return status, out.splitlines(), error
+
+
+def weights(folder):
+    return {name: array.tobytes() for name, array in checkpoint.load(folder).model.items()}
+
+
+# ---------------------------------------------------------------------------------- flags
+
+
+def test_help_fits_on_one_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, lines, _ = call(capsys, "train", "--help")
+    assert status == 0
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--optimizer", "rmsprop"], "'rmsprop' (choose from"),
+        (["--schedule", "linear"], "'linear' (choose from"),
+        (["--device", "tpu"], "'tpu' (choose from"),
+        (["--standardize", "yes"], "'yes' (choose from"),
+        (["--epochs", "0"], "expected an integer of at least 1, got '0'"),
+        (["--hidden", "8,x"], "expected comma-separated widths such as 256,128, got 'x'"),
+        (["--lr", "nan"], "expected a finite number above 0, got 'nan'"),
+        (["--dropout", "1"], "expected a probability of at least 0, below 1, got '1'"),
+        (["--momentum", "0.5"], "momentum belongs to the optimizer sgd, not to adam"),
+        (["--data", "imagenet"], "there is no data set imagenet: expected mnist, fashion-mnist"),
+        (["--data", "a", "b", "c"], "--data takes a name, one path, or those of"),
+        (["--data-dir", "/does/not/exist"], "the folder --data-dir /does/not/exist does not exist"),
+        (["--resume"], "--resume auto looks into the folder --out: name it"),
+        (["--resume", "/does/not/exist"], "there is no checkpoint /does/not/exist"),
+        (["--save-every", "3"], "--save-every needs a folder for the checkpoints"),
+        (["--log-file", "a.txt"], "a log file must end in .jsonl or .csv, got a.txt"),
+        (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
+        (["--epoch"], "expected one argument"),
+    ],
+)
+def test_bad_flags_get_one_line(flags, reason, own, capsys):
+    known = [] if "--data" in flags else ["--data", own]
+    status, lines, error = call(capsys, "train", *known, *flags)
+    assert (status, lines) == (2, [])
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not Path("/does").exists()
+
+
+def test_every_flag_of_training(own, tmp_path, capsys):
+    status, lines, _ = call(
+        capsys, "train", "--data", own, "--validation", 0.1, "--standardize", "global",
+        "--hidden", "9,5", "--no-batch-norm", "--epochs", 3, "--batch-size", 7,
+        "--optimizer", "sgd", "--lr", 0.05, "--schedule", "cosine", "--weight-decay", 1e-3,
+        "--momentum", 0.5, "--patience", 2, "--seed", 4, "--out", tmp_path / "run",
+        "--save-every", 5, "--keep", 2, "--log-file", tmp_path / "own.csv", "--log-every", 4,
+        "--tensorboard", tmp_path / "board", "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0
+    result = json.loads(lines[-1])
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"test_accuracy", "validation_accuracy", "train_loss", "steps"} <= result.keys()
+    assert result["steps"] == 39
+    assert "90 + 10 + 40 images, net 16-9-5-3" in lines[0]
+    found = checkpoint.load(tmp_path / "run")
+    assert found.settings["optimizer"]["momentum"] == 0.5
+    assert found.settings["optimizer"]["weight_decay"] == 1e-3
+    assert found.settings["schedule"] == {
+        "type": "Cosine", "lr": 0.05, "total": 39, "final": 0.0, "warmup": 0,
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["seed"] == 4
+    saved = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert saved == ["step-00000035.safetensors", "step-00000039.safetensors"]
+    rows = list(csv.DictReader((tmp_path / "own.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [
+        str(step) for step in range(4, 40, 4)
+    ]
+    assert list((tmp_path / "board").iterdir())
+
+
+def test_it_learns_and_until_stops_it(own, capsys):
+    status, lines, _ = call(
+        capsys, "train", "--data", own, *FLAGS, "--epochs", 200, "--until", 0.9, "--quiet"
+    )
+    assert status == 0
+    assert len(lines) == 1
+    result = json.loads(lines[0])
+    assert result["test_accuracy"] >= 0.9
+    assert result["epochs"] < 200
+
+
+def test_the_command_is_a_few_lines_of_public_api(own, tmp_path, capsys):
+    call(capsys, "train", "--data", own, *FLAGS, "--epochs", 3, "--out", tmp_path, "--quiet")
+    config = Config(
+        data=(str(own),), hidden=(8,), batch_size=16, dropout=0.2, seed=1, epochs=3
+    )  # fmt: skip
+    training = config.prepare()
+    train.fit(training.model, training.batches, training.optimizer, epochs=config.epochs)
+    state = training.model.state_dict()
+    assert {name: array.tobytes() for name, array in state.items()} == weights(tmp_path)
+
+
+# -------------------------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
+        ({"epochs": True}, "got True"),
+        ({"hidden": (3, 0)}, "hidden must be integers of at least 1"),
+        ({"hidden": 3}, "got 3"),
+        ({"lr": float("inf")}, "lr must be a finite number above 0, got inf"),
+        ({"optimizer": "x"}, "optimizer must be one of adam, adamw, sgd, got 'x'"),
+        ({"schedule": None}, "schedule must be one of one-cycle"),
+        ({"validation": 1.0}, "validation must be a number of at least 0, below 1"),
+        ({"until": 0}, "until must be a number above 0, at most 1"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+        ({"momentum": 0.9}, "momentum belongs to the optimizer sgd"),
+    ],
+)
+def test_a_configuration_checks_itself(values, reason):
+    with pytest.raises(ArgumentError, match=reason):
+        Config(**values)
+
+
+def test_a_configuration_survives_json():
+    config = Config(data=("a", "b"), hidden=(3,), optimizer="sgd", momentum=0.5, patience=2)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(CheckpointError, match="not the configuration of a training"):
+        Config.from_dict({"colour": "red"})
+
+
+# -------------------------------------------------------------------------------- resuming
+
+
+def test_more_epochs(own, tmp_path, capsys):
+    flags = ("--data", own, *FLAGS, "--out", tmp_path, "--quiet")
+    call(capsys, "train", *flags, "--epochs", 2)
+    status, lines, _ = call(capsys, "train", "--resume", tmp_path, "--epochs", 4, "--quiet")
+    assert status == 0
+    assert json.loads(lines[0])["epochs"] == 4
+    rows = logs.read_log(tmp_path)
+    assert [row["epoch"] for row in rows if row["kind"] == "epoch"] == [1, 2, 3, 4]
+
+
+def test_other_flags_than_before_are_refused(own, tmp_path, capsys):
+    flags = ("--data", own, *FLAGS, "--out", tmp_path, "--quiet")
+    call(capsys, "train", *flags, "--epochs", 1)
+    status, _, error = call(capsys, "train", *flags, "--resume", "--hidden", 9)
+    assert status == 2
+    assert "--hidden (9,) is not the (8,) that" in error
+    status, _, error = call(capsys, "train", *flags)
+    assert status == 2
+    assert "is of a later step than this run's 0: resume from it, or use another folder" in error
+
+
+def test_resume_auto_begins_where_there_is_nothing(own, tmp_path, capsys):
+    flags = ("--data", own, *FLAGS, "--out", tmp_path / "new", "--resume", "auto", "--epochs", 1)
+    status, lines, _ = call(capsys, "train", *flags, "--quiet")
+    assert (status, json.loads(lines[0])["epochs"]) == (0, 1)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_log_has_no_rows_of_lost_steps(ending, own, tmp_path, capsys):
+    def go(folder, *more):
+        path = tmp_path / f"{folder}.{ending}"
+        flags = ("--out", tmp_path / folder, "--log-file", path, "--log-every", 2, "--quiet")
+        assert call(capsys, "train", "--data", own, *FLAGS, *flags, *more)[0] == 0
+        rows = logs.read_log(path)
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+    whole = go("whole", "--epochs", 4)
+    go("cut", "--epochs", 4)
+    for path in sorted((tmp_path / "cut").glob("step-*"))[1:]:
+        path.unlink()
+    path = tmp_path / f"cut.{ending}"
+    path.write_text(path.read_text() + '{"kind": "st')
+    assert go("cut", "--resume") == whole
+    assert len(whole) == 4 + 14
+
+
+# --------------------------------------------------------------------------------- signals
+
+_ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "nbbn", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT,
+    )  # fmt: skip
+
+
+def wait_for_rows(path, count, process):
+    """Wait until a log has so many lines."""
+    until = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_signals_and_kills_at_random_steps_change_nothing(own, tmp_path):
+    rng = random.Random(3)
+    flags = ("--data", own, *FLAGS, "--epochs", 150, "--log-every", 1, "--keep", 2)
+    whole = start("train", *flags, "--out", tmp_path / "whole", "--quiet")
+    out = tmp_path / "cut"
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        done = len((out / "log.jsonl").read_bytes().splitlines()) if out.exists() else 0
+        with start("train", *flags, "--out", out, "--resume", "--save-every", 7) as process:
+            wait_for_rows(out / "log.jsonl", done + rng.randrange(5, 100), process)
+            process.send_signal(signum)
+            _, error = process.communicate(timeout=60)
+        assert process.returncode == {2: 130, 15: 143, 9: -9}[signum], error
+        assert "Traceback" not in error
+        if signum != signal.SIGKILL:
+            assert f"saved in {out}; go on with --resume {out}" in error
+    with start("train", "--out", out, "--resume", out, "--quiet") as process:
+        printed, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    expected, _ = whole.communicate(timeout=120)
+    assert weights(out) == weights(tmp_path / "whole")
+    assert {p.name[:5] for p in out.iterdir()} == {"best.", "confi", "log.j", "resul", "step-"}
+    passing = {"seconds", "images_per_second"}
+    one, other = (
+        {k: v for k, v in json.loads(text).items() if k not in passing}
+        for text in (printed, expected)
+    )
+    assert one == other
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    script = """
+import time
+import numpy as np
+import nbbn
+from nbbn import data, optim, train
+from nbbn.callbacks import Callback, StopOnSignal
+
+class Slow(Callback):
+    def step(self, run):
+        print("step", flush=True)
+        time.sleep(60)
+
+model = nbbn.mlp((4, 2), rng=0)
+batches = data.Batches(np.zeros((4, 4), np.float32), np.zeros(4, int), 4)
+optimizer = optim.SGD(model.parameters())
+train.fit(model, batches, optimizer, epochs=1, callbacks=[StopOnSignal(), Slow()])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "step\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == "\n"
+        assert "finishing this step; once more to exit at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.4, 0.7])
+def test_an_interrupt_while_libraries_load(delay, own, tmp_path):
+    script = (
+        "import sys; from nbbn.cli import main; print('ready', flush=True); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    flags = ("--data", own, *FLAGS, "--epochs", "100000", "--out", tmp_path, "--quiet")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "train", *map(str, flags)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+
+
+def test_a_swallowed_interrupt_stops_training_before_its_first_step(own):
+    training = Config(data=(str(own),), epochs=3).prepare()
+    with StopOnSignal() as signals:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass  # as a library may do that is interrupted in a callback
+        history = train.fit(
+            training.model, training.batches, training.optimizer, epochs=3, callbacks=[signals]
+        )
+    assert (history, training.optimizer.step_count, signals.status) == ([], 0, 130)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signals_in_another_thread_are_left_alone(own):
+    import threading
+
+    training = Config(data=(str(own),), epochs=1).prepare()
+    failures = []
+
+    def work():
+        try:
+            train.fit(
+                training.model, training.batches, training.optimizer, epochs=1,
+                callbacks=[StopOnSignal()],
+            )  # fmt: skip
+        except BaseException as error:
+            failures.append(error)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ------------------------------------------------------------------------ use of the result
+
+
+def test_eval_measures_what_training_measured(trained, own, capsys):
+    best = checkpoint.load(trained / "best.safetensors").progress["history"][-1]
+    status, lines, _ = call(capsys, "eval", trained)
+    assert status == 0
+    result = json.loads(lines[0])
+    assert result["examples"] == 40
+    assert result["accuracy"] == best[-1][1]
+    assert result["loss"] == pytest.approx(best[-1][0], rel=1e-6)
+    last = sorted(trained.glob("step-*"))[-1]
+    status, lines, _ = call(capsys, "eval", last)
+    assert (
+        json.loads(lines[0])["accuracy"]
+        == json.loads((trained / "result.json").read_text())["test_accuracy"]
+    )
+
+
+def test_eval_errors(trained, tmp_path, capsys):
+    images, labels = digits(5, 0)
+    np.savez(tmp_path / "no_test.npz", x=images, y=labels)
+    _, _, error = call(capsys, "eval", trained, "--data", tmp_path / "no_test.npz")
+    assert "has no test set: name other data with --data" in error
+    model = nbbn.mlp((3, 2), rng=0)
+    checkpoint.save(tmp_path / "api", model)
+    status, _, error = call(capsys, "eval", tmp_path / "api")
+    assert status == 2
+    assert "was not saved by nbbn train" in error
+
+
+def test_predict(trained, tmp_path, capsys):
+    images, labels = digits(30, 7)
+    np.save(tmp_path / "many.npy", images)
+    np.save(tmp_path / "one.npy", images[0])
+    np.save(tmp_path / "inverted.npy", 255 - images)
+    status, lines, _ = call(capsys, "predict", trained, tmp_path / "many.npy", "--json")
+    entries = [json.loads(line) for line in lines]
+    assert status == 0
+    assert [entry["index"] for entry in entries] == list(range(30))
+    found = np.array([entry["label"] for entry in entries])
+    assert np.mean(found == labels) > 0.8
+    probabilities = Classifier.load(trained).probabilities(images)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), found)
+    _, lines, _ = call(capsys, "predict", trained, tmp_path / "one.npy")
+    assert lines == [f"{tmp_path / 'one.npy'}  {found[0]}  {probabilities[0].max():.1%}"]
+    _, lines, _ = call(capsys, "predict", trained, "--invert", "--json", tmp_path / "inverted.npy")
+    assert [json.loads(line)["label"] for line in lines] == found.tolist()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
+def test_predict_takes_pictures(mode, trained, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pixels = digits(1, 7)[0][0]
+    if mode == "1":
+        pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)
+    path = tmp_path / "digit.png"
+    image.fromarray(pixels).convert(mode).save(path)
+    np.testing.assert_array_equal(read_images(path), pixels)
+
+
+def test_predict_errors(trained, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    image.new("L", (9, 7)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no picture")
+    np.save(tmp_path / "float.npy", np.zeros((2, SIDE, SIDE)))
+    np.save(tmp_path / "cut.npy", np.zeros(3))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:50])
+    for name, reason in {
+        "large.png": "takes images of shape (4, 4), got",
+        "text.png": "is not a picture that can be read",
+        "float.npy": "was trained on bytes (uint8), got float64",
+        "cut.npy": "cannot be read as .npy",
+        "missing.png": "there is no file",
+    }.items():
+        status, _, error = call(capsys, "predict", trained, tmp_path / name)
+        assert status == 2
+        assert reason in error, name
+
+
+def test_export(trained, tmp_path, capsys):
+    images, _ = digits(20, 9)
+    classifier = Classifier.load(trained)
+    x = next(iter(classifier.batches(images)))[0]
+    expected = classifier.model(x).numpy()
+    status, lines, _ = call(capsys, "export", trained, tmp_path / "a.onnx")
+    assert status == 0
+    assert "its input is x (N, 16) float32: (bytes / 255 - mean) / std" in lines[0]
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(tmp_path / "a.onnx")
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
+    from safetensors.numpy import load_file
+
+    call(capsys, "export", trained, tmp_path / "a.safetensors")
+    call(capsys, "export", trained, tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as archive:
+        for stored in (load_file(tmp_path / "a.safetensors"), archive):
+            for name, array in classifier.model.state_dict().items():
+                np.testing.assert_array_equal(stored[name], array, strict=True)
+    status, _, error = call(capsys, "export", trained, tmp_path / "a.pt")
+    assert (status, "can export to .onnx, .safetensors and .npz" in error) == (2, True)
+
+
+def test_plot(trained, own, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    status, lines, _ = call(capsys, "plot", trained)
+    assert status == 0
+    names = ["curves", "percentiles", "confusion", "mistakes"]
+    assert lines == [str(trained / f"{name}.png") for name in names]
+    for line in lines:
+        assert Path(line).read_bytes().startswith(b"\x89PNG")
+    call(capsys, "train", "--data", own, *FLAGS, "--epochs", 2, "--quiet",
+         "--log-file", tmp_path / "second.csv")  # fmt: skip
+    status, lines, _ = call(
+        capsys, "plot", trained, tmp_path / "second.csv", "--out", tmp_path / "new"
+    )
+    assert status == 0
+    assert lines[0] == str(tmp_path / "new" / "curves.png")
+    assert str(tmp_path / "new" / "confusion-trained.png") in lines
+    status, _, error = call(capsys, "plot", tmp_path)
+    assert (status, "there is no log.jsonl or log.csv in" in error) == (2, True)
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    status, _, error = call(capsys, "plot", tmp_path / "bad.jsonl")
+    assert (status, "is not a log of nbbn" in error) == (2, True)
+
+
+def test_data_command(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def load(name, *, data_dir):
+        asked.append((name, data_dir))
+        return data.Dataset(*digits(6, 0), *digits(3, 0))
+
+    monkeypatch.setattr(data, "load", load)
+    assert call(capsys, "data")[1] == ["mnist verified: 6 training and 3 test images"]
+    call(capsys, "data", "fashion-mnist", "--dir", tmp_path)
+    assert asked == [("mnist", None), ("fashion-mnist", tmp_path)]
+    status, _, error = call(capsys, "data", "cifar")
+    assert status == 2
+    assert "'cifar' (choose from" in error
+
+
+# ------------------------------------------------------------------------------------ logs
+
+
+def test_the_log_says_what_happened(own, tmp_path):
+    """Rows against numbers taken by hand beside the training."""
+    path = tmp_path / "log.jsonl"
+    training = Config(data=(str(own),), hidden=(8,), batch_size=16, seed=1, epochs=2).prepare()
+    seen = []
+
+    class ByHand(Callback):
+        def step(self, run):
+            norm = np.sqrt(sum((b.astype(float) ** 2).sum() for a in run.optimizer.arenas
+                               for b in a.buffers))  # fmt: skip
+            seen.append((run.step, run.loss, run.right / run.count, norm))
+
+    history = train.fit(
+        training.model, training.batches, training.optimizer, epochs=2, test=training.test,
+        callbacks=[ByHand(), logs.LogFile(path, every=3, percentiles=True)],
+    )  # fmt: skip
+    rows = logs.read_log(path)
+    steps = [row for row in rows if row["kind"] == "step"]
+    assert [row["step"] for row in steps] == [3, 6, 9, 12]
+    for row in steps:
+        step, loss, accuracy, norm = seen[row["step"] - 1]
+        assert (row["step"], row["loss"], row["accuracy"]) == (step, loss, accuracy)
+        assert row["gradient_norm"] == pytest.approx(norm, rel=1e-6)
+        assert row["lr"] == optim.OneCycle(4e-3, 14)(step - 1)
+        assert row["epoch"] == (step - 1) // 7 + 1
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    assert [(row["loss"], row["accuracy"], row["test_accuracy"]) for row in epochs] == [
+        (epoch.loss, epoch.accuracy, epoch.test.accuracy) for epoch in history
+    ]
+    x = training.batches.first(1000)[0]
+    inner = x @ training.model[0].weight.data.T
+    # The last row is two steps old: only the order of magnitude is that of the end.
+    found = [steps[-1][f"1.p{percent}"] for percent in (15, 50, 85)]
+    np.testing.assert_allclose(found, np.percentile(inner, (15, 50, 85)), atol=0.1)
+    assert found == sorted(found)
+
+
+def test_tensorboard_has_the_same_numbers(own, tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401 - the format that is read
+
+    training = Config(data=(str(own),), hidden=(8,), batch_size=16, seed=1, epochs=2).prepare()
+    train.fit(
+        training.model, training.batches, training.optimizer, epochs=2, test=training.test,
+        callbacks=[
+            logs.LogFile(tmp_path / "log.jsonl", every=4),
+            logs.TensorBoard(tmp_path / "board", every=4),
+        ],
+    )  # fmt: skip
+    points = {}
+    for path in (tmp_path / "board").iterdir():
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in event.summary.value:
+                points[value.tag, event.step] = value.simple_value
+    rows = logs.read_log(tmp_path / "log.jsonl")
+    for row in rows:
+        for name in ("loss", "accuracy", "test_accuracy"):
+            if name in row:
+                found = points[f"{row['kind']}/{name}", row["step"]]
+                assert found == pytest.approx(row[name], rel=1e-6)
+
+
+def test_a_log_in_the_way(own, tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    training = Config(data=(str(own),), epochs=1).prepare()
+    with pytest.raises(ArgumentError, match=r"cannot write to .*log.jsonl"):
+        train.fit(
+            training.model, training.batches, training.optimizer, epochs=1,
+            callbacks=[logs.LogFile(tmp_path / "log.jsonl")],
+        )  # fmt: skip
