@@ -78,7 +78,7 @@ def fold(
     Returns
     -------
     Sequential
-        In evaluation mode, sharing no memory with `model`.
+        In evaluation mode and on the CPU, sharing no memory with `model`.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def fold(
     if tolerance is not None and checks.real(tolerance, "tolerance") <= 0:
         raise ArgumentError(f"tolerance must be positive, got {tolerance}")
     steps: list[_Step] = []
-    for name, layer in unnested(copy.deepcopy(model).eval()):
+    for name, layer in unnested(copy.deepcopy(model).to("cpu").eval()):
         if not isinstance(layer, Dropout):
             _add(steps, name, layer)
     refusals = list(_refusals(steps))
@@ -258,7 +258,7 @@ def _verify(steps: list[_Step], x: np.ndarray | None, tolerance: float | None) -
     if not changed:
         return
     before = [layer for step in steps for layer in step.before]
-    value = as_tensor(_probe(before) if x is None else x)
+    value = as_tensor(_probe(before) if x is None else x).to("cpu")
     if not value.size:
         raise ArgumentError(f"x has no elements to verify on: its shape is {value.shape}")
     dtypes = [parameter.dtype for layer in before for parameter in layer.parameters()]

@@ -13,12 +13,12 @@ the ONNX operator BatchNormalization-15.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checks
+from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..normalization import CONVENTIONS, BatchNorm
 
@@ -67,13 +67,13 @@ class BatchNormState(NamedTuple):
         """Copy the state of a layer."""
         if not isinstance(layer, BatchNorm):
             raise DTypeError(f"layer must be a BatchNorm, got {type(layer).__name__}")
-        mean, var = layer.running_mean, layer.running_var
-        updates = _updates(layer)
+        arrays = layer.state_dict()
+        updates = _updates(arrays)
         return cls(
-            mean=None if mean is None else mean.copy(),
-            var=None if var is None else var.copy(),
-            gamma=None if layer.gamma is None else layer.gamma.data.copy(),
-            beta=None if layer.beta is None else layer.beta.data.copy(),
+            mean=arrays.get("running_mean"),
+            var=arrays.get("running_var"),
+            gamma=arrays.get("weight"),
+            beta=arrays.get("bias"),
             eps=layer.eps,
             momentum=layer.momentum,
             momentum_weighs=layer.momentum_weighs,
@@ -165,12 +165,12 @@ def _initial_weight(first: float, updates: int | None) -> float:
     return 0.0 if updates is None else (1.0 - first) ** updates
 
 
-def _updates(layer: BatchNorm) -> int | None:
+def _updates(arrays: Mapping[str, np.ndarray]) -> int | None:
     """Count of a layer's updates; 0 beside statistics from elsewhere means that it is not known."""
-    if layer.running_mean is None or layer.running_var is None:
+    if "running_mean" not in arrays:
         return None
-    count = int(layer.num_batches_tracked or 0) - int(layer.num_batches_skipped or 0)
-    untouched = not layer.running_mean.any() and bool((layer.running_var == 1).all())
+    count = int(arrays["num_batches_tracked"]) - int(arrays.get("num_batches_skipped", 0))
+    untouched = not arrays["running_mean"].any() and bool((arrays["running_var"] == 1).all())
     return count if count > 0 or untouched else None
 
 
@@ -205,8 +205,8 @@ def assignment(
 def fill(copies: Iterable[tuple[np.ndarray | None, np.ndarray | None]]) -> None:
     """Copy each second array into the first, where there is one."""
     for own, given in copies:
-        if own is not None:
-            own[...] = given
+        if own is not None and given is not None:
+            backend.assign(own, given)
 
 
 def fitting(given: Any, own: np.ndarray | None, name: str) -> np.ndarray | None:

@@ -117,9 +117,9 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
     found: list[np.ndarray] = []
     for name, layer in layers_of(model).items():
         if isinstance(layer, Dense):
-            found.append(np.ascontiguousarray(layer.weight.data.T))
+            found.append(np.array(layer.weight.numpy().T, order="C"))
             if layer.bias is not None:
-                found.append(layer.bias.data.copy())
+                found.append(np.array(layer.bias.numpy()))
             continue
         _check_tracked(layer, name)
         state = BatchNormState.of(layer)

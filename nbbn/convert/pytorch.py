@@ -137,10 +137,9 @@ def to_torch(
     wanted = _distinct(names, layers) if names is not None else list(layers)
     found: dict[str, np.ndarray] = {}
     for name, layer in zip(wanted, layers.values(), strict=True):
-        arrays: dict[str, np.ndarray | None]
+        arrays: Mapping[str, np.ndarray | None]
         if isinstance(layer, Dense):
-            bias = None if layer.bias is None else layer.bias.data.copy()
-            arrays = {"weight": layer.weight.data.copy(), "bias": bias}
+            arrays = layer.state_dict()
         else:
             arrays = _batch_norm_arrays(layer, count)
         prefix = f"{name}." if name else ""

@@ -85,7 +85,7 @@ def export(
     target = None if path is None else Path(path)
     if target is not None and not target.parent.is_dir():
         raise ArgumentError(f"there is no folder {target.parent} to write {target.name} to")
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).to("cpu").eval()
     layers = list(unnested(model))
     shape = _example_shape(layers, input_shape)
     graph = _Graph(shape, _dtype(model))
