@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,7 +56,7 @@ def observed(model: Module, see: See) -> Iterator[None]:
             vars(module).pop("forward", None)
 
 
-def first_nonfinite(model: Module, x: np.ndarray) -> str | None:
+def first_nonfinite(model: Module, x: np.ndarray) -> str:
     """Find where the first infinity or NaN of a forward pass comes from.
 
     The model computes in the mode that it is in; its state is restored.
@@ -68,8 +69,9 @@ def first_nonfinite(model: Module, x: np.ndarray) -> str | None:
 
     Returns
     -------
-    str or None
-        Such as ``"the output of layer 2, Dense(8, 3)"``; None if everything is finite.
+    str
+        Such as ``"the output of layer 2, Dense(8, 3)"``, or the loss and how large an output it is
+        of, if everything before it is finite.
     """
     if not np.isfinite(backend.host(x)).all():
         return "the batch itself"
@@ -79,10 +81,15 @@ def first_nonfinite(model: Module, x: np.ndarray) -> str | None:
             if not np.isfinite(array).all() and attribute not in module.buffers:
                 return f"the {attribute} of {_label(name, module)}"
     found: list[str] = []
+    last = "the loss"
 
     def see(name: str, module: Module, inner: Tensor, y: Tensor) -> None:
-        if not found and not np.isfinite(y.numpy()).all():
+        nonlocal last
+        largest = float(np.abs(y.numpy()).max())
+        if not found and not math.isfinite(largest):
             found.append(f"the output of {_label(name, module)}")
+        if name:
+            last = f"the loss, of outputs up to {largest:.3g} from {_label(name, module)},"
 
     state = model.state_dict()
     try:
@@ -90,7 +97,7 @@ def first_nonfinite(model: Module, x: np.ndarray) -> str | None:
             model(x)
     finally:
         model.load_state_dict(state)
-    return found[0] if found else None
+    return found[0] if found else last
 
 
 def _label(name: str, module: Module) -> str:

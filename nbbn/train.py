@@ -309,6 +309,11 @@ def fit(
         if test is None and validation is None:
             raise ArgumentError("until watches an accuracy: pass validation or test as well")
     _check_batches(batches, validation, test)
+    if isinstance(batches, Batches) and batches.batch_size > batches.count:
+        _log.warning(
+            "the batch size %d exceeds the %d training examples: every step uses all of them",
+            batches.batch_size, batches.count,
+        )  # fmt: skip
     counts = any(callback.counts_right for callback in callbacks)
     watched = _Watched(loss, counts, optimizer.parameters[0].device)
     step = record_step(model, watched, optimizer)
@@ -386,19 +391,14 @@ def _epoch(values: Sequence[Any]) -> Epoch:
     return Epoch(*numbers, *(part and Evaluation(*part) for part in (validation, test)))
 
 
-def _check_batches(batches: Any, *others: Any) -> None:
-    for data in (batches, *others):
+def _check_batches(*all_data: Any) -> None:
+    for data in all_data:
         pair = isinstance(data, tuple | list) and data and isinstance(data[0], np.ndarray)
         if pair or isinstance(data, np.ndarray):
             raise DTypeError(
                 f"expected batches, got arrays ({type(data).__name__}): "
                 "pass nbbn.data.Batches(x, y, batch_size)"
             )
-    if isinstance(batches, Batches) and batches.batch_size > batches.count:
-        _log.warning(
-            "the batch size %d exceeds the %d training examples: every step uses all of them",
-            batches.batch_size, batches.count,
-        )  # fmt: skip
 
 
 class _NotFinite(Exception):  # noqa: N818 - never leaves this module
@@ -426,8 +426,9 @@ class _Watched:
 
 
 def _check_finite(loss: np.ndarray) -> None:
-    if not np.isfinite(loss).all():
-        raise _NotFinite(loss.item())
+    value = loss.item()
+    if not math.isfinite(value):
+        raise _NotFinite(value)
 
 
 def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> None:
@@ -435,7 +436,7 @@ def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> N
 
 
 def _diverged(run: Run, step: int, loss: float, x: np.ndarray) -> DivergenceError:
-    first = first_nonfinite(run.model, x) or "the loss itself"
+    first = first_nonfinite(run.model, x)
     saved = f"the last good checkpoint is {run.saved}" if run.saved else "no checkpoint was saved"
     return DivergenceError(
         f"the loss is {loss} at step {step} of epoch {run.epoch}: training has diverged; "

@@ -531,6 +531,38 @@ except OSError as error:
     assert checkpoint.load(path).model["0.weight"].shape == (3, 4)
 
 
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system with room for about three checkpoints."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", folder]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except OSError as error:
+        pytest.skip(f"nothing can be mounted here: {error}")
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(tiny_disk, whole, caplog):
+    keeper = Checkpoints(tiny_disk, every=2, keep=99)
+    model, batches, optimizer, test = training()
+    history = fit(
+        model, batches, optimizer, epochs=6, test=test, callbacks=[StopAfter(10**9), keeper]
+    )
+    assert (bits(model, optimizer), results(history)) == whole
+    assert "cannot be saved: No space left on device" in caplog.text
+    assert keeper.error.errno == errno.ENOSPC
+    assert not list(tiny_disk.glob(".*"))
+    kept = sorted(tiny_disk.glob("step-*"))
+    assert len(kept) >= 2
+    for path in kept:
+        assert checkpoint.load(path).optimizer["step_count"] == int(path.stem[5:])
+
+
 def test_the_first_layer_to_diverge_and_the_last_checkpoint_are_named(tmp_path):
     class Poison(Callback):
         def step(self, run):

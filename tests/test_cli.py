@@ -197,6 +197,26 @@ def test_a_configuration_survives_json():
         Config.from_dict({"colour": "red"})
 
 
+# ------------------------------------------------------------------------------ what is shown
+
+
+def test_lines_where_there_is_no_terminal(own, capsys):
+    _, lines, error = call(capsys, "train", "--data", own, *FLAGS, "--epochs", 2)
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch 1", "epoch 2"]
+    assert "images/s" in lines[1]
+    assert "it/s" not in error
+
+
+def test_a_bar_on_a_terminal(own, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status, lines, error = call(capsys, "train", "--data", own, *FLAGS, "--epochs", 2)
+    assert status == 0
+    assert len(lines) == 4
+    assert "epoch 2" in error
+    assert "/100 [" in error
+    assert "images/s" in error
+
+
 # -------------------------------------------------------------------------------- resuming
 
 
@@ -225,6 +245,28 @@ def test_resume_auto_begins_where_there_is_nothing(own, tmp_path, capsys):
     flags = ("--data", own, *FLAGS, "--out", tmp_path / "new", "--resume", "auto", "--epochs", 1)
     status, lines, _ = call(capsys, "train", *flags, "--quiet")
     assert (status, json.loads(lines[0])["epochs"]) == (0, 1)
+
+
+def test_another_number_of_threads_is_said(own, tmp_path, capsys, monkeypatch):
+    flags = ("--data", own, *FLAGS, "--out", tmp_path, "--quiet")
+    call(capsys, "train", *flags, "--epochs", 1)
+    monkeypatch.setattr("numba.get_num_threads", lambda: 7)
+    _, _, error = call(capsys, "train", "--resume", tmp_path, "--epochs", 2, "--quiet")
+    assert "warning: 7 threads now," in error
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
+def test_divergence_names_step_layer_and_checkpoint(own, tmp_path, capsys):
+    flags = ("--optimizer", "sgd", "--lr", 1e20, "--no-batch-norm", "--schedule", "constant")
+    status, _, error = call(
+        capsys, "train", "--data", own, *FLAGS, *flags, "--out", tmp_path, "--save-every", 1
+    )
+    assert status == 2
+    assert "at step " in error
+    assert "layer " in error
+    saved = list(tmp_path.glob("step-*"))
+    expected = f"the last good checkpoint is {max(saved)}" if saved else "no checkpoint was saved"
+    assert expected in error
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])

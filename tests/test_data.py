@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import logging
 import os
 import pickle
@@ -25,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbbn import data
+from nbbn.cli import main
 from nbbn.data import Batches, load_mnist, read_idx
 from nbbn.errors import (
     ArgumentError,
@@ -322,6 +324,12 @@ def test_fashion_mnist_from_a_folder(fashion, monkeypatch, tmp_path):
     (folder / FIRST).write_bytes(RAW[FIRST][:-1])
     with pytest.raises(DataError, match=r"damaged or another file.*packed, sha256"):
         data.load_fashion_mnist(folder)
+
+
+def test_fashion_mnist_trains_by_the_same_command(fashion, capsys):
+    flags = ["--hidden", "4", "--epochs", "1", "--batch-size", "4", "--quiet"]
+    assert main(["train", "--data", "fashion-mnist", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
 
 
 def test_body_without_length(small, monkeypatch, mirror):

@@ -48,9 +48,6 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 
     device = backend.choose(arguments.device)
     training = config.prepare(data_dir=arguments.data_dir, device=device)
-    if keeper is not None:
-        keeper.config = _description(config, training)
-
     # Two pools: OpenMP's idle threads must not spin while matrix products run.
     if "numba" not in sys.modules and not arguments.dedicated:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -66,6 +63,9 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     say(f"{_summary(config, training)}, on {device}")
     if found is not None:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
+    if keeper is not None:
+        keeper.config = _description(config, training)
+        _compare_threads(keeper.config["threads"], found)
     history = train.fit(
         training.model, training.batches, training.optimizer,
         epochs=config.epochs, validation=training.validation, test=training.test,
@@ -141,13 +141,26 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
 
 
 def _description(config: Config, training: Training) -> dict[str, Any]:
-    """Collect what `nbbn.inference.Classifier` needs beside the weights."""
+    """Collect what `nbbn.inference.Classifier` needs beside the weights, and the threads."""
+    import numba
+
     return {
         "config": config.to_dict(),
         "shape": training.data.train_images.shape[1:],
         "dtype": str(training.data.train_images.dtype),
         "classes": training.model.parameters()[-1].size,
+        "threads": numba.get_num_threads(),
     }
+
+
+def _compare_threads(threads: int, found: Checkpoint | None) -> None:
+    before = threads if found is None else found.config.get("threads", threads)
+    if before != threads:
+        print(
+            f"nbbn: warning: {threads} threads now, {before} before: matrix products round "
+            f"differently, so the results will; --threads {before} keeps them",
+            file=sys.stderr,
+        )
 
 
 def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:
