@@ -15,7 +15,7 @@ from . import backend, ops
 from . import functional as F  # noqa: N812 - the usual name
 from .autograd import Node, Op, Tensor, apply
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "Cast"]
 
 _FLOAT64 = np.dtype(np.float64)
 Gradients = Sequence[Tensor | None]
@@ -117,6 +117,23 @@ def _max(node: Node, dy: Tensor) -> Gradients:
 def _share_of_maxima(x: np.ndarray, y: np.ndarray, axes: tuple[int, ...], out: np.ndarray) -> None:
     ties = x == y
     np.divide(ties, ties.sum(axis=axes, keepdims=True), out=out, casting="same_kind")
+
+
+class Cast(Op):
+    """The same numbers in another floating type; the gradient comes back in x's."""
+
+    recordable = True
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray, *, dtype: np.dtype[Any]) -> np.ndarray:
+        """Copy to `dtype`."""
+        ctx.dtype = x.dtype
+        return backend.contiguous(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        """Copy back."""
+        return backend.contiguous(dy, ctx.dtype)
 
 
 class Scatter(Op):
@@ -287,9 +304,9 @@ RULES: dict[type[Op], Callable[[Node, Tensor], Gradients]] = {
     ops.Mean: _mean,
     ops.Max: _max,
     ops.Reshape: lambda node, dy: (dy.reshape(node.ctx.shape),),
+    Cast: lambda node, dy: (apply(Cast, dy, dtype=node.ctx.dtype),),
     ops.To: lambda node, dy: (dy.to(node.ctx.device),),
     ops.Transpose: lambda node, dy: (dy.transpose(*node.ctx.inverse),),
-    ops.To: lambda node, dy: (dy.to(node.ctx.device),),
     ops.Index: _index,
     ops.ReLU: lambda node, dy: (_where_positive(dy, node.ctx.y),),
     ops.Sigmoid: _sigmoid,

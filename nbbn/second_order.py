@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import checks
-from .autograd import Node, Tensor, recording_tape
+from .autograd import Node, Tensor, apply, recording_tape
 from .errors import ShapeError, TapeError
-from .graph_rules import RULES, Gradients
+from .graph_rules import RULES, Cast, Gradients
 
 __all__ = ["grad"]
 
@@ -46,7 +46,7 @@ def grad(
     Returns
     -------
     list of Tensor
-        One for each input, of its shape.
+        One for each input, of its shape and dtype.
 
     Raises
     ------
@@ -102,6 +102,8 @@ def grad(
                 node.inputs, needs, differentiate(node, dy, needs), strict=True
             ):
                 if needed and dx is not None:
+                    # Where types mix, a gradient has its tensor's.
+                    dx = dx if dx.dtype == x.dtype else apply(Cast, dx, dtype=x.dtype)
                     gradients[x] = gradients[x] + dx if x in gradients else dx
     found = gradients | found
     return [found[x] if x in found else Tensor(np.zeros(x.shape, x.dtype)) for x in wanted]

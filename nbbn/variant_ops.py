@@ -203,7 +203,9 @@ class InPlaceBatchNorm(Op):
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        linear, g = (backend.empty(ctx.y.shape, ctx.y.dtype) for _ in range(2))
+        linear = backend.empty(ctx.y.shape, ctx.y.dtype)
+        reuse = ctx.owns_dy and dy.dtype == ctx.y.dtype
+        g = dy if reuse else backend.empty(ctx.y.shape, ctx.y.dtype)
         backend.run(_invert_leaky, dy, ctx.y, ctx.slope, g, linear)
         # What entered the activation is an x of mean beta and standard deviation scale.
         mean, var, factor = (backend.empty(ctx.scale.shape, _FLOAT64) for _ in range(3))
@@ -245,7 +247,8 @@ def _invert_leaky(
     dy: np.ndarray, y: np.ndarray, slope: float, g: np.ndarray, linear: np.ndarray
 ) -> None:
     """From the output: the gradient and the value of what entered the activation."""
-    np.copyto(g, dy, "unsafe")
+    if g is not dy:
+        np.copyto(g, dy, "unsafe")
     np.copyto(linear, y)
     if slope != 1:
         below = y < 0
