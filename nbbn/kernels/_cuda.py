@@ -11,6 +11,7 @@ that a captured graph may keep its address.
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import threading
 import warnings
@@ -59,10 +60,11 @@ class Kernel:
         self._variants: dict[tuple[Any, ...], Variant] = {}
 
     def __getitem__(self, constants: Any) -> Variant:
-        key = constants if isinstance(constants, tuple) else (constants,)
+        constants = constants if isinstance(constants, tuple) else (constants,)
+        key = (THREADS, *constants)
         found = self._variants.get(key)
         if found is None:
-            found = self._variants[key] = Variant(self, key)
+            found = self._variants[key] = Variant(self, constants)
         return found
 
 
@@ -201,11 +203,18 @@ def vector_width(length: int, *arrays: Any) -> int:
 
 
 def _kind(value: Any) -> Any:
+    """What a kernel is compiled for: "int", "float32", "float32[]" ..., or a tuple of them."""
+    if isinstance(value, int):
+        return "int"
     if isinstance(value, tuple):
         return tuple(map(_kind, value))
-    if hasattr(value, "size") and not isinstance(value, np.generic):
-        return f"{value.dtype.name}[]"
-    return "int" if isinstance(value, int | np.integer) else value.dtype.name
+    name = _dtype_name(value.dtype)
+    return name if isinstance(value, np.generic) else f"{name}[]"
+
+
+@functools.cache
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype.name)
 
 
 def _type(kind: Any) -> Any:

@@ -31,7 +31,7 @@ def _sigmoid(i, like, operands):
     """Y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
     x, y = operands
     value, one = load(x, i, like), spread(1, like)
-    e = exp(value - positive_part(value) * 2)
+    e = exp(choose(value, spread(0, like) - value, value))
     store(y, i, choose(value, one, e) / (one + e))
 
 

@@ -210,6 +210,8 @@ def _first_bad_label():
 def _launch(kernel, x, *args):
     """Launch over the rows of x (M, K): as many threads to a row as it can use."""
     M, K = x.shape
+    if M == 0:
+        return
     threads = min(_cuda.THREADS, 1 << (K - 1).bit_length())
     rows = _cuda.THREADS // threads
     kernel[accumulator(x.dtype)]((-(-M // rows),), (threads, rows), *args)
@@ -237,8 +239,7 @@ def log_softmax_backward(dy, y, dx):
 
 def cross_entropy(logits, labels, loss):
     """Cross-entropy of every row; labels should lie in [0, K)."""
-    if logits.size:
-        _launch(_cross_entropy, logits, logits, labels, logits.shape[0], loss)
+    _launch(_cross_entropy, logits, logits, labels, logits.shape[0], loss)
 
 
 def cross_entropy_backward(logits, labels, dloss, scale, dlogits):

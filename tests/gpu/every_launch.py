@@ -1,0 +1,107 @@
+"""Every launch that launchers can make: each kernel, storage type, width of lanes and layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from storage import DTYPES, shifted, statistics_type
+
+from nbbn.kernels import (
+    _cuda,
+    batchnorm_cuda,
+    dropout_cuda,
+    elementwise_cuda,
+    gather_cuda,
+    optim_cuda,
+    softmax_cuda,
+)
+
+INTEGERS = np.zeros(64, np.int64)
+# What statistics, parameters and masks are stored as.
+WIDE = ("float32", "float64")
+
+
+def _empty(dtype: str, *shape: int) -> np.ndarray:
+    return np.empty(shape, "uint16" if dtype == "bfloat16" else dtype)
+
+
+def _batchnorm(dtype: str) -> None:
+    wide = statistics_type(dtype)
+    # Enough for several blocks to a channel, and for one; with whole lanes and without.
+    for shape in ((4096, 64), (4096, 63), (16, 2, 4096), (16, 2, 4095)):
+        x, channels = _empty(dtype, *shape), np.ones(shape[1], wide)
+        batchnorm_cuda.train(x, x, channels, channels, 1e-5, True, x, *[channels] * 3)
+        batchnorm_cuda.infer(x, x, channels, channels, channels, channels, 1e-5, True, x)
+        batchnorm_cuda.backward(x, x, x, *[channels] * 3, False, x, channels, channels)
+    if dtype in WIDE:
+        batchnorm_cuda.inverse_std(channels, 1e-5, channels)
+        for running in (np.ones(64, np.float32), np.ones(64)):
+            numbers, arrays = (16, 0.1, True), (running, running)
+            batchnorm_cuda.update_running(channels, channels, *numbers, *arrays)
+            batchnorm_cuda.update_running_within(
+                channels, channels, *numbers, 1e6, *arrays, INTEGERS
+            )
+
+
+def _elementwise(dtype: str) -> None:
+    for arrange in (np.copy, shifted):
+        x = arrange(np.zeros_like(_empty(dtype, 64)))
+        for name in ("relu", "sigmoid", "tanh"):
+            getattr(elementwise_cuda, name)(x, x)
+            getattr(elementwise_cuda, f"{name}_backward")(x, x, x)
+        rows = x.reshape(4, 16)
+        elementwise_cuda.add_bias(rows, x[:16], rows)
+        elementwise_cuda.bias_gradient(rows, x[:16])
+        if dtype in WIDE:
+            optim_cuda.sgd(x, x, x, x)
+            optim_cuda.adam(x, x, x, x, x)
+            dropout_cuda.dropout_mask(INTEGERS.view(np.uint64), 0.5, x)
+
+
+def _softmax(dtype: str) -> None:
+    x, loss = _empty(dtype, 4, 10), _empty(dtype, 4)
+    for name in ("softmax", "log_softmax"):
+        getattr(softmax_cuda, name)(x, x)
+        getattr(softmax_cuda, f"{name}_backward")(x, x, x)
+    softmax_cuda.cross_entropy(x, INTEGERS, loss)
+    softmax_cuda.cross_entropy_backward(x, INTEGERS, loss, 1.0, x)
+    softmax_cuda.scaled_sum(loss, 1.0, loss)
+
+
+def _data() -> None:
+    for dtype in (np.uint8, np.float32, np.float64):
+        for features in (16, 15):
+            images, x = np.zeros((8, features), dtype), _empty("float32", 4, features)
+            rows = images, INTEGERS[:4], INTEGERS
+            gather_cuda.gather_scale(*rows, 1.0, 0.0, x, INTEGERS[:4])
+            factors = np.ones((2, features))
+            gather_cuda.gather_scale_features(*rows, *factors, x, INTEGERS[:4])
+    softmax_cuda.first_bad_label(INTEGERS, 10, INTEGERS)
+
+
+def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
+    """(variant, kinds of arguments) by a name for each; `patch` is pytest's monkeypatch."""
+    found = {}
+
+    def note(variant: Any, grid: Any, block: Any, *args: Any) -> None:
+        kinds = tuple(map(_cuda._kind, args))
+        constants = "-".join(map(str, variant.constants))
+        arrays = "-".join(dict.fromkeys(str(kind) for kind in _flat(kinds) if "[]" in kind))
+        found[f"{variant.name}[{constants}]({arrays})".replace("[]", "")] = variant, kinds
+
+    memory = np.zeros(_cuda.BLOCKS * _cuda.PARTIALS, np.float32)
+    with patch.context() as context:
+        context.setattr(_cuda.Variant, "__call__", note)
+        context.setattr(_cuda, "_scratch", {0: (memory, memory.view(np.uint32))})
+        for dtype in DTYPES:
+            _batchnorm(dtype)
+            _elementwise(dtype)
+            _softmax(dtype)
+        _data()
+    return found
+
+
+def _flat(kinds: Any) -> Any:
+    for kind in kinds:
+        yield from _flat(kind) if isinstance(kind, tuple) else (kind,)

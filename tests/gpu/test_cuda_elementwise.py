@@ -1,0 +1,191 @@
+"""All other kernels in the simulator, against the reference and the CPU twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from storage import DTYPES, ROUNDING, error, poisoned, shifted, stored, values
+
+from nbbn.kernels import (
+    dropout_cpu,
+    dropout_cuda,
+    elementwise_cuda,
+    gather_cpu,
+    gather_cuda,
+    optim_cpu,
+    optim_cuda,
+    softmax_cuda,
+)
+
+SIZES = [1, 7, 8, 67]
+ROWS = [(1, 1), (3, 10), (20, 37), (5, 16)]
+
+
+def random(shape, dtype, seed=0, scale=3.0):
+    return stored(scale * np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+# ------------------------------------------------------------------------------ elementwise
+
+
+@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+def test_activations(name, size, dtype, arrange):
+    x, dy = arrange(random(size, dtype)), arrange(random(size, dtype, 1))
+    y, dx = poisoned(size, dtype), poisoned(size, dtype)
+    getattr(elementwise_cuda, name)(x, y)
+    expected = getattr(reference, name)(values(x))
+    assert error(values(y), expected) < ROUNDING[dtype]
+    getattr(elementwise_cuda, f"{name}_backward")(dy, y, dx)
+    expected = getattr(reference, f"{name}_backward")(values(dy), values(y))
+    assert error(values(dx), expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+def test_activations_of_extremes(name):
+    x = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 1e30, -1e30, 1e-40], np.float32)
+    y = poisoned(8, "float32")
+    getattr(elementwise_cuda, name)(x, y)
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(y, getattr(reference, name)(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (50, 24), (70, 5), (300, 16)], ids=str)
+def test_bias(shape, dtype, schedule):
+    x, bias = random(shape, dtype), random(shape[1], dtype, 1)
+    y, total = poisoned(shape, dtype), poisoned(shape[1], dtype)
+    elementwise_cuda.add_bias(x, shifted(bias), y)
+    assert error(values(y), values(x) + values(bias)) < ROUNDING[dtype]
+    elementwise_cuda.bias_gradient(x, total)
+    assert error(values(total), values(x).sum(axis=0)) < ROUNDING[dtype]
+
+
+# ---------------------------------------------------------------------------------- softmax
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+def test_softmax(shape, dtype, schedule):
+    x, dy = random(shape, dtype), random(shape, dtype, 1)
+    for name in ("softmax", "log_softmax"):
+        y, dx = poisoned(shape, dtype), poisoned(shape, dtype)
+        getattr(softmax_cuda, name)(x, y)
+        expected = getattr(reference, name)(values(x))
+        assert error(values(y), expected) < ROUNDING[dtype]
+        getattr(softmax_cuda, f"{name}_backward")(dy, y, dx)
+        expected = getattr(reference, f"{name}_backward")(values(dy), values(y))
+        assert error(values(dx), expected) < 2 * ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+def test_cross_entropy(shape, dtype, schedule):
+    logits, weights = random(shape, dtype), random(shape[0], dtype, 1)
+    labels = np.random.default_rng(2).integers(0, shape[1], shape[0])
+    loss, total = poisoned(shape[0], dtype), poisoned(1, dtype)
+    softmax_cuda.cross_entropy(logits, labels, loss)
+    expected = reference.cross_entropy(values(logits), labels, "none")
+    assert error(values(loss), expected) < ROUNDING[dtype]
+    softmax_cuda.scaled_sum(loss, 0.25, total)
+    assert error(values(total), [values(loss).sum() / 4]) < ROUNDING[dtype]
+    for dloss in (weights, weights[:1]):
+        dlogits = poisoned(shape, dtype)
+        softmax_cuda.cross_entropy_backward(logits, labels, dloss, 0.5, dlogits)
+        expected = reference.cross_entropy_backward(
+            values(logits), labels, 0.5 * values(dloss), "none"
+        )
+        assert error(values(dlogits), expected) < ROUNDING[dtype]
+
+
+def test_rows_with_extremes():
+    x = np.array([[np.inf, 0, 1], [np.nan, 0, 1], [-np.inf, 0, 1], [1e38, -1e38, 0]], np.float32)
+    y = poisoned(x.shape, "float32")
+    with np.errstate(all="ignore"):
+        for name in ("softmax", "log_softmax"):
+            getattr(softmax_cuda, name)(x, y)
+            np.testing.assert_allclose(y, getattr(reference, name)(x), rtol=1e-6)
+
+
+def test_labels_out_of_range(schedule):
+    logits = random((5, 3), "float32")
+    labels = np.array([0, 3, 2, -1, 2**40])
+    loss, dlogits, found = poisoned(5, "float32"), poisoned((5, 3), "float32"), np.zeros(1, int)
+    softmax_cuda.cross_entropy(logits, labels, loss)
+    assert np.isnan(loss).tolist() == [False, True, False, True, True]
+    softmax_cuda.cross_entropy_backward(logits, labels, np.ones(1, np.float32), 1.0, dlogits)
+    assert not dlogits[[1, 3, 4]].any()
+    assert dlogits[[0, 2]].all()
+    for count, position in ((5, 1), (4, 1), (1, -1)):
+        softmax_cuda.first_bad_label(labels[:count], 3, found)
+        assert found[0] == position
+    many = np.zeros(100, int)
+    many[[37, 50, 99]] = 9
+    softmax_cuda.first_bad_label(many, 3, found)
+    assert found[0] == 37
+
+
+# ------------------------------------------------------------------- optimizers, dropout, data
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("momentum", [True, False])
+@pytest.mark.parametrize("nesterov", [0, 1])
+def test_sgd(size, dtype, momentum, nesterov):
+    grad, data, velocity = (random(size, dtype, seed) for seed in range(3))
+    velocity = velocity if momentum else velocity[:0]
+    hyper = np.array([0.1, 0.9, 0.01, nesterov], dtype)
+    expected = data.copy(), velocity.copy()
+    optim_cpu.sgd(grad, hyper, *expected)
+    optim_cuda.sgd(grad, hyper, data, velocity)
+    for found, wanted in zip((data, velocity), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", SIZES)
+def test_adam(size, dtype):
+    grad, data, mean = (random(size, dtype, seed) for seed in range(3))
+    square = abs(random(size, dtype, 3))
+    hyper = np.array([0.01, 0.9, 0.99, 0.1, 0.01, 1e-8, 0.02, 0.999, 3.0], dtype)
+    expected = [array.copy() for array in (data, mean, square)]
+    optim_cpu.adam(grad, hyper, *expected)
+    optim_cuda.adam(grad, hyper, data, mean, square)
+    for found, wanted in zip((data, mean, square), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-6 if dtype == "float32" else 1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [*SIZES, 1000])
+def test_dropout_draws_the_bits_of_the_twin(size, dtype):
+    key = np.array([0x0123456789ABCDEF], np.uint64)
+    for p in (0.0, 0.3, 0.9):
+        found, expected = poisoned(size, dtype), poisoned(size, dtype)
+        dropout_cuda.dropout_mask(key, p, found)
+        dropout_cpu.dropout_mask(key, p, expected)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("features", [16, 13])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("scale", ["unit", "standard", "features"])
+def test_gather_gives_the_bits_of_the_twin(rng, scale, dtype, features):
+    """Every byte, in any position of the lanes."""
+    images = rng.permuted(np.arange(256 * features) % 256).astype(dtype).reshape(256, features)
+    labels, index = rng.integers(0, 10, 256), rng.integers(0, 256, 90)
+    name, factors = "gather_scale", (1 / 255, 0.0)
+    if scale == "standard":
+        factors = 1 / 255 / 0.3081, -0.1307 / 0.3081
+    elif scale == "features":
+        name, factors = "gather_scale_features", rng.standard_normal((2, features))
+    results = []
+    for twin in (gather_cuda, gather_cpu):
+        x, y = poisoned((90, features), "float32"), np.empty(90, int)
+        getattr(twin, name)(images, index, labels, *factors, x, y)
+        results.append((x, y))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
