@@ -1,0 +1,93 @@
+"""One epoch on real MNIST images, on the simulated device and on the CPU."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import backend, data, optim, train
+from nbbn.recorder import GraphPlan
+
+IMAGES, TESTED = 256, 50
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return data.load_mnist()
+
+
+def fit(mnist, device, make_optimizer, monkeypatch, images=IMAGES, **options):
+    """Train for an epoch; return its result, the weights and the plans that were made."""
+    steps = []
+    record = train.record_step
+
+    def remember(*args):
+        steps.append(record(*args))
+        return steps[0]
+
+    monkeypatch.setattr(train, "record_step", remember)
+    model = nbbn.mlp((784, 8, 10), rng=4, **options).to(device)
+    place = {"reuse": True, "device": device}
+    batches = data.Batches(
+        mnist.train_images[:images], mnist.train_labels[:images], 32, rng=5, **place
+    )
+    test = data.Batches(
+        mnist.test_images[:TESTED], mnist.test_labels[:TESTED], 50, shuffle=False, **place
+    )
+    optimizer = make_optimizer(model.parameters())
+    (epoch,) = train.fit(model, batches, optimizer, epochs=1, test=test)
+    return epoch, model.state_dict(), [*steps[0]._plans.values()]
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "options"),
+    [
+        (lambda p: optim.Adam(p, lr=optim.OneCycle(2e-2, 8)), {"dropout": 0.2}),
+        (lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3), {}),
+    ],
+    ids=["adam, dropout", "sgd"],
+)
+def test_an_epoch_of_mnist_ends_as_on_the_cpu(mnist, make_optimizer, options, monkeypatch):
+    expected, weights, _ = fit(mnist, "cpu", make_optimizer, monkeypatch, **options)
+    monkeypatch.undo()
+    got, device_weights, plans = fit(mnist, "cuda", make_optimizer, monkeypatch, **options)
+    assert [type(plan) for plan in plans] == [GraphPlan]
+    assert got.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert got.test.loss == pytest.approx(expected.test.loss, rel=1e-3)
+    # A sample on the border between two classes may fall to either side.
+    assert abs(got.test.accuracy - expected.test.accuracy) <= 1 / TESTED
+    # The epoch has learned something: the first loss is ln 10.
+    assert got.loss < 2.1
+    for name, array in weights.items():
+        # Adam divides by the root of a square: a gradient of about 0 may change its sign.
+        np.testing.assert_allclose(device_weights[name], array, rtol=2e-3, atol=2e-3)
+
+
+def test_the_same_training_gives_the_same_bits(mnist, monkeypatch):
+    results = []
+    for _ in range(2):
+        results.append(fit(mnist, "cuda", optim.SGD, monkeypatch, images=96))
+        monkeypatch.undo()
+    (first, weights, _), (second, again, _) = results
+    assert (first.loss, first.test) == (second.loss, second.test)
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, again[name])
+
+
+def test_the_command_line_trains_on_the_device(mnist, monkeypatch, capsys):
+    from nbbn import cli
+
+    few = mnist._replace(
+        train_images=mnist.train_images[:64], train_labels=mnist.train_labels[:64],
+        test_images=mnist.test_images[:50], test_labels=mnist.test_labels[:50],
+    )  # fmt: skip
+    monkeypatch.setattr(data, "load", lambda *args, **options: few)
+    flags = ["--hidden", "8", "--epochs", "1", "--batch-size", "32", "--quiet"]
+    assert cli.main(["train", "--device", "cuda", *flags]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["device"] == "cuda"
+    assert result["steps"] == 2
+    assert backend.choose("auto") == "cpu"
