@@ -36,14 +36,14 @@ class WeightedBatchNorm(Op):
             x, weights, gamma, beta,
             eps=eps, axis=axis, activation=activation, residual=residual, single=single,
         )  # fmt: skip
-        ctx.x, ctx.weights, ctx.gamma, ctx.eps, ctx.axis = x, weights, gamma, eps, axis
+        ctx.x, ctx.weights, ctx.gamma, ctx.axis = x, weights, gamma, axis
         ctx.y = y if activation == "relu" else None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         dx, dgamma, dbeta = F.weighted_batch_norm_backward(
-            dy, ctx.x, ctx.weights, ctx.stats, ctx.gamma, eps=ctx.eps, axis=ctx.axis, y=ctx.y,
+            dy, ctx.x, ctx.weights, ctx.stats, ctx.gamma, axis=ctx.axis, y=ctx.y,
             out_dgamma=ctx.buffers[2], out_dbeta=ctx.buffers[3],
         )  # fmt: skip
         return dx, None, dgamma, dbeta, residual_gradient(ctx, dy)

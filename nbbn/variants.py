@@ -214,6 +214,9 @@ def _refuse_weights(layer: Module, weights: np.ndarray | None) -> None:
         raise ArgumentError(f"{type(layer).__name__} takes no weights: use BatchNorm for those")
 
 
+_KEPT_STATS = 64
+
+
 def recalibrate(model: Module, batches: Iterable[Any]) -> None:
     """Replace running statistics by the exact ones of a data set ("precise BN").
 
@@ -257,6 +260,10 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
             layer.training, layer._observed = True, found
         for batch in batches:
             model(batch[0] if isinstance(batch, tuple | list) else batch)
+            for found in seen:
+                # However many batches there are, a few statistics are kept.
+                if len(found) >= _KEPT_STATS:
+                    found[:] = [merge_stats(found)]
     finally:
         for layer in layers:
             layer._observed = None

@@ -63,16 +63,16 @@ def test_weights_of_any_shape_on_any_axis(shape, axis, weight_shape, order, rng)
     positions = np.delete(shape, axis)
     per_example = weights.reshape(-1, *(1 for _ in positions[1:])) if weights.ndim == 1 else weights
     full = np.broadcast_to(per_example, positions)
-    y, stats = F.weighted_batch_norm_train(x, weights, axis=axis)
-    want = reference.weighted_statistics(x, full, axis=axis)
+    y, stats = F.weighted_batch_norm_train(x, weights, eps=0.02, axis=axis)
+    want = reference.weighted_statistics(x, full, eps=0.02, axis=axis)
     for name in ("mean", "var", "inv_std", "count"):
         assert_close(getattr(stats, name), getattr(want, name))
     assert_close(stats.weight, full.sum())
-    assert_close(y, reference.weighted_batch_norm(x, full, axis=axis))
+    assert_close(y, reference.weighted_batch_norm(x, full, eps=0.02, axis=axis))
     dy = rng.normal(size=shape)
 
     def loss(x):
-        return float(np.sum(dy * reference.weighted_batch_norm(x, full, axis=axis)))
+        return float(np.sum(dy * reference.weighted_batch_norm(x, full, eps=0.02, axis=axis)))
 
     dx, _, _ = F.weighted_batch_norm_backward(dy, x, weights, stats, axis=axis)
     assert_close(dx, reference.central_difference(loss, x), 1e-7)
@@ -517,6 +517,16 @@ def test_recalibration_is_exact(convention, rng):
     assert not model.training
     assert model[1].training
     assert model[2].training
+
+
+def test_recalibration_over_many_batches(rng):
+    """More than are kept at a time."""
+    model = network(0)
+    x = rng.normal(size=(400, 4)) + 3
+    nbbn.recalibrate(model, np.split(x, 200))
+    want = model[0](x).data
+    assert_close(model[1].running_mean, want.mean(axis=0))
+    assert_close(model[1].running_var, want.var(axis=0, ddof=1))
 
 
 def test_recalibration_over_one_batch_makes_evaluation_equal_training(rng):

@@ -110,7 +110,6 @@ def weighted_batch_norm_backward(
     stats: WeightedStats,
     gamma: np.ndarray | None = None,
     *,
-    eps: float = 1e-5,
     axis: int = 1,
     y: np.ndarray | None = None,
     out: np.ndarray | None = None,
@@ -131,8 +130,6 @@ def weighted_batch_norm_backward(
         What the forward returned.
     gamma : ndarray of float, shape (C,), optional
         The forward's scale.
-    eps : float, default 1e-5
-        The forward's eps.
     axis : int, default 1
         The channel axis.
     y : ndarray of float, shape of `x`, optional
@@ -160,8 +157,10 @@ def weighted_batch_norm_backward(
         raise ArgumentError("out shares memory with x, which is still needed: pass another array")
     layout = checks.layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
+    spread = backend.empty(layout.shape[1], _FLOAT64)
+    backend.run(_invert_square, stats.inv_std, spread)
     direct, dgamma, dbeta = batch_norm_infer_backward(
-        dy, x, stats.mean, stats.var, gamma, eps=eps, axis=axis, y=y, out=out,
+        dy, x, stats.mean, spread, gamma, eps=0.0, axis=axis, y=y, out=out,
         out_dgamma=out_dgamma, out_dbeta=out_dbeta,
     )  # fmt: skip
     if x.size == 0:
@@ -218,6 +217,10 @@ def _check_weights(weights: np.ndarray, single: bool) -> None:
             "Expected more than 1 value per channel when training, but one position has all the "
             "weight: use a larger batch, or normalize with running statistics"
         )
+
+
+def _invert_square(inv_std: np.ndarray, spread: np.ndarray) -> None:
+    np.divide(1.0, inv_std * inv_std, out=spread)
 
 
 def _pull(
