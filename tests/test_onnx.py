@@ -124,6 +124,21 @@ def test_any_batch_size_goes_through(rng):
     assert {i.name for i in exported.graph.initializer} >= {"0.weight", "1.running_var", "2.bias"}
 
 
+def test_a_layer_alone_can_be_exported(rng):
+    layer = Dense(6, 5, rng=0)
+    exported = nbbn.onnx.export(layer)
+    assert {i.name for i in exported.graph.initializer} == {"weight", "bias"}
+    x = rng.normal(size=(3, 6)).astype(np.float32)
+    np.testing.assert_allclose(by_runtime(exported, x), layer(x).data, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_gives_no_numbers_is_not_exported():
+    model = Sequential(Dense(6, 5, rng=0))
+    model[0].weight.data[0] = np.nan
+    with pytest.raises(ArgumentError, match="outputs are not finite"):
+        nbbn.onnx.export(model)
+
+
 class Residual(nbbn.Module):
     def __init__(self):
         self.norm = BatchNorm(6)
@@ -146,6 +161,7 @@ class Residual(nbbn.Module):
         (Sequential(Dense(6, 5)), {"input_shape": 6}, DTypeError, "input_shape must be a sequence"),
         (Sequential(Dense(6, 5)), {"input_shape": (0,)}, ArgumentError, "must be at least 1"),
         (Sequential(Dense(6, 5)), {"path": "no/such/x.onnx"}, ArgumentError, "no folder no/such"),
+        (Sequential(Dense(6, 5)), {"path": "/"}, ArgumentError, "is a folder"),
         (
             Sequential(Dense(6, 5), BatchNorm(5, track_running_stats=False)), {},
             ArgumentError, "it keeps no running statistics for inference",
@@ -235,6 +251,29 @@ def test_models_of_other_makers(name, rng):
     np.testing.assert_allclose(loaded(x).data, expected, rtol=1e-5, atol=1e-6)
     found = nbbn.onnx.Backend.run_model(FOREIGN[name], [x])[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's exporter
+@pytest.mark.parametrize("folding", [True, False])
+def test_what_torch_exports_comes_in(folding, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(12), torch.nn.Linear(12, 8), torch.nn.ReLU(),
+        torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Dropout(), torch.nn.Linear(8, 8),
+        torch.nn.Sigmoid(), torch.nn.Linear(8, 3, bias=False), torch.nn.Softmax(-1),
+    )  # fmt: skip
+    for _ in range(3):
+        module(torch.randn(16, 3, 4))
+    x = torch.randn(5, 3, 4)
+    torch.onnx.export(
+        module.eval(), (x,), tmp_path / "net.onnx", dynamo=False, do_constant_folding=folding,
+        input_names=["x"], dynamic_axes={"x": {0: "N"}},
+    )  # fmt: skip
+    loaded = nbbn.onnx.load(tmp_path / "net.onnx")
+    assert sum(isinstance(layer, BatchNorm) for layer in loaded) == 2
+    expected = module(x).detach().numpy()
+    np.testing.assert_allclose(loaded(x.numpy()).data, expected, rtol=1e-5, atol=1e-6)
 
 
 REFUSED = {

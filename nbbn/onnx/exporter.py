@@ -85,6 +85,8 @@ def export(
     target = None if path is None else Path(path)
     if target is not None and not target.parent.is_dir():
         raise ArgumentError(f"there is no folder {target.parent} to write {target.name} to")
+    if target is not None and target.is_dir():
+        raise ArgumentError(f"{target} is a folder: give the name of a file in it")
     model = copy.deepcopy(model).to("cpu").eval()
     layers = list(unnested(model))
     shape = _example_shape(layers, input_shape)
@@ -114,13 +116,14 @@ class _Graph:
 
     def array(self, name: str, array: np.ndarray) -> str:
         """Store an array and return its name."""
+        name = name.lstrip(".")
         found = np.ascontiguousarray(array, dtype=self.dtype)
         self.arrays.append(self.numpy_helper.from_array(found, name))
         return name
 
     def add(self, op: str, name: str, *arrays: str, **attributes: Any) -> None:
         """Apply an operator to the value so far."""
-        label = f"{name}.{op}"
+        label = f"{name}.{op}".lstrip(".")
         self.nodes.append(
             self.helper.make_node(op, [self.value, *arrays], [label], name=label, **attributes)
         )
@@ -273,6 +276,8 @@ def _verify(model: Module, exported: Any, dtype: np.dtype[Any], shape: tuple[int
     x = np.random.default_rng(0).standard_normal((_PROBE_ROWS, *shape)).astype(dtype)
     found = session.run(["y"], {"x": x})[0]
     expected = model(x).numpy()
+    if not np.isfinite(expected).all():
+        raise ArgumentError("the model's outputs are not finite: there is nothing to export")
     scale = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
     error = float(np.max(np.abs(found - expected), initial=0.0)) / scale
     if found.shape != expected.shape or not error <= TOLERANCE:
