@@ -20,7 +20,7 @@ class Target:
         self, out: np.ndarray | None, x: np.ndarray, layout: Layout, *inputs: np.ndarray
     ) -> None:
         if out is None:
-            out = _empty_like(x, layout)
+            out = empty_like(x, layout)
             apart = True
         else:
             checks.output(out, x.shape, x.dtype, device=layout.device)
@@ -49,7 +49,7 @@ class Target:
         return self._result
 
 
-def _empty_like(x: np.ndarray, layout: Layout) -> np.ndarray:
+def empty_like(x: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.order is None:
         return backend.empty(x.shape, x.dtype, layout.device)
     inverse = [layout.order.index(d) for d in range(x.ndim)]

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ._out import empty_like
 from .batchnorm import batch_norm_infer, batch_norm_infer_backward
 from .stats import WeightedStats
 
@@ -123,7 +124,7 @@ def weighted_batch_norm_backward(
     dy : ndarray of float, shape of `x`
         Gradient of the loss with respect to the output.
     x : ndarray of float, 2 to 5 dimensions
-        The forward's input. NaN in a position of weight 0 makes dgamma NaN.
+        The forward's input. NaN and Inf in a position of weight 0 count as the mean.
     weights : ndarray of bool, int or float
         The forward's weights.
     stats : WeightedStats
@@ -135,7 +136,7 @@ def weighted_batch_norm_backward(
     y : ndarray of float, shape of `x`, optional
         The output of a forward with ``activation="relu"``; g is then 0 where y is not positive.
     out : ndarray, shape and dtype of `x`, optional
-        Receives dx. It may be `dy`.
+        Receives dx. It may be `dy` or `x` itself.
     out_dgamma, out_dbeta : ndarray, shape (C,), optional
         Receive dgamma and dbeta.
 
@@ -147,20 +148,22 @@ def weighted_batch_norm_backward(
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
-        Operands that do not fit together; `out` that shares memory with `x`.
+        Operands that do not fit together.
     """
     if not isinstance(stats, WeightedStats):
         raise DTypeError(
             f"stats must be the WeightedStats of the forward, got {type(stats).__name__}"
         )
-    if out is not None and np.may_share_memory(out, x):
-        raise ArgumentError("out shares memory with x, which is still needed: pass another array")
     layout = checks.layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
-    spread = backend.empty(layout.shape[1], _FLOAT64)
-    backend.run(_invert_square, stats.inv_std, spread)
+    var = backend.empty(layout.shape[1], _FLOAT64)
+    backend.run(_invert_square, stats.inv_std, var)
+    # A NaN behind a mask would reach dgamma even times 0.
+    shown = empty_like(x, layout)
+    positions = _spread(weights, x, axis)
+    backend.run(_show, x, positions, stats.mean, checks.axis_index(axis, x, "x"), shown)
     direct, dgamma, dbeta = batch_norm_infer_backward(
-        dy, x, stats.mean, spread, gamma, eps=0.0, axis=axis, y=y, out=out,
+        dy, shown, stats.mean, var, gamma, eps=0.0, axis=axis, y=y, out=out,
         out_dgamma=out_dgamma, out_dbeta=out_dbeta,
     )  # fmt: skip
     if x.size == 0:
@@ -171,7 +174,7 @@ def weighted_batch_norm_backward(
     dx = checks.fold(direct, layout)
     backend.run(
         backend.kernels("weighted").subtract,
-        checks.fold(x, layout), folded, stats.mean, constant, slope, dx,
+        checks.fold(shown, layout), folded, stats.mean, constant, slope, dx,
     )  # fmt: skip
     if not np.may_share_memory(dx, direct):
         target = direct if layout.order is None else direct.transpose(layout.order)
@@ -183,6 +186,17 @@ def _fold_weights(
     weights: np.ndarray, x: np.ndarray, axis: int, layout: checks.Layout
 ) -> np.ndarray:
     """Return a weight for each position in float64: (M,) for rows, (N, S) for planes."""
+    spread = _spread(weights, x, axis)
+    if layout.order is not None:
+        channel = checks.axis_index(axis, x, "x")
+        spread = spread.transpose([d - (d > channel) for d in layout.order if d != channel])
+    folded = backend.empty(layout.shape[:1] + layout.shape[2:], _FLOAT64)
+    backend.run(np.copyto, folded.reshape(spread.shape), spread, "unsafe")
+    return folded
+
+
+def _spread(weights: np.ndarray, x: np.ndarray, axis: int) -> np.ndarray:
+    """View weights with an element for each position of x, axes in their own order."""
     checks.host_only(x, "weighted batch normalization")
     if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "biuf":
         found = weights.dtype if isinstance(weights, np.ndarray) else type(weights).__name__
@@ -195,17 +209,24 @@ def _fold_weights(
     if weights.shape == positions[:1]:
         spread = weights.reshape(-1, *(1 for _ in positions[1:]))
     try:
-        spread = np.broadcast_to(spread, positions)
+        return np.broadcast_to(spread, positions)
     except ValueError:
         raise ShapeError(
             f"weights must have shape {positions[:1]}, one per example, or broadcast to "
             f"{positions}, x's shape {x.shape} without its channels, got {weights.shape}"
         ) from None
-    if layout.order is not None:
-        spread = spread.transpose([d - (d > channel) for d in layout.order if d != channel])
-    folded = backend.empty(layout.shape[:1] + layout.shape[2:], _FLOAT64)
-    backend.run(np.copyto, folded.reshape(spread.shape), spread, "unsafe")
-    return folded
+
+
+def _show(
+    x: np.ndarray, weights: np.ndarray, mean: np.ndarray, channel: int, shown: np.ndarray
+) -> None:
+    """Copy x, with the mean in place of what is hidden by a weight of 0 and not finite."""
+    np.copyto(shown, x)
+    hidden = weights == 0
+    if hidden.any():
+        rows = np.moveaxis(shown, channel, -1)
+        values = rows[hidden]
+        rows[hidden] = np.where(np.isfinite(values), values, mean)
 
 
 def _check_weights(weights: np.ndarray, single: bool) -> None:
@@ -219,8 +240,8 @@ def _check_weights(weights: np.ndarray, single: bool) -> None:
         )
 
 
-def _invert_square(inv_std: np.ndarray, spread: np.ndarray) -> None:
-    np.divide(1.0, inv_std * inv_std, out=spread)
+def _invert_square(inv_std: np.ndarray, var: np.ndarray) -> None:
+    np.divide(1.0, inv_std * inv_std, out=var)
 
 
 def _pull(
