@@ -166,6 +166,18 @@ def test_the_command_is_a_few_lines_of_public_api(own, tmp_path, capsys):
     assert {name: array.tobytes() for name, array in state.items()} == weights(tmp_path)
 
 
+def test_a_plain_training_loads_nothing_that_it_does_not_use(own):
+    script = "import sys; from nbbn.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    flags = ["train", "--data", str(own), *FLAGS, "--epochs", "1", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "numba" in loaded
+    assert not loaded & {"safetensors", "PIL", "matplotlib", "tensorboardX", "tqdm", "onnx"}
+    assert not loaded & {"nbbn.data.mirrors", "nbbn.data.wheel", "nbbn.plots", "nbbn.inference"}
+
+
 # -------------------------------------------------------------------------------- configs
 
 

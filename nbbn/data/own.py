@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +88,8 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _in_archive(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    import zipfile  # as NumPy does: for archives only
+
     try:
         with np.load(path) as archive:
             for part, names in _NAMES.items():
