@@ -28,7 +28,7 @@ from ._cuda_lanes import SIMULATED, lanes
 # Threads of a block, and about how many blocks share a reduction: enough to fill any GPU, and
 # independent of which it is, so that all of them give the same bits.
 THREADS = 256
-BLOCKS = 528
+BLOCKS = 1056
 # Partial sums that one block leaves for the last one, at most: a tile of 256 bytes of float32.
 PARTIALS = 3 * 128
 

@@ -21,7 +21,7 @@ from ._cuda_lanes import lane, lanes, load, load_any, load_fresh, spread, store,
 RUN = 128
 # Threads side by side in a row, and the fewest steps that make another block worth while.
 _TILE, _NARROW_TILE = 16, 8
-_STEPS = 4
+_STEPS = 8
 # Up to so many rows, one block does all of a tile.
 _FEW_ROWS = 512
 
@@ -54,6 +54,14 @@ def walk_planes(N, C, S, V):
     inner = max(S - s + step - 1, 0) // step
     jump = stride * C * S - (inner - 1) * step
     return c, (n * C + c) * S + s, outer * inner, inner, step, jump
+
+
+@device_function
+def step_on(i, b, inner, step, jump):
+    """The next index, and the number of steps since the last jump."""
+    if b + 1 == inner:
+        return i + jump, 0
+    return i + step, b + 1
 
 
 @device_function

@@ -41,6 +41,7 @@ from ._cuda_reduction import (
     planes_grid,
     position,
     rows_grid,
+    step_on,
     sums_over_grid,
     walk_planes,
     walk_rows,
@@ -83,11 +84,7 @@ def _moments(x, i, count, inner, step, jump, reference):
             d = load(x, i, zero) - shift
             total = total + d
             square = square + d * d
-            i += step
-            b += 1
-            if b == inner:
-                i += jump - step
-                b = 0
+            i, b = step_on(i, b, inner, step, jump)
         offset = total / spread(length, zero)
         spread_out = positive_part(square - total * offset)
         center = (shift - reference) + offset
@@ -106,22 +103,24 @@ def _merge_lanes(n, mean, m2):
 
 @device_function
 def _normalize_walk(x, residual, y, i, count, inner, step, jump, shift, scale, offset, relu):
-    """Y = relu((x - shift) * scale + offset + residual) along a walk, backwards."""
+    """Y = relu((x - shift) * scale + offset + residual) along a walk, backwards, two at a time."""
     if count == 0:
         return
     i, b = last_index(i, count, inner, step, jump), 0
-    for _ in range(count):
-        value = (load(x, i, shift) - shift) * scale + offset
+    for k in range(0, count, 2):
+        j, b = step_on(i, b, inner, -step, -jump)
+        if k + 1 == count:
+            # Nothing is left for the second: it does the first's work again.
+            j = i
+        u = (load(x, i, shift) - shift) * scale + offset
+        v = (load(x, j, shift) - shift) * scale + offset
         if residual.size > 0:
-            value = value + load(residual, i, shift)
+            u, v = u + load(residual, i, shift), v + load(residual, j, shift)
         if relu:
-            value = positive_part(value)
-        store(y, i, value)
-        i -= step
-        b += 1
-        if b == inner:
-            i -= jump - step
-            b = 0
+            u, v = positive_part(u), positive_part(v)
+        store(y, i, u)
+        store(y, j, v)
+        i, b = step_on(j, b, inner, -step, -jump)
 
 
 @device_function
@@ -149,11 +148,7 @@ def _gradient_sums(dy, x, y, i, count, inner, step, jump, shift):
                 g = choose(load(y, i, zero), g, zero)
             total = total + g
             product = product + g * (load(x, i, zero) - shift)
-            i += step
-            b += 1
-            if b == inner:
-                i += jump - step
-                b = 0
+            i, b = step_on(i, b, inner, step, jump)
         a, p = a + total, p + product
         n += length
     return a, p
@@ -161,21 +156,22 @@ def _gradient_sums(dy, x, y, i, count, inner, step, jump, shift):
 
 @device_function
 def _gradient_walk(dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level):
-    """Dx = scale * (g + slope * (x - shift) + level) along a walk, backwards."""
+    """Dx = scale * (g + slope * (x - shift) + level) along a walk, backwards, two at a time."""
     if count == 0:
         return
     i, b = last_index(i, count, inner, step, jump), 0
     zero = spread(0, shift)
-    for _ in range(count):
-        g = load(dy, i, zero)
+    for k in range(0, count, 2):
+        j, b = step_on(i, b, inner, -step, -jump)
+        if k + 1 == count:
+            j = i
+        g, h = load(dy, i, zero), load(dy, j, zero)
         if y.size > 0:
-            g = choose(load(y, i, zero), g, zero)
-        store(dx, i, scale * (g + (slope * (load(x, i, zero) - shift) + level)))
-        i -= step
-        b += 1
-        if b == inner:
-            i -= jump - step
-            b = 0
+            g, h = choose(load(y, i, zero), g, zero), choose(load(y, j, zero), h, zero)
+        u, v = load(x, i, zero) - shift, load(x, j, zero) - shift
+        store(dx, i, scale * (g + (slope * u + level)))
+        store(dx, j, scale * (h + (slope * v + level)))
+        i, b = step_on(j, b, inner, -step, -jump)
 
 
 @device_function

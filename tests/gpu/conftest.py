@@ -38,10 +38,19 @@ elif SIMULATED:
 
     engine.install()
     # A small machine, so that small arrays take every path: several tiles, runs and parts.
-    _cuda.THREADS, _cuda.BLOCKS = 16, 24
-    _cuda_reduction.RUN = batchnorm_cuda.RUN = 4
-    _cuda_reduction._TILE, _cuda_reduction._NARROW_TILE = 4, 2
-    _cuda_reduction._STEPS, _cuda_reduction._FEW_ROWS = 1, 4
+    SMALL = [
+        (_cuda, "THREADS", 16),
+        (_cuda, "BLOCKS", 24),
+        (_cuda_reduction, "RUN", 4),
+        (batchnorm_cuda, "RUN", 4),
+        (_cuda_reduction, "_TILE", 4),
+        (_cuda_reduction, "_NARROW_TILE", 2),
+        (_cuda_reduction, "_STEPS", 1),
+        (_cuda_reduction, "_FEW_ROWS", 4),
+    ]
+    AS_IT_IS = [(module, name, getattr(module, name)) for module, name, _ in SMALL]
+    for setting in SMALL:
+        setattr(*setting)
 else:
     kept = COMPILED if compiler_found() else []
     collect_ignore = [path.name for path in HERE.glob("test_*.py") if path.name not in kept]
@@ -57,10 +66,6 @@ def schedule(request):
 @pytest.fixture
 def machine_as_it_is(monkeypatch):
     """Blocks and runs as on a device."""
-    monkeypatch.setattr(_cuda, "THREADS", 256)
-    monkeypatch.setattr(_cuda, "BLOCKS", 528)
-    monkeypatch.setattr(_cuda_reduction, "RUN", 128)
-    monkeypatch.setattr(batchnorm_cuda, "RUN", 128)
-    for name, value in (("_TILE", 16), ("_NARROW_TILE", 8), ("_STEPS", 4), ("_FEW_ROWS", 512)):
-        monkeypatch.setattr(_cuda_reduction, name, value)
+    for setting in AS_IT_IS:
+        monkeypatch.setattr(*setting)
     monkeypatch.setattr(_cuda, "_scratch", {})
