@@ -110,7 +110,8 @@ def inspect(
     """Look at a model at work on one batch, in the mode that it is in, without changing anything.
 
     It runs a copy: parameters, gradients, running statistics and random states stay as they are,
-    so that a line in a training loop changes no result.
+    so that a line in a training loop changes no result. A recorded step records itself again
+    afterwards.
 
     Parameters
     ----------
