@@ -52,13 +52,8 @@ def _placed(
 
 def floating(array: Any, name: str) -> np.dtype[Any]:
     """Check that `array` holds real floating numbers; return the type to compute in."""
-    if not isinstance(array, np.ndarray) and not backend.is_array(array):
-        kind = type(array).__name__
-        if backend.is_foreign(array):
-            raise DeviceError(f"{name}, a {kind}, is on a device but other operands are on the cpu")
-        raise DTypeError(
-            f"{name} must be a numpy.ndarray, got {kind}: convert it with numpy.asarray"
-        )
+    if type(array) is not np.ndarray:
+        _check_kind(array, name)
     found = _COMPUTE.get(array.dtype)
     if found is not None:
         return found
@@ -68,6 +63,22 @@ def floating(array: Any, name: str) -> np.dtype[Any]:
         f"{name} must hold float32 or float64 (float16 and bfloat16 compute in float32), "
         f"got {array.dtype}: convert it with {name}.astype(numpy.float32)"
     )
+
+
+def _check_kind(array: Any, name: str) -> None:
+    """Check that something other than a plain ndarray can be used as one."""
+    kind = type(array).__name__
+    if isinstance(array, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} is a masked array, whose mask would be lost: give the mask as weights "
+            f"(weighted_batch_norm_train), or convert it with {name}.filled(value)"
+        )
+    if isinstance(array, np.matrix) or not backend.is_array(array):
+        if backend.is_foreign(array):
+            raise DeviceError(f"{name}, a {kind}, is on a device but other operands are on the cpu")
+        raise DTypeError(
+            f"{name} must be a numpy.ndarray, got {kind}: convert it with numpy.asarray"
+        )
 
 
 def layout(x: Any, axis: int, name: str = "x") -> Layout:
@@ -267,14 +278,34 @@ def output(
 ) -> None:
     """Check that `out` can take a result of this shape and type."""
     if type(out) is not np.ndarray or device != "cpu":
-        if not backend.is_array(out):
-            raise DTypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
+        _check_kind(out, name)
         on_device(out, device, name)
     if out.shape != shape:
         raise ShapeError(f"{name} must have the result's shape {shape}, got {out.shape}")
     if out.dtype != dtype:
         raise DTypeError(f"{name} must have the result's dtype {dtype}, got {out.dtype}")
     writeable(out, name)
+
+
+def no_overlap_within(out: Any) -> None:
+    """Check that no element of `out` is another one too, as after broadcasting."""
+    if out.size and any(
+        step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)
+    ):
+        raise ArgumentError(
+            f"out repeats its memory (shape {out.shape}, strides {out.strides}), so that it cannot "
+            "hold the result: pass an array with an element for each value"
+        )
+
+
+def separate(first: Any, second: Any, names: str) -> None:
+    """Check that two arrays that are both written, where both are given, share no memory."""
+    if first is None or second is None:
+        return
+    if np.may_share_memory(first, second) and (
+        not isinstance(first, np.ndarray) or np.shares_memory(first, second)
+    ):
+        raise ArgumentError(f"{names} share memory: pass separate arrays")
 
 
 def writeable(array: Any, name: str) -> None:

@@ -27,18 +27,22 @@ def digest() -> str:
     """Run every parallel kernel in its parallel form, where the guard allows it."""
     import nbbn.functional as F  # noqa: N812
     from nbbn.data import Batches
-    from nbbn.kernels import _jit, dropout_cpu, elementwise_cpu, optim_cpu
+    from nbbn.kernels import _jit, dropout_cpu, elementwise_cpu, gather_cpu, optim_cpu
 
     _jit.PARALLEL_MIN = 0
     rng = np.random.default_rng(5)
     results = []
-    for shape in ((300, 24), (3, 24, 40)):
+    # Rows; planes by channels that fit the cache; planes of one channel, in parts.
+    for shape in ((300, 24), (3, 24, 40), (2, 1, 900)):
         x, dy, residual = rng.normal(size=(3, *shape)).astype(np.float32)
-        gamma, beta = rng.normal(size=(2, 24)).astype(np.float32)
+        gamma, beta = rng.normal(size=(2, shape[1])).astype(np.float32)
         y, stats = F.batch_norm_train(x, gamma, beta, activation="relu", residual=residual)
         results += [y, stats.mean, stats.var, *F.batch_norm_backward(dy, x, stats, gamma, y=y)]
         results.append(F.batch_norm_infer(x, stats.mean, stats.var, gamma))
         results += F.batch_norm_infer_backward(dy, x, stats.mean, stats.var, gamma)
+        weights = rng.uniform(size=shape[0])
+        y, stats = F.weighted_batch_norm_train(x, weights, gamma)
+        results += [y, *F.weighted_batch_norm_backward(dy, x, weights, stats, gamma)]
     x, dy = rng.normal(size=(2, 300, 24)).astype(np.float32)
     labels = rng.integers(0, 24, 300)
     for name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
@@ -55,7 +59,12 @@ def digest() -> str:
     dropout_cpu.dropout_mask(np.full(1, 7, np.uint64), 0.3, mask)
     results += [x, flat, state, other, mask]
     images = rng.integers(0, 255, (50, 64), dtype=np.uint8)
-    results += [x for x, _ in Batches(images, labels[:50].astype(np.uint8), 25, rng=1)]
+    bytes_ = labels[:50].astype(np.uint8)
+    results += [x for x, _ in Batches(images, bytes_, 25, rng=1)]
+    scale = np.linspace(0.1, 1, 64)
+    out, order = np.empty((50, 64), np.float32), np.arange(50)[::-1].copy()
+    gather_cpu.gather_scale_features(images, order, bytes_, scale, scale, out, bytes_.copy())
+    results.append(out)
     return hashlib.sha256(b"".join(array.tobytes() for array in results)).hexdigest()[:16]
 
 

@@ -36,6 +36,7 @@ class Target:
         if apart and direct.dtype == dtype and backend.is_whole(direct):
             whole = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
         else:
+            checks.no_overlap_within(out)
             whole = backend.empty(layout.shape, dtype, layout.device)
             self._copy_to = direct
         self._whole = whole

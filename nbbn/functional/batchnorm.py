@@ -103,6 +103,7 @@ def batch_norm_train(
         checks.same_shape(residual, x, "residual")
         target = Target(out, x, layout, x, residual)
         addend = checks.fold(residual, layout)
+    gamma, beta = _unchanged_by(out, layout, gamma, beta)
     mean, var, inv_std = (
         backend.empty(channels, layout.statistics, layout.device) for _ in range(3)
     )
@@ -459,10 +460,7 @@ def _check_running(
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):
         checks.channel_array(array, channels, name, device)
         checks.writeable(array, name)
-    if np.may_share_memory(running_mean, running_var) and (
-        device != "cpu" or np.shares_memory(running_mean, running_var)
-    ):
-        raise ArgumentError("running_mean and running_var share memory: pass separate arrays")
+    checks.separate(running_mean, running_var, "running_mean and running_var")
     if device == "cpu" and (running_var < 0).any():
         raise ArgumentError(
             f"running_var must not be negative, got {running_var.min()}: it is a variance"
@@ -530,11 +528,40 @@ def _check_count(count: int | np.ndarray, unbiased: bool) -> None:
         )
 
 
-def _gradient(out: np.ndarray | None, layout: checks.Layout, name: str) -> np.ndarray:
-    if out is None:
-        return backend.empty(layout.shape[1], layout.dtype, layout.device)
-    checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
+def _gradient(
+    out: np.ndarray | None, layout: checks.Layout, name: str, *inputs: np.ndarray
+) -> np.ndarray:
+    """Return what receives dgamma or dbeta: `out`, unless writing it would change an input."""
+    if out is not None:
+        checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
+        if not any(np.may_share_memory(out, array) for array in inputs):
+            return out
+    return backend.empty(layout.shape[1], layout.dtype, layout.device)
+
+
+def _hand_over(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    if out is None or found is out:
+        return found
+    backend.run(np.copyto, out, found)
     return out
+
+
+def _unchanged_by(
+    out: np.ndarray | None, layout: checks.Layout, *vectors: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Return per-channel operands, copied where writing `out` would change them.
+
+    Planes are finished channel by channel, while the operands of the next are yet to be read.
+    """
+    if out is None or len(layout.shape) == 2:
+        return vectors
+    return tuple(_copied(v) if np.may_share_memory(v, out) else v for v in vectors)
+
+
+def _copied(vector: np.ndarray) -> np.ndarray:
+    copy = backend.empty(vector.shape, vector.dtype, backend.device_of(vector))
+    backend.run(np.copyto, copy, vector)
+    return copy
 
 
 def _backward(
@@ -560,15 +587,19 @@ def _backward(
         checks.same_shape(y, x, "y")
         target = Target(out, x, layout, dy, x, y)
         mask = checks.fold(y, layout)
-    dgamma = _gradient(out_dgamma, layout, "out_dgamma")
-    dbeta = _gradient(out_dbeta, layout, "out_dbeta")
+    dgamma = _gradient(out_dgamma, layout, "out_dgamma", x, dy, mask, gamma)
+    dbeta = _gradient(out_dbeta, layout, "out_dbeta", x, dy, mask, gamma)
+    checks.separate(out_dgamma, out_dbeta, "out_dgamma and out_dbeta")
+    checks.separate(out, out_dgamma, "out and out_dgamma")
+    checks.separate(out, out_dbeta, "out and out_dbeta")
+    gamma, mean, inv_std = _unchanged_by(out, layout, gamma, mean, inv_std)
     if x.size == 0:
         dgamma.fill(0)
         dbeta.fill(0)
-        return target.finish(), dgamma, dbeta
+        return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)
     backend.run(
         backend.kernels("batchnorm", layout.device).backward,
         checks.fold(dy, layout), checks.fold(x, layout), mask, gamma, mean, inv_std, fixed,
         target.folded, dgamma, dbeta,
     )  # fmt: skip
-    return target.finish(), dgamma, dbeta
+    return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)

@@ -108,6 +108,11 @@ def bounds(part, parts, total):
     return part * total // parts, (part + 1) * total // parts
 
 
+def library_function(function: Callable[..., Any]) -> Any:
+    """Compile a serial function for the users' own jitted code, and for calls from Python."""
+    return _compile(function, parallel=False)
+
+
 def parallel_function(function: Callable[..., Any]) -> Any:
     """Compile a function in its parallel form alone, for callers that know it is safe."""
     return _compile(function, parallel=True)

@@ -6,8 +6,9 @@ run goes into the lanes round-robin, and at the end the upper half of the lanes 
 lower half until one is left. Every processor gives the same bits.
 """
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -119,19 +120,30 @@ _PRODUCTS = _two_sums(2, _products)
 _MASKED_PRODUCTS = _two_sums(3, _masked_products)
 
 
-@intrinsic
+def _or_in_python(plain):
+    """Make an intrinsic of a typing function, or use `plain` where nothing is compiled."""
+    return lambda typed: plain if config.DISABLE_JIT else intrinsic(typed)
+
+
+def _sums_in_python(g, d):
+    return g.sum(), (g * d).sum()
+
+
+@_or_in_python(lambda x, i, k, shift: _sums_in_python(x[i:k] - shift, x[i:k] - shift))
 def sum_squares(typingctx, x, first, last, shift):
     """sum(x - shift) and sum((x - shift)**2) over first..last."""
     return _SQUARES(x.dtype)
 
 
-@intrinsic
+@_or_in_python(lambda dy, x, i, k, shift: _sums_in_python(dy[i:k], x[i:k] - shift))
 def sum_products(typingctx, dy, x, first, last, shift):
     """sum(dy) and sum(dy * (x - shift)) over first..last."""
     return _PRODUCTS(x.dtype)
 
 
-@intrinsic
+@_or_in_python(
+    lambda dy, x, y, i, k, shift: _sums_in_python(np.where(y[i:k] > 0, dy[i:k], 0), x[i:k] - shift)
+)
 def sum_masked_products(typingctx, dy, x, y, first, last, shift):
     """sum(dy) and sum(dy * (x - shift)) over the elements of first..last where y > 0."""
     return _MASKED_PRODUCTS(x.dtype)

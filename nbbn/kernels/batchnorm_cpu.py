@@ -19,6 +19,7 @@ An empty array stands for "not given" in residual, gamma, beta and y.
 
 import numpy as np
 from numba import prange
+from numba.extending import register_jitable
 
 from ._jit import Kernel, SerialKernel, bounds, device_function, scratch, workers
 from ._vector import sum_masked_products, sum_products, sum_squares
@@ -727,12 +728,14 @@ def _update_running_within(
 # ---------------------------------------------------------------- launchers
 
 
+@register_jitable
 def _blocks(M, C):
     """How many blocks rows (M, C) are cut into: of whole runs, since merging costs C per block."""
     most = max(M // ROWS_PER_RUN, min(M // 8, 8))
     return max(1, min(M * C // ELEMENTS_PER_BLOCK, MAX_BLOCKS, most))
 
 
+@register_jitable
 def _grid(shape):
     """Cut planes (N, C, S) along N first, then S: (n_parts, s_parts)."""
     N, C, S = shape
@@ -741,6 +744,7 @@ def _grid(shape):
     return n_parts, max(1, min(S // ELEMENTS_PER_RUN, units // n_parts))
 
 
+@register_jitable
 def _slabs(x, arrays):
     """How many groups of channels keep `arrays` like x in cache, one at a time; 0 if none can."""
     N, C, S = x.shape

@@ -1,0 +1,495 @@
+"""Batch normalization for callers that are compiled themselves: `batchnorm_cpu`, serial.
+
+What users call from jitted code of their own (`nbbn.jit`). Unlike a launcher, each function here
+checks the shapes it is given, since an index out of range would take the process down, and brings
+its own scratch. The blocks are those of the launchers, and so are the bits.
+"""
+
+import numpy as np
+from numba import types
+from numba.cpython.unsafe.tuple import tuple_setitem
+from numba.extending import overload, register_jitable
+
+from . import batchnorm_cpu as cpu
+from ._jit import bounds, library_function
+
+_train_rows, _train_planes = cpu._train_rows.serial, cpu._train_planes.serial
+_backward_rows, _backward_planes = cpu._backward_rows.serial, cpu._backward_planes.serial
+_train_slabs, _backward_slabs = cpu._train_slabs.serial, cpu._backward_slabs.serial
+
+
+# ---------------------------------------------------------------- checks and scratch
+
+
+@register_jitable
+def _check_rank(x):
+    """Rows or planes with at least one channel."""
+    if x.ndim != 2 and x.ndim != 3:
+        raise ValueError("x must be rows (M, C) or planes (N, C, S)")
+    if x.shape[1] == 0:
+        raise ValueError("x has no channels: axis 1 has length 0")
+
+
+@register_jitable
+def _check_like(array, x):
+    """An array of the shape of x."""
+    if array.shape != x.shape:
+        raise ValueError("y, dy and dx must have the shape of x")
+
+
+@register_jitable
+def _check_vector(array, channels):
+    """A per-channel array."""
+    if array.size != channels:
+        raise ValueError("a per-channel array must have one element per channel of x")
+
+
+@register_jitable
+def _vector(array, x):
+    """Return gamma or beta as kernels take them: an empty array for None."""
+    if array is None:
+        return np.empty(0, x.dtype)
+    if array.size != x.shape[1]:
+        raise ValueError("gamma and beta must have one element per channel of x")
+    return array
+
+
+@register_jitable
+def _values_per_channel(x):
+    return x.size // x.shape[1]
+
+
+def _floating(x):
+    return x if x.dtype.kind == "f" else x.astype(np.float64)
+
+
+@overload(_floating)
+def _floating_overload(x):
+    if isinstance(x.dtype, types.Float):
+        return lambda x: x
+    return lambda x: x.astype(np.float64)
+
+
+@register_jitable
+def _stats_of_rows(x, mean, m2):
+    M, C = x.shape
+    blocks = cpu._blocks(M, C)
+    wide = np.empty(4 * C * blocks)
+    narrow = np.empty(3 * C, x.dtype)
+    for b in range(blocks):
+        first, last = bounds(b, blocks, M)
+        cpu._stats_rows(x, first, last, narrow, wide[4 * C * b : 4 * C * (b + 1)])
+    cpu._merge_parts(wide, M, blocks, 1, 1, mean, m2)
+    cpu._exact_columns(x, mean, m2)
+
+
+@register_jitable
+def _stats_of_planes(x, mean, m2):
+    N, C, S = x.shape
+    shift = np.empty(C, x.dtype)
+    if cpu._slabs(x, 1) > 0:
+        cpu._stats_planes(x, 0, N, 0, C, 0, S, shift, mean, m2)
+    else:
+        grid = cpu._grid(x.shape)
+        wide = np.empty(4 * C * grid[0] * grid[1])
+        for u in range(grid[0] * grid[1]):
+            n0, n1, s0, s1 = cpu._unit(u, grid, x.shape)
+            own = wide[4 * C * u : 4 * C * u + 2 * C]
+            cpu._stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
+        cpu._merge_parts(wide, N, grid[0], S, grid[1], mean, m2)
+    cpu._exact_channels(x, 0, mean, m2)
+
+
+# ---------------------------------------------------------------- statistics
+
+
+@library_function
+def channel_stats(x, mean, var):
+    """Mean and biased variance of each channel.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
+        Any strides.
+    mean, var : ndarray of float64, shape (C,)
+        Receive the result: 0 where there are no values.
+
+    Returns
+    -------
+    int
+        Values per channel.
+    """
+    _check_rank(x)
+    _check_vector(mean, x.shape[1])
+    _check_vector(var, x.shape[1])
+    count = _values_per_channel(x)
+    if count == 0:
+        mean[:] = 0.0
+        var[:] = 0.0
+        return count
+    if x.ndim == 2:
+        _stats_of_rows(x, mean, var)
+    else:
+        _stats_of_planes(np.ascontiguousarray(x), mean, var)
+    for j in range(var.size):
+        var[j] /= count
+    return count
+
+
+@library_function
+def merge_stats(count, mean, var, other_count, other_mean, other_var):
+    """Fold the statistics of another sample into `mean` and `var`, as if seen in one.
+
+    Parameters
+    ----------
+    count : int
+        Values per channel so far; 0 at the start.
+    mean, var : ndarray of float64, shape (C,)
+        Mean and biased variance so far, updated in place.
+    other_count : int
+        Values per channel of the other sample.
+    other_mean, other_var : ndarray of float64, shape (C,)
+        Its mean and biased variance.
+
+    Returns
+    -------
+    int
+        Values per channel of both.
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances" (1979).
+    """
+    for array in (var, other_mean, other_var):
+        if array.size != mean.size:
+            raise ValueError("means and variances must have one length")
+    total = count + other_count
+    if other_count == 0:
+        return total
+    if count == 0:
+        mean[:] = other_mean
+        var[:] = other_var
+        return total
+    for j in range(var.size):
+        var[j] *= count
+    cpu._merge(float(count), mean, var, float(other_count), other_mean, other_var * other_count)
+    for j in range(var.size):
+        var[j] /= total
+    return total
+
+
+@register_jitable
+def _stats_along(x, axis):
+    """Mean and M2 along one axis, each flat, and the length of the axis."""
+    axis = axis + x.ndim if axis < 0 else axis
+    if axis < 0 or axis >= x.ndim:
+        raise ValueError("axis is out of range for x")
+    outer, inner = 1, 1
+    for d in range(x.ndim):
+        if d < axis:
+            outer *= x.shape[d]
+        elif d > axis:
+            inner *= x.shape[d]
+    n = x.shape[axis]
+    mean, m2 = np.empty(outer * inner), np.empty(outer * inner)
+    if n == 0:
+        mean[:] = np.nan
+        m2[:] = np.nan
+    elif inner == 1 and mean.size > 0:
+        _stats_of_planes(np.ascontiguousarray(x).reshape((1, outer, n)), mean, m2)
+    elif mean.size > 0:
+        folded = np.ascontiguousarray(x).reshape((outer, n, inner))
+        for o in range(outer):
+            part = slice(o * inner, (o + 1) * inner)
+            _stats_of_rows(folded[o], mean[part], m2[part])
+    return mean, m2, n
+
+
+def _without(x, axis):
+    """Allocate an array of the shape and type of x without one axis."""
+    return np.empty(np.delete(x.shape, axis), x.dtype)
+
+
+@overload(_without)
+def _without_overload(x, axis):
+    if x.ndim == 1:
+        return lambda x, axis: np.empty((), x.dtype)
+
+    def allocate(x, axis):
+        axis = axis + x.ndim if axis < 0 else axis
+        shape = x.shape[1:]
+        for d in range(x.ndim - 1):
+            shape = tuple_setitem(shape, d, x.shape[d] if d < axis else x.shape[d + 1])
+        return np.empty(shape, x.dtype)
+
+    return allocate
+
+
+@library_function
+def mean(x, axis):
+    """Mean along an axis, which NumPy's function lacks in compiled code.
+
+    Parameters
+    ----------
+    x : ndarray of float or int
+        Any rank and strides. What is not C-contiguous is copied.
+    axis : int
+
+    Returns
+    -------
+    ndarray, shape of `x` without `axis`
+        Computed in float64 and rounded to the type of `x` (float64 for integers). NaN along an axis
+        of length 0.
+    """
+    values = _floating(x)
+    found = _stats_along(values, axis)[0]
+    result = _without(values, axis)
+    result.ravel()[:] = found
+    return result
+
+
+@library_function
+def var(x, axis, ddof=0):
+    """Variance along an axis, which NumPy's function lacks in compiled code.
+
+    Parameters
+    ----------
+    x : ndarray of float or int
+        Any rank and strides. What is not C-contiguous is copied.
+    axis : int
+    ddof : int, default 0
+        The sum of squared deviations is divided by the length of the axis minus this.
+
+    Returns
+    -------
+    ndarray, shape of `x` without `axis`
+        Computed in float64 and rounded to the type of `x` (float64 for integers). NaN along an axis
+        of length 0.
+    """
+    values = _floating(x)
+    _, m2, n = _stats_along(values, axis)
+    result = _without(values, axis)
+    result.ravel()[:] = m2 / float(n - ddof)
+    return result
+
+
+# ---------------------------------------------------------------- forward
+
+
+@library_function
+def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
+    """Normalize `x` with its own statistics: ``y = gamma * (x - mean) * inv_std + beta``.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
+        At least two values per channel, or none.
+    gamma, beta : ndarray, shape (C,), or None
+        None means 1 and 0.
+    eps : float
+        Added to the variance.
+    y : ndarray, shape and type of `x`
+        Receives the result. It may be `x` itself, and must not overlap it otherwise.
+    mean, var, inv_std : ndarray of float64, shape (C,)
+        Receive mean, biased variance and 1 / sqrt(var + eps).
+    """
+    _check_rank(x)
+    _check_like(y, x)
+    C = x.shape[1]
+    for vector in (mean, var, inv_std):
+        _check_vector(vector, C)
+    scale, shift = _vector(gamma, x), _vector(beta, x)
+    count = _values_per_channel(x)
+    if count == 1:
+        raise ValueError("Expected more than 1 value per channel when training")
+    if count == 0:
+        mean[:] = 0.0
+        var[:] = 0.0
+        inv_std[:] = 1.0 / np.sqrt(eps)
+        return
+    if x.ndim == 2:
+        blocks = cpu._blocks(x.shape[0], C)
+        wide, narrow = np.empty(4 * C * blocks), np.empty(3 * C * blocks, x.dtype)
+        _train_rows(
+            x, x[:0], scale, shift, float(eps), False, 1, blocks,
+            y, mean, var, inv_std, wide, narrow,
+        )  # fmt: skip
+    else:
+        planes = np.ascontiguousarray(x)
+        slabs = cpu._slabs(planes, 1)
+        if slabs > 0:
+            narrow = np.empty(3 * C, x.dtype)
+            _train_slabs(
+                planes, planes[:0], scale, shift, float(eps), False, 1, slabs,
+                y, mean, var, inv_std, narrow,
+            )  # fmt: skip
+        else:
+            grid = cpu._grid(x.shape)
+            parts = grid[0] * grid[1]
+            wide, narrow = np.empty(4 * C * parts), np.empty(3 * C * parts, x.dtype)
+            _train_planes(
+                planes, planes[:0], scale, shift, float(eps), False, 1, grid,
+                y, mean, var, inv_std, wide, narrow,
+            )  # fmt: skip
+
+
+@library_function
+def affine(mean, var, gamma, beta, eps, out):
+    """Prepare `normalize` for fixed statistics, so that it allocates and divides nothing.
+
+    Parameters
+    ----------
+    mean, var : ndarray, shape (C,)
+        Statistics to normalize with.
+    gamma, beta : ndarray, shape (C,), or None
+        None means 1 and 0.
+    eps : float
+        Added to the variance.
+    out : ndarray, shape (3 * C,), type of the arrays to normalize
+        Receives shift, scale and offset: ``y = (x - shift) * scale + offset``.
+    """
+    C = mean.size
+    if C == 0 or var.size != C or out.size != 3 * C:
+        raise ValueError("var must have the length of mean, and out three times that")
+    like = out.reshape((3, C))
+    inv_std = np.empty(C)
+    cpu._invert(var, eps, inv_std)
+    cpu._affine(_vector(gamma, like), _vector(beta, like), mean, inv_std, out)
+
+
+@library_function
+def normalize(x, prepared, y):
+    """Compute ``y = (x - shift) * scale + offset`` per channel.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
+    prepared : ndarray, shape (3 * C,)
+        What `affine` made.
+    y : ndarray, shape and type of `x`
+        Receives the result. It may be `x` itself, and must not overlap it otherwise.
+    """
+    _check_rank(x)
+    _check_like(y, x)
+    if prepared.size != 3 * x.shape[1]:
+        raise ValueError("the prepared array must have three elements per channel of x")
+    if x.ndim == 2:
+        cpu._normalize_rows(x, x[:0], False, prepared, y, 0, x.shape[0])
+    else:
+        N, C, S = x.shape
+        cpu._normalize_planes(x, x[:0], False, prepared, y, 0, N, 0, C, 0, S)
+
+
+@library_function
+def batch_norm_infer(x, mean, var, gamma, beta, eps, y):
+    """Normalize `x` with given statistics: ``y = gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
+    mean, var : ndarray, shape (C,)
+        Statistics to normalize with.
+    gamma, beta : ndarray, shape (C,), or None
+        None means 1 and 0.
+    eps : float
+        Added to the variance.
+    y : ndarray, shape and type of `x`
+        Receives the result. It may be `x` itself, and must not overlap it otherwise.
+    """
+    _check_rank(x)
+    _check_vector(mean, x.shape[1])
+    prepared = np.empty(3 * x.shape[1], x.dtype)
+    affine(mean, var, gamma, beta, eps, prepared)
+    normalize(x, prepared, y)
+
+
+# ---------------------------------------------------------------- backward
+
+
+@register_jitable
+def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
+    _check_rank(x)
+    _check_like(dy, x)
+    _check_like(dx, x)
+    C = x.shape[1]
+    for vector in (mean, inv_std):
+        _check_vector(vector, C)
+    for vector in (dgamma, dbeta):
+        _check_vector(vector, C)
+    scale = _vector(gamma, x)
+    if x.size == 0:
+        dgamma[:] = 0
+        dbeta[:] = 0
+        return
+    if x.ndim == 2:
+        blocks = cpu._blocks(x.shape[0], C)
+        wide, narrow = np.empty(2 * C * blocks), np.empty((4 + 2 * blocks) * C, x.dtype)
+        _backward_rows(
+            dy, x, x[:0], scale, mean, inv_std, fixed, 1, blocks, dx, dgamma, dbeta, wide, narrow
+        )
+    else:
+        planes, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+        slabs = cpu._slabs(planes, 2)
+        narrow = np.empty(4 * C, x.dtype)
+        if slabs > 0:
+            wide = np.empty(2 * C)
+            _backward_slabs(
+                gradient, planes, planes[:0], scale, mean, inv_std, fixed, 1, slabs,
+                dx, dgamma, dbeta, wide, narrow,
+            )  # fmt: skip
+        else:
+            grid = cpu._grid(x.shape)
+            wide = np.empty(2 * C * grid[0] * grid[1])
+            _backward_planes(
+                gradient, planes, planes[:0], scale, mean, inv_std, fixed, 1, grid,
+                dx, dgamma, dbeta, wide, narrow,
+            )  # fmt: skip
+
+
+@library_function
+def batch_norm_backward(dy, x, mean, inv_std, gamma, dx, dgamma, dbeta):
+    """Gradients of `batch_norm_train`, the statistics being functions of `x`.
+
+    Parameters
+    ----------
+    dy : ndarray, shape and type of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
+        The forward's input.
+    mean, inv_std : ndarray of float64, shape (C,)
+        What the forward wrote.
+    gamma : ndarray, shape (C,), or None
+        The forward's scale.
+    dx : ndarray, shape and type of `x`
+        Receives the gradient of `x`. It may be `dy` or `x` itself.
+    dgamma, dbeta : ndarray, shape (C,)
+        Receive the gradients of gamma and beta.
+    """
+    _backward(dy, x, mean, inv_std, gamma, False, dx, dgamma, dbeta)
+
+
+@library_function
+def batch_norm_infer_backward(dy, x, mean, var, gamma, eps, dx, dgamma, dbeta):
+    """Gradients of `batch_norm_infer`, the statistics being constants.
+
+    Parameters
+    ----------
+    dy : ndarray, shape and type of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
+        The forward's input.
+    mean, var : ndarray of float64, shape (C,)
+        The statistics that the forward used.
+    gamma : ndarray, shape (C,), or None
+        The forward's scale.
+    eps : float
+        The forward's eps.
+    dx : ndarray, shape and type of `x`
+        Receives the gradient of `x`. It may be `dy` or `x` itself.
+    dgamma, dbeta : ndarray, shape (C,)
+        Receive the gradients of gamma and beta.
+    """
+    inv_std = np.empty(var.size)
+    cpu._invert(var, eps, inv_std)
+    _backward(dy, x, mean, inv_std, gamma, True, dx, dgamma, dbeta)
