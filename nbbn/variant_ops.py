@@ -11,7 +11,7 @@ from . import backend, checks
 from . import functional as F  # noqa: N812 - the usual name
 from .autograd import Op, Tensor, apply_with_context
 from .errors import ArgumentError
-from .ops import residual_gradient
+from .ops.batchnorm import residual_gradient
 
 __all__ = ["batch_renorm", "ghost_batch_norm", "in_place_batch_norm", "weighted_batch_norm"]
 

@@ -14,7 +14,7 @@ import reference
 from reference import wide
 
 from nbbn import losses, ops, variant_ops
-from nbbn.autograd import Parameter, Tensor
+from nbbn.autograd import Parameter, Tensor, apply
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 
 Shape = tuple[int, ...]
@@ -222,7 +222,7 @@ CASES = [
     same("transpose", lambda x: x.T, (3, 4)),
     Case(
         "To",
-        lambda x: ops.apply(ops.To, x, device="cpu"),
+        lambda x: apply(ops.To, x, device="cpu"),
         wide,
         ((2, 3),),
         lambda torch, x: x.to("cpu"),

@@ -1,0 +1,90 @@
+"""The catalogue of differentiable operations, each about a dozen lines.
+
+Adding one: its kernels, its functions in `nbbn.functional`, a class here, one line in
+`tests/cases.py`.
+Everything computed goes through `backend.run`, so that a step can be recorded and replayed.
+"""
+
+from .activations import (
+    Dropout,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+    dropout,
+    log_softmax,
+    relu,
+    sigmoid,
+    softmax,
+    tanh,
+)
+from .arithmetic import (
+    Add,
+    Divide,
+    Exp,
+    Log,
+    MatMul,
+    Multiply,
+    Power,
+    Subtract,
+)
+from .batchnorm import (
+    BatchNormInfer,
+    BatchNormTrain,
+    batch_norm_infer,
+    batch_norm_train,
+)
+from .dense import (
+    CrossEntropy,
+    Linear,
+    cross_entropy,
+    linear,
+)
+from .shapes import (
+    Index,
+    Max,
+    Mean,
+    Reshape,
+    Sum,
+    To,
+    Transpose,
+)
+
+__all__ = [
+    "Add",
+    "BatchNormInfer",
+    "BatchNormTrain",
+    "CrossEntropy",
+    "Divide",
+    "Dropout",
+    "Exp",
+    "Index",
+    "Linear",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "Mean",
+    "Multiply",
+    "Power",
+    "ReLU",
+    "Reshape",
+    "Sigmoid",
+    "Softmax",
+    "Subtract",
+    "Sum",
+    "Tanh",
+    "To",
+    "Transpose",
+    "batch_norm_infer",
+    "batch_norm_train",
+    "cross_entropy",
+    "dropout",
+    "linear",
+    "log_softmax",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]
