@@ -28,6 +28,7 @@ class Training(NamedTuple):
 
     Attributes
     ----------
+    config : Config
     data : Dataset
     model : Sequential
     batches : Batches
@@ -35,12 +36,29 @@ class Training(NamedTuple):
     optimizer : Optimizer
     """
 
+    config: Config
     data: Dataset
     model: Sequential
     batches: Batches
     validation: Batches | None
     test: Batches | None
     optimizer: Optimizer
+
+    def description(self) -> dict[str, Any]:
+        """Collect what `nbbn.inference.Classifier` needs beside the weights.
+
+        Returns
+        -------
+        dict
+            For the `config` of `nbbn.checkpoint.Checkpoints`.
+        """
+        images = self.data.train_images
+        return {
+            "config": self.config.to_dict(),
+            "shape": images.shape[1:],
+            "dtype": str(images.dtype),
+            "classes": self.model.parameters()[-1].size,
+        }
 
 
 def _between(low: float, high: float = math.inf) -> tuple[str, Callable[[Any], bool]]:
@@ -244,4 +262,4 @@ class Config:
         if self.optimizer == "sgd":
             own["momentum"] = 0.9 if self.momentum is None else self.momentum
         optimizer = optim.OPTIMIZERS[self.optimizer](model.parameters(), lr=rate, **own)
-        return Training(found, model, batches, validation, test, optimizer)
+        return Training(self, found, model, batches, validation, test, optimizer)

@@ -128,6 +128,10 @@ class LogFile(_Rows):
         kept: list[dict[str, Any]] = []
         if run.step and self.path.exists():
             kept = [row for row in read_log(self.path) if _belongs(row, run)]
+            # Columns of the run before that this one does not have.
+            self._columns = list(
+                dict.fromkeys([*self._columns, *(key for row in kept for key in row)])
+            )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             content = "".join(self._line(row) for row in kept)

@@ -25,9 +25,14 @@ def _figure(**options: Any) -> Figure:
     return Figure(layout="constrained", **options)
 
 
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+def _finish(figure: Figure) -> None:
+    """Take the frames away and put one legend above all parts."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize="small"
+    )
 
 
 def curves(runs: Mapping[str, Rows]) -> Figure:
@@ -62,7 +67,7 @@ def curves(runs: Mapping[str, Rows]) -> Figure:
                 if steps:
                     axes.plot(steps, values, style, color=color, label=f"{name}, {part}")
         axes.set(xlabel="steps", ylabel=measure)
-        _plain(axes)
+    _finish(figure)
     return figure
 
 
@@ -98,7 +103,7 @@ def percentiles(rows: Rows) -> Figure:
             steps, values = _series(rows, "step", f"{layer}.p{percent}")
             axes.plot(steps, values, style, color="C0", label=f"{percent}th percentile")
         axes.set(xlabel="steps", title=f"input of layer {layer}")
-        _plain(axes)
+    _finish(figure)
     return figure
 
 

@@ -161,9 +161,14 @@ def test_the_command_is_a_few_lines_of_public_api(own, tmp_path, capsys):
         data=(str(own),), hidden=(8,), batch_size=16, dropout=0.2, seed=1, epochs=3
     )  # fmt: skip
     training = config.prepare()
-    train.fit(training.model, training.batches, training.optimizer, epochs=config.epochs)
-    state = training.model.state_dict()
-    assert {name: array.tobytes() for name, array in state.items()} == weights(tmp_path)
+    keeper = checkpoint.Checkpoints(tmp_path / "own", config=training.description())
+    train.fit(training.model, training.batches, training.optimizer, epochs=3, callbacks=[keeper])
+    assert weights(tmp_path / "own") == weights(tmp_path)
+    images, _ = digits(9, 2)
+    np.testing.assert_array_equal(
+        Classifier.load(tmp_path / "own").probabilities(images),
+        Classifier.load(sorted(tmp_path.glob("step-*"))[-1]).probabilities(images),
+    )
 
 
 def test_a_plain_training_loads_nothing_that_it_does_not_use(own):
@@ -257,6 +262,20 @@ def test_resume_auto_begins_where_there_is_nothing(own, tmp_path, capsys):
     flags = ("--data", own, *FLAGS, "--out", tmp_path / "new", "--resume", "auto", "--epochs", 1)
     status, lines, _ = call(capsys, "train", *flags, "--quiet")
     assert (status, json.loads(lines[0])["epochs"]) == (0, 1)
+
+
+def test_a_resumed_run_may_log_other_columns_and_start_elsewhere(
+    own, tmp_path, capsys, monkeypatch
+):
+    log = ("--log-file", tmp_path / "log.csv", "--log-every", 3, "--quiet")
+    monkeypatch.chdir(own.parent)
+    call(capsys, "train", "--data", own.name, *FLAGS, "--epochs", 1, "--out", tmp_path / "run",
+         "--percentiles", *log)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "train", "--resume", "run", "--epochs", 2, *log)[0] == 0
+    steps = [row for row in logs.read_log(tmp_path / "log.csv") if row["kind"] == "step"]
+    assert [("1.p50" in row) for row in steps] == [row["epoch"] == 1 for row in steps]
+    assert {row["epoch"] for row in steps} == {1, 2}
 
 
 def test_another_number_of_threads_is_said(own, tmp_path, capsys, monkeypatch):

@@ -64,8 +64,7 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     if found is not None:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
     if keeper is not None:
-        keeper.config = _description(config, training)
-        _compare_threads(keeper.config["threads"], found)
+        keeper.config = training.description() | {"threads": _threads(found)}
     history = train.fit(
         training.model, training.batches, training.optimizer,
         epochs=config.epochs, validation=training.validation, test=training.test,
@@ -127,7 +126,8 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
     names = {field.name for field in dataclasses.fields(Config)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
     if "data" in given:
-        given["data"] = tuple(given["data"])
+        # A run goes on from any folder.
+        given["data"] = tuple(os.path.abspath(d) if os.path.exists(d) else d for d in given["data"])
     if found is None:
         return Config(**given)
     saved = _saved_config(found)
@@ -140,20 +140,11 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
     return dataclasses.replace(saved, **given)
 
 
-def _description(config: Config, training: Training) -> dict[str, Any]:
-    """Collect what `nbbn.inference.Classifier` needs beside the weights, and the threads."""
+def _threads(found: Checkpoint | None) -> int:
+    """Count the threads, and say so if there were others before."""
     import numba
 
-    return {
-        "config": config.to_dict(),
-        "shape": training.data.train_images.shape[1:],
-        "dtype": str(training.data.train_images.dtype),
-        "classes": training.model.parameters()[-1].size,
-        "threads": numba.get_num_threads(),
-    }
-
-
-def _compare_threads(threads: int, found: Checkpoint | None) -> None:
+    threads: int = numba.get_num_threads()
     before = threads if found is None else found.config.get("threads", threads)
     if before != threads:
         print(
@@ -161,6 +152,7 @@ def _compare_threads(threads: int, found: Checkpoint | None) -> None:
             f"differently, so the results will; --threads {before} keeps them",
             file=sys.stderr,
         )
+    return threads
 
 
 def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:

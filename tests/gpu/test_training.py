@@ -91,3 +91,22 @@ def test_the_command_line_trains_on_the_device(mnist, monkeypatch, capsys):
     assert result["device"] == "cuda"
     assert result["steps"] == 2
     assert backend.choose("auto") == "cpu"
+
+
+def test_a_run_on_the_device_is_logged_saved_and_resumed(mnist, monkeypatch, capsys, tmp_path):
+    from nbbn import cli, logs
+
+    few = mnist._replace(
+        train_images=mnist.train_images[:64], train_labels=mnist.train_labels[:64],
+        test_images=mnist.test_images[:50], test_labels=mnist.test_labels[:50],
+    )  # fmt: skip
+    monkeypatch.setattr(data, "load", lambda *args, **options: few)
+    flags = ["--device", "cuda", "--log-every", "1", "--percentiles", "--quiet"]
+    first = ["--hidden", "8", "--epochs", "1", "--batch-size", "32", "--out", str(tmp_path)]
+    assert cli.main(["train", *first, *flags]) == 0
+    assert cli.main(["train", "--resume", str(tmp_path), "--epochs", "2", *flags]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 4
+    steps = [row for row in logs.read_log(tmp_path) if row["kind"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert all(row["gradient_norm"] > 0 and row["1.p15"] < row["1.p85"] for row in steps)
+    assert cli.main(["eval", str(tmp_path)]) == 0
