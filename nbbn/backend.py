@@ -69,10 +69,11 @@ def is_foreign(value: Any) -> bool:
         return False
     if is_array(value):
         return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
+    # First DLPack: PyTorch's other interface raises for a tensor that requires a gradient.
     where = getattr(value, "__dlpack_device__", None)
-    return where is not None and int(where()[0]) in _DLPACK_CUDA
+    if where is not None:
+        return int(where()[0]) in _DLPACK_CUDA
+    return hasattr(value, "__cuda_array_interface__")
 
 
 @functools.cache

@@ -98,6 +98,7 @@ class Step:
             return self._eager(x, y).item
         if self._version != modules.version() or not self._optimizer.intact():
             self._forget()
+        checks.on_device(y, backend.device_of(x), "y")
         # Only whole, dense, separate arrays can take each other's place in a plan.
         x, y = backend.dense(x), backend.dense(y)
         if np.may_share_memory(x, y):

@@ -106,6 +106,45 @@ def test_batch_norm_of_any_layout_and_type(shape, axis, order, dtype, rng):
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+@pytest.mark.parametrize("op", ["relu", "sigmoid", "tanh", "softmax", "log_softmax"])
+def test_activations_of_any_type(op, dtype, rng):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    x, dy = rng.normal(0, 2, (2, 5, 9)).astype(dtype)
+    y = getattr(F, op)(x)
+    dx = getattr(F, f"{op}_backward")(dy, y)
+    got = getattr(F, op)(cuda(x)), getattr(F, f"{op}_backward")(cuda(dy), cuda(y))
+    tolerance = 2e-2 if x.dtype.itemsize == 2 else 1e-13
+    for a, b in zip(got, (y, dx), strict=True):
+        assert a.dtype == x.dtype
+        a, b = (np.asarray(c, np.float64) for c in (backend.host(a), b))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+def test_cross_entropy_of_any_type(reduction, dtype, rng):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    x, labels = rng.normal(0, 2, (6, 4)).astype(dtype), rng.integers(0, 4, 6)
+    there = cuda(x), cuda(labels)
+    got = (
+        F.cross_entropy(*there, reduction=reduction),
+        F.cross_entropy_backward(*there, 0.5, reduction=reduction),
+    )
+    want = (
+        F.cross_entropy(x, labels, reduction=reduction),
+        F.cross_entropy_backward(x, labels, 0.5, reduction=reduction),
+    )
+    tolerance = 2e-2 if x.dtype.itemsize == 2 else 1e-13
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == x.dtype
+        assert a.shape == b.shape
+        a, b = (np.asarray(c, np.float64) for c in (backend.host(a), b))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
 def test_inference_running_statistics_and_outputs_in_place(rng):
     x = rng.normal(size=(8, 3)).astype(np.float32)
     running = [np.zeros(3, np.float32), np.ones(3, np.float32)]
@@ -335,6 +374,15 @@ def test_fit_stops_when_the_loss_is_not_finite(rng):
     batches = nbbn.data.Batches(x, rng.integers(0, 3, 12), 4, shuffle=False, device="cuda")
     with pytest.raises(DivergenceError, match=r"step 3 of epoch 1.*the batch itself"):
         train.fit(model, batches, optim.SGD(model.parameters()), epochs=1)
+
+
+def test_a_step_takes_no_batch_on_two_devices_or_on_another_than_the_model(rng):
+    x, y = batch(rng)
+    _, _, step = model_and_step()
+    with pytest.raises(DeviceError, match="y is on cpu"):
+        step(x, backend.host(y))
+    with pytest.raises(DeviceError, match="weight is on cuda"):
+        step(backend.host(x), backend.host(y))
 
 
 def test_a_step_takes_no_lists():

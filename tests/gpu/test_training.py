@@ -77,7 +77,7 @@ def test_the_same_training_gives_the_same_bits(mnist, monkeypatch):
         np.testing.assert_array_equal(array, again[name])
 
 
-def test_the_command_line_trains_on_the_device(mnist, monkeypatch, capsys):
+def test_the_command_line_trains_on_the_device_and_goes_on(mnist, monkeypatch, capsys, tmp_path):
     from nbbn import cli
 
     few = mnist._replace(
@@ -85,11 +85,17 @@ def test_the_command_line_trains_on_the_device(mnist, monkeypatch, capsys):
         test_images=mnist.test_images[:50], test_labels=mnist.test_labels[:50],
     )  # fmt: skip
     monkeypatch.setattr(data, "load", lambda *args, **options: few)
-    flags = ["--hidden", "8", "--epochs", "1", "--batch-size", "32", "--quiet"]
-    assert cli.main(["train", "--device", "cuda", *flags]) == 0
+    flags = ["--hidden", "8", "--batch-size", "32", "--quiet", "--out", str(tmp_path)]
+    flags += ["--device", "cuda", "--schedule", "constant"]
+    more = ["--log-every", "1", "--percentiles", "--save-every", "1"]
+    assert cli.main(["train", *flags, *more, "--epochs", "1"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["device"] == "cuda"
     assert result["steps"] == 2
+    assert cli.main(["train", *flags, "--resume", "auto", "--epochs", "2"]) == 0
+    resumed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert resumed["steps"] == 4
+    assert resumed["train_loss"] < result["train_loss"]
     assert backend.choose("auto") == "cpu"
 
 
