@@ -195,6 +195,19 @@ def test_gradients_of_parameters_written_over_inputs(data):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+def test_per_channel_operands_inside_out(rng):
+    """Planes are finished by groups of channels; a later group's gamma must still be there."""
+    x, dy, out = rng.normal(size=(3, 2, 8, 9000)).astype(np.float32)
+    stats = F.batch_norm_train(x)[1]
+    for call in (
+        lambda gamma, **to: F.batch_norm_train(x, gamma, gamma, **to)[0],
+        lambda gamma, **to: F.batch_norm_backward(dy, x, stats, gamma, **to)[0],
+        lambda gamma, **to: F.batch_norm_infer(x, gamma, np.ones(8), gamma, gamma, **to),
+    ):
+        expected = call(out.ravel()[:8].copy())
+        np.testing.assert_array_equal(call(out.ravel()[:8], out=out), expected)
+
+
 def test_results_that_share_memory_are_refused():
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
     stats = F.batch_norm_train(x)[1]

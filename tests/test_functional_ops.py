@@ -450,6 +450,20 @@ def test_cross_entropy_is_minus_log_softmax(rng):
     np.testing.assert_allclose(got, want, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("reduction", "shape"), [("mean", ()), ("sum", ()), ("none", (6,))])
+def test_cross_entropy_out(rng, reduction, shape, dtype):
+    logits, labels = rng.normal(size=(6, 6)).astype(dtype), np.arange(6)
+    expected = fn.cross_entropy(logits, labels, reduction=reduction)
+    strided = np.empty((*shape, 2), dtype)[..., 0]
+    for out in (np.empty(shape, dtype), strided, logits[(0, 0) if shape == () else 0][...]):
+        assert fn.cross_entropy(logits.copy(), labels, reduction=reduction, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+    for wrong, error in ((np.empty(5, dtype), ShapeError), (np.empty(shape, int), DTypeError)):
+        with pytest.raises(error, match="out"):
+            fn.cross_entropy(logits, labels, reduction=reduction, out=wrong)
+
+
 def test_cross_entropy_of_no_rows():
     logits, labels = np.empty((0, 5), np.float32), np.empty(0, np.int64)
     assert fn.cross_entropy(logits, labels, reduction="none").shape == (0,)

@@ -131,7 +131,13 @@ def log_softmax_backward(
 
 
 @in_kind
-def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "mean") -> np.ndarray:
+def cross_entropy(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    reduction: str = "mean",
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Cross-entropy of softmax(logits) against class labels.
 
     ``loss[i] = log(sum(exp(logits[i]))) - logits[i, labels[i]]``.
@@ -144,6 +150,8 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "m
         Classes in [0, K).
     reduction : {"mean", "sum", "none"}, default "mean"
         How the N losses combine.
+    out : ndarray, shape of the result, dtype of `logits`, optional
+        Receives the result.
 
     Returns
     -------
@@ -156,6 +164,9 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "m
         Operands that do not fit together, a label out of range, an unknown reduction.
     """
     layout, rows, labels = _operands(logits, labels, reduction)
+    if out is not None:
+        shape = (rows.shape[0],) if reduction == "none" else ()
+        checks.output(out, shape, logits.dtype, device=layout.device)
     loss = backend.empty(rows.shape[0], layout.dtype, layout.device)
     kernels = backend.kernels("softmax", layout.device)
     backend.run(kernels.cross_entropy, rows, labels, loss)
@@ -163,11 +174,12 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, reduction: str = "m
         total = backend.empty(1, layout.dtype, layout.device)
         backend.run(kernels.scaled_sum, loss, _scale(reduction, rows.shape[0]), total)
         loss = total.reshape(())
-    if loss.dtype != logits.dtype:
-        narrow = backend.empty(loss.shape, logits.dtype, layout.device)
-        backend.run(np.copyto, narrow, loss, "unsafe")
-        return narrow
-    return loss
+    if out is None and loss.dtype == logits.dtype:
+        return loss
+    if out is None:
+        out = backend.empty(loss.shape, logits.dtype, layout.device)
+    backend.run(np.copyto, out, loss, "unsafe")
+    return out
 
 
 @in_kind
