@@ -294,6 +294,11 @@ class _Loaded:
 
     def __init__(self, variant: Variant, kinds: tuple[Any, ...]) -> None:
         cc = _device.capability()
+        if cc < _LEAST_FOR_16_BITS and "16" in repr(kinds):
+            raise RuntimeError(
+                f"16-bit types need a device of compute capability 8.0 or more, this one has "
+                f"{cc[0]}.{cc[1]}: use float32"
+            )
 
         def build() -> bytes:
             ptx = compile_kernel(variant, kinds, cc)
@@ -376,15 +381,20 @@ class _Device(threading.local):
 
 
 _device = _Device()
-_scratch: dict[int, tuple[Any, Any]] = {}
+_scratch: dict[tuple[int, int], tuple[Any, Any]] = {}
+_PER_THREAD_STREAM = 2
+# Rounding pairs of numbers in one instruction.
+_LEAST_FOR_16_BITS = (8, 0)
 
 
 def scratch(acc: Any) -> tuple[Any, Any]:
     """Partial sums of type `acc`, and tickets that are all zero, private to the current stream."""
     stream = current_stream()
-    if stream not in _scratch:
-        _scratch[stream] = _zeros(BLOCKS * PARTIALS, np.float32), _zeros(BLOCKS, np.uint32)
-    partials, tickets = _scratch[stream]
+    # One handle stands for the default streams of all threads.
+    key = stream, threading.get_ident() if stream == _PER_THREAD_STREAM else 0
+    if key not in _scratch:
+        _scratch[key] = _zeros(BLOCKS * PARTIALS, np.float32), _zeros(BLOCKS, np.uint32)
+    partials, tickets = _scratch[key]
     if acc is numba.float64:
         partials = _as_float64(partials)
     return partials, tickets
@@ -407,16 +417,18 @@ def _zeros(size: int, dtype: Any) -> Any:
     return Memory(size, dtype, pointer)
 
 
+@functools.cache
 def _driver() -> Any:
     from cuda.bindings import driver
 
     return driver
 
 
-def _compiler_version() -> str:
+def _compiler_version() -> tuple[str, str]:
+    import cuda.bindings
     import numba_cuda
 
-    return str(numba_cuda.__version__)
+    return str(numba_cuda.__version__), str(cuda.bindings.__version__)
 
 
 def _check(status: Any) -> Any:

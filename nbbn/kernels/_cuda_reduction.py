@@ -129,7 +129,10 @@ def _make_reduction(merge):
 
     @device_function
     def over_block(memory_a, memory_b, counts, stop, n, a, b):
-        """Reduce over this block: (n, a, b), the same for all threads that belong together."""
+        """Reduce over this block: (n, a, b), the same for all threads that belong together.
+
+        A barrier must come before the memory is written again.
+        """
         p, V = position(), width(a)
         store_any(memory_a, p * V, a)
         store_any(memory_b, p * V, b)
@@ -147,9 +150,7 @@ def _make_reduction(merge):
             cuda.syncthreads()
             half //= 2
         p %= stop
-        n, a, b = counts[p], load_any(memory_a, p * V, a), load_any(memory_b, p * V, b)
-        cuda.syncthreads()
-        return n, a, b
+        return counts[p], load_any(memory_a, p * V, a), load_any(memory_b, p * V, b)
 
     @device_function
     def over_grid(memory_a, memory_b, counts, stop, partials, tickets, n, a, b):

@@ -1,27 +1,28 @@
 """A fast and strict engine for the CUDA simulator of numba-cuda.
 
 The simulator runs each CUDA thread as a thread of the operating system, and a barrier costs it
-milliseconds. Here a CUDA thread is a greenlet: a switch costs a microsecond, and the order in which
-threads run between barriers is chosen, so that a kernel that lacks a barrier fails every time and
-not once in a while. Shared memory starts out as NaN.
+milliseconds. Here a CUDA thread is a greenlet: a switch costs a microsecond, and which thread runs
+of those that could is chosen, across blocks too, so that a kernel that lacks a barrier fails every
+time and not once in a while. Shared memory starts out as NaN.
 
 `install()` replaces the simulator's engine for the process; `schedule(order)` chooses the order.
 """
 
 from __future__ import annotations
 
+import heapq
 import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import greenlet
 import numpy as np
 from numba.cuda.np import numpy_support
 from numba.cuda.simulator import kernel, kernelapi
 
-# "forward", "reversed", or a seed for a shuffle of its own between any two barriers.
+# "forward", "reversed", or the seed of a shuffle: which threads are the most urgent.
 _order: str | int = "forward"
 
 
@@ -29,81 +30,111 @@ class DivergentBarrierError(RuntimeError):
     """Some threads of a block wait at a barrier that others have left out."""
 
 
-class _Thread:
-    """One CUDA thread; `barriers` counts those that it has reached."""
+# Blocks that run at the same time, as on the multiprocessors of a small device.
+_AT_ONCE = 32
 
-    def __init__(self, block: tuple[int, ...], index: tuple[int, ...], run: Callable[[], None]):
-        self.blockIdx = kernelapi.Dim3(*block)
+
+class _Team:
+    """The threads of one block: how many there are, still run, and wait at a barrier."""
+
+    def __init__(self, place: tuple[int, ...], size: int) -> None:
+        self.place, self.size, self.alive = place, size, size
+        self.waiting: list[_Thread] = []
+        self.shared: dict[tuple[str, int], np.ndarray] = {}
+
+
+class _Thread:
+    """One CUDA thread."""
+
+    def __init__(self, team: _Team, index: tuple[int, ...], run: Callable[[], None]) -> None:
+        self.team = team
+        self.blockIdx = kernelapi.Dim3(*team.place)
         self.threadIdx = kernelapi.Dim3(*index)
         self.greenlet = greenlet.greenlet(run)
-        self.barriers = 0
 
 
 _current: _Thread
 
 
-class _Block:
-    """Takes the place of the simulator's BlockManager: made for one block, run once."""
+class _Blocks:
+    """Takes the place of the simulator's BlockManager, which is made and run for each block."""
+
+    _places: ClassVar[list[tuple[int, ...]]] = []
 
     def __init__(self, function: Any, grid: tuple, block: tuple, debug: bool) -> None:
-        self._function, self._grid, self._shape = function, grid, block
+        self._function, self._shape = function, block
+        self._last = tuple(n - 1 for n in grid)
 
     def run(self, place: tuple[int, ...], *args: Any) -> None:
-        global _current
-        threads = [
-            _Thread(self._place(place), index, lambda: self._function(*args))
-            for index in np.ndindex(*self._shape)
-        ]
-        shuffle = random.Random(_order) if isinstance(_order, int) else None
-        while threads:
-            if shuffle:
-                shuffle.shuffle(threads)
-            for thread in threads if _order != "reversed" else threads[::-1]:
-                _current = thread
-                thread.greenlet.switch()
-            waiting = [thread for thread in threads if not thread.greenlet.dead]
-            if len({thread.barriers for thread in waiting}) > 1 or 0 < len(waiting) < len(threads):
-                raise DivergentBarrierError(
-                    f"{len(waiting)} of {len(threads)} threads of block {place} wait at a barrier"
-                )
-            threads = waiting
-        _shared.clear()
+        """Put the block on a list, and run those on it once there are enough."""
+        self._places.append(place)
+        if place == self._last or len(self._places) == _AT_ONCE:
+            places = self._places.copy()
+            self._places.clear()
+            self._run(places, args)
 
-    def _place(self, place: tuple[int, ...]) -> tuple[int, ...]:
-        """Blocks run one after the other; in which order, no kernel may rely on."""
+    def _run(self, places: list[tuple[int, ...]], args: tuple[Any, ...]) -> None:
+        """Run, at each turn, the most urgent thread of those that do not wait at a barrier."""
+        global _current
+        indices = list(np.ndindex(*self._shape))
+        teams = [_Team(place, len(indices)) for place in places]
+        threads = [
+            _Thread(team, index, lambda: self._function(*args))
+            for team in teams
+            for index in indices
+        ]
+        turns = self._turns(threads)
+        ready = [turns(thread) for thread in threads]
+        heapq.heapify(ready)
+        while ready:
+            *_, _current = heapq.heappop(ready)
+            team = _current.team
+            _current.greenlet.switch()
+            if _current.greenlet.dead:
+                team.alive -= 1
+            else:
+                team.waiting.append(_current)
+            if 0 < len(team.waiting) == team.alive:
+                if team.alive < team.size:
+                    raise DivergentBarrierError(
+                        f"{team.alive} of {team.size} threads of block {team.place} "
+                        "wait at a barrier"
+                    )
+                for thread in team.waiting:
+                    heapq.heappush(ready, turns(thread))
+                team.waiting = []
+
+    @staticmethod
+    def _turns(threads: list[_Thread]) -> Callable[[_Thread], tuple[float, int, _Thread]]:
+        """Make a function that puts a thread's turn, the smallest first, before it."""
+        number = {thread: n for n, thread in enumerate(threads)}
         if _order == "forward":
-            return place
-        number = int(np.ravel_multi_index(place, self._grid))
-        total = int(np.prod(self._grid))
+            return lambda thread: (0, number[thread], thread)
         if _order == "reversed":
-            number = total - 1 - number
-        else:
-            number = random.Random(_order).sample(range(total), total)[number]
-        return tuple(int(i) for i in np.unravel_index(number, self._grid))
+            return lambda thread: (0, -number[thread], thread)
+        # Each time anew, and now and then so late that others get far ahead.
+        draw = random.Random(_order).random
+        return lambda thread: (1 / (1 - draw()), number[thread], thread)
 
 
 def _syncthreads(_: Any) -> None:
-    _current.barriers += 1
     _current.greenlet.parent.switch()
-
-
-_shared: dict[tuple[str, int], np.ndarray] = {}
 
 
 def _shared_array(_: Any, shape: Any, dtype: Any) -> np.ndarray:
     frame = sys._getframe(1)
-    place = frame.f_code.co_filename, frame.f_lineno
-    if place not in _shared:
+    line, shared = (frame.f_code.co_filename, frame.f_lineno), _current.team.shared
+    if line not in shared:
         array = np.empty(shape, numpy_support.as_dtype(dtype))
         array.view(np.uint8)[...] = 0xFF
-        _shared[place] = array
-    return _shared[place]
+        shared[line] = array
+    return shared[line]
 
 
 def install() -> None:
     """Use this engine from now on."""
     module = kernelapi.FakeCUDAModule
-    kernel.BlockManager = _Block
+    kernel.BlockManager = _Blocks
     module.threadIdx = property(lambda _: _current.threadIdx)
     module.blockIdx = property(lambda _: _current.blockIdx)
     module.syncthreads = _syncthreads
@@ -112,7 +143,7 @@ def install() -> None:
 
 @contextmanager
 def schedule(order: str | int) -> Iterator[None]:
-    """Run threads and blocks "forward", "reversed", or shuffled by a seed."""
+    """Let the first threads of the first blocks go first, the last ones, or some by a seed."""
     global _order
     before, _order = _order, order
     try:

@@ -93,7 +93,7 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
     memory = np.zeros(_cuda.BLOCKS * _cuda.PARTIALS, np.float32)
     with patch.context() as context:
         context.setattr(_cuda.Variant, "__call__", note)
-        context.setattr(_cuda, "_scratch", {0: (memory, memory.view(np.uint32))})
+        context.setattr(_cuda, "_scratch", {(0, 0): (memory, memory.view(np.uint32))})
         for dtype in DTYPES:
             _batchnorm(dtype)
             _elementwise(dtype)

@@ -16,6 +16,7 @@ SHAPES = [
     (4, 3, 1), (3, 2, 8), (1, 1, 200), (9, 2, 16), (70, 1, 8), (5, 3, 7), (2, 30, 9),
 ]  # fmt: skip
 NOTHING = np.empty(0, np.float32)
+ORDERS = ("forward", "reversed", 7, 8, 9)
 OPTIONS = (
     [("float32", option) for option in ("plain", "affine", "misaligned")]
     + [(dtype, "relu and residual") for dtype in DTYPES]
@@ -69,11 +70,15 @@ class Problem:
         return dx, dgamma, dbeta
 
 
+def poison_scratch():
+    for partials, _ in _cuda._scratch.values():
+        partials.view(np.uint8)[...] = 0xFF
+
+
 @pytest.fixture(autouse=True)
 def scratch():
     """Poison the partial sums before each test, and look for tickets that were left after it."""
-    for partials, _ in _cuda._scratch.values():
-        partials.view(np.uint8)[...] = 0xFF
+    poison_scratch()
     yield
     for _, tickets in _cuda._scratch.values():
         assert not tickets.any()
@@ -122,13 +127,26 @@ def test_against_the_reference(shape, dtype, option):
 def test_same_bits_in_any_order(shape):
     """Threads and blocks may run in any order between barriers; results must not depend on it."""
     found = []
-    for order in ("forward", "reversed", 7, 8):
+    for order in ORDERS:
         with engine.schedule(order):
             problem = Problem(shape, "float32", "relu and residual")
+            poison_scratch()
             y, mean, var, inv_std = problem.train()
+            poison_scratch()
             results = [y, mean, var, *problem.backward(y, mean, inv_std, fixed=False)]
             found.append([array.tobytes() for array in results])
-    assert found[0] == found[1] == found[2] == found[3]
+    assert all(results == found[0] for results in found)
+
+
+def test_the_last_block_has_waited_for_all_parts():
+    """Seeds enough that, among them, the slowest thread of all is one that leaves a part."""
+    problem = Problem((33, 16), "float32")
+    results = set()
+    for order in range(40):
+        with engine.schedule(order):
+            poison_scratch()
+            results.add(b"".join(array.tobytes() for array in problem.train()))
+    assert len(results) == 1
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (6, 2, 16)], ids=str)

@@ -72,6 +72,26 @@ def test_blocks_run_in_different_orders():
     assert {0.0, 7.0} < found
 
 
+@cuda.jit
+def _last_block_adds(parts, ticket, total):
+    """Without a barrier, the ticket does not vouch for the second thread's part."""
+    i = cuda.threadIdx.x
+    parts[2 * cuda.blockIdx.x + i] = 1
+    if i == 0 and cuda.atomic.inc(ticket, 0, cuda.gridDim.x - 1) == cuda.gridDim.x - 1:
+        for k in range(2 * cuda.gridDim.x):
+            total[0] += parts[k]
+
+
+def test_a_race_between_blocks_is_seen():
+    sums = set()
+    for order in range(10):
+        with engine.schedule(order):
+            parts, ticket, total = np.zeros(8), np.zeros(1, np.uint32), np.zeros(1)
+            _last_block_adds[4, 2](parts, ticket, total)
+            sums.add(float(total[0]))
+    assert min(sums) < 8
+
+
 def test_stock_engine():
     """One kernel of each kind under the simulator as it comes, whose threads are real ones."""
     script = """

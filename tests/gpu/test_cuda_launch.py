@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_each_kind_of_argument_has_its_own_code(driver, kernel):
     assert driver.calls.count("cuModuleLoadData") == 3
 
 
+def test_16_bits_need_a_device_that_rounds_them(driver, kernel):
+    driver.CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=7,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=5,
+    )
+    array = Array(1600, 10, "uint16")
+    with pytest.raises(RuntimeError, match=r"8\.0 or more, this one has 7\.5"):
+        kernel[4]((1,), (32, 8), array, 1, array, np.float32(2), (array, array))
+
+
 def test_machine_code_is_kept_on_disk(driver, kernel, monkeypatch, tmp_path):
     driver.formats["kernel"] = "QQqqQqq" + "q" + "QQqqQqq" + "f" + 2 * "QQqqQqq"
     array = Array(1600, 10, "float32")
@@ -139,9 +150,14 @@ def test_scratch_belongs_to_a_stream_and_never_moves(driver, monkeypatch):
     assert wide[0].pointer == first[0].pointer
     assert 2 * wide[0].size == first[0].size
     assert driver.calls.count("cuMemAlloc") == 2
-    monkeypatch.setattr(_cuda, "current_stream", lambda: 7)
-    _cuda.scratch(_cuda.accumulator(np.float32))
-    assert driver.calls.count("cuMemAlloc") == 4
+    for stream, allocations in ((7, 4), (2, 6)):
+        monkeypatch.setattr(_cuda, "current_stream", lambda stream=stream: stream)
+        _cuda.scratch(_cuda.accumulator(np.float32))
+        assert driver.calls.count("cuMemAlloc") == allocations
+    # The handle 2 is the default stream of whichever thread asks.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_cuda.scratch, _cuda.accumulator(np.float32)).result()
+    assert driver.calls.count("cuMemAlloc") == 8
 
 
 def test_an_error_of_the_driver_is_raised_by_name(driver, kernel, monkeypatch):
