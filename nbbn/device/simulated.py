@@ -120,6 +120,8 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         return options["out"][0] if "out" in options else _wrap(result)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        if function is np.may_share_memory and any(isinstance(a, np.ndarray) for a in args):
+            return False
         _own(args)
         _own(options)
         result = function(*_unwrap(args), **_unwrap(options))
