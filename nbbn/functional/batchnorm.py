@@ -534,9 +534,14 @@ def _gradient(
     """Return what receives dgamma or dbeta: `out`, unless writing it would change an input."""
     if out is not None:
         checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
-        if not any(np.may_share_memory(out, array) for array in inputs):
+        if not any(_share(out, array) for array in inputs):
             return out
     return backend.empty(layout.shape[1], layout.dtype, layout.device)
+
+
+def _share(out: np.ndarray, array: np.ndarray) -> bool:
+    # What is not given is an empty array of the host, which a device must not be asked about.
+    return array.size > 0 and bool(np.may_share_memory(out, array))
 
 
 def _hand_over(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
@@ -555,7 +560,7 @@ def _unchanged_by(
     """
     if out is None or len(layout.shape) == 2:
         return vectors
-    return tuple(_copied(v) if np.may_share_memory(v, out) else v for v in vectors)
+    return tuple(_copied(v) if _share(out, v) else v for v in vectors)
 
 
 def _copied(vector: np.ndarray) -> np.ndarray:
