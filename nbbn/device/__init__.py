@@ -310,7 +310,8 @@ def restore(array: Any, like: Any) -> Any:
     package = type(like).__module__.partition(".")[0]
     if package in ("numba", "numba_cuda"):
         return importlib.import_module("numba.cuda").as_cuda_array(array)
-    library = sys.modules.get(package)
+    # JAX keeps the class of its arrays in another package.
+    library = sys.modules.get("jax" if package == "jaxlib" else package)
     for home in (library, getattr(library, "numpy", None)):
         if hasattr(home, "from_dlpack"):
             return home.from_dlpack(array)  # type: ignore[union-attr]

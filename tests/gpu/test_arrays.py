@@ -268,13 +268,16 @@ class Foreign:
         return {**self.array.__array_interface__, "version": 3}
 
 
-@pytest.fixture
-def library(monkeypatch):
-    """A package whose arrays are Foreign and which speaks DLPack."""
-    package = types.ModuleType("foreign")
-    package.from_dlpack = lambda array: Foreign(array.host)
-    monkeypatch.setitem(sys.modules, "foreign", package)
-    monkeypatch.setattr(Foreign, "__module__", "foreign.arrays")
+@pytest.fixture(params=["torch", "jax"])
+def library(request, monkeypatch):
+    """A package whose arrays are Foreign and which speaks DLPack, where PyTorch or JAX does."""
+    package = speaks = types.ModuleType(request.param)
+    monkeypatch.setattr(Foreign, "__module__", "torch")
+    if request.param == "jax":
+        speaks = package.numpy = types.ModuleType("jax.numpy")
+        monkeypatch.setattr(Foreign, "__module__", "jaxlib._jax")
+    speaks.from_dlpack = lambda array: Foreign(array.host)
+    monkeypatch.setitem(sys.modules, request.param, package)
 
 
 @pytest.mark.usefixtures("library")
