@@ -113,6 +113,11 @@ def library_function(function: Callable[..., Any]) -> Any:
     return _compile(function, parallel=False)
 
 
+def inlined_function(function: Callable[..., Any]) -> Any:
+    """As `library_function`, for one so short that calling it would cost more than it does."""
+    return _compile(function, parallel=False, forceinline=True)
+
+
 def parallel_function(function: Callable[..., Any]) -> Any:
     """Compile a function in its parallel form alone, for callers that know it is safe."""
     return _compile(function, parallel=True)
@@ -180,11 +185,12 @@ class compiling_only:  # noqa: N801 - reads as a statement: `with compiling_only
         _state.compile_only = False
 
 
-def _compile(function: Callable[..., Any], *, parallel: bool) -> Any:
+def _compile(function: Callable[..., Any], *, parallel: bool, **more: Any) -> Any:
     options = {
         "parallel": parallel,
         "error_model": "numpy",
         "nogil": True,
+        **more,
     }
     dispatcher = njit(**options)(function)
     dispatcher._cache = KernelCache(function, options)

@@ -11,7 +11,7 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload, register_jitable
 
 from . import batchnorm_cpu as cpu
-from ._jit import bounds, library_function
+from ._jit import bounds, inlined_function, library_function
 
 _train_rows, _train_planes = cpu._train_rows.serial, cpu._train_planes.serial
 _backward_rows, _backward_planes = cpu._backward_rows.serial, cpu._backward_planes.serial
@@ -358,7 +358,7 @@ def affine(mean, var, gamma, beta, eps, out):
     cpu._affine(_vector(gamma, like), _vector(beta, like), mean, inv_std, out)
 
 
-@library_function
+@inlined_function
 def normalize(x, prepared, y):
     """Compute ``y = (x - shift) * scale + offset`` per channel.
 
