@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -281,8 +282,9 @@ class StopOnSignal(Callback):
         if self._run is None:
             raise KeyboardInterrupt
         self._stop(self._run)
-        # print() could have been interrupted itself.
-        os.write(2, b"\nnbbn: finishing this step; once more to exit at once\n")
+        # print() could have been interrupted itself, and nobody may be listening.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nnbbn: finishing this step; once more to exit at once\n")
 
     def _stop(self, run: Run) -> None:
         assert self.signum is not None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from .observe import observed
 
 __all__ = ["LogFile", "TensorBoard", "read_log"]
 
+_log = logging.getLogger(__name__)
 _STEP = ("kind", "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "gradient_norm")
 _EPOCH = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
 # Where half a standard deviation of a Gaussian, and a little more, lies to both sides.
@@ -116,7 +119,8 @@ class LogFile(_Rows):
         self.path = Path(path)
         if self.path.suffix not in (".jsonl", ".csv"):
             raise ArgumentError(f"a log file must end in .jsonl or .csv, got {self.path}")
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
+        self._failing = False
         self._columns: list[str] = []
 
     def start(self, run: Run) -> None:
@@ -126,8 +130,8 @@ class LogFile(_Rows):
         if self._probe is not None:
             self._columns += _input_percentiles(run.model, self._probe)
         kept: list[dict[str, Any]] = []
-        if run.step and self.path.exists():
-            kept = [row for row in read_log(self.path) if _belongs(row, run)]
+        if run.step and self.path.is_file():
+            kept = [row for row in self._rows_before() if _belongs(row, run)]
             # Columns of the run before that this one does not have.
             self._columns = list(
                 dict.fromkeys([*self._columns, *(key for row in kept for key in row)])
@@ -136,9 +140,19 @@ class LogFile(_Rows):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             content = "".join(self._line(row) for row in kept)
             write_atomically(self.path, (self._head() + content).encode())
-            self._stream = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+            self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ArgumentError(f"cannot write to {self.path}: {error.strerror}") from None
+
+    def _rows_before(self) -> list[dict[str, Any]]:
+        try:
+            return read_log(self.path)
+        except DataError as error:
+            # A damaged log, say after a power cut, must not keep a run from going on.
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            os.replace(self.path, aside)
+            _log.warning("%s; it is now %s, and a new log begins", error, aside)
+            return []
 
     def close(self) -> None:
         """Close the file."""
@@ -160,9 +174,17 @@ class LogFile(_Rows):
 
     def _write(self, row: dict[str, Any]) -> None:
         assert self._stream is not None
-        self._stream.write(self._line(row))
-        # What was logged survives whatever comes next.
-        self._stream.flush()
+        line = self._line(row).encode()
+        end = self._stream.seek(0, os.SEEK_END)
+        try:
+            written, reason = self._stream.write(line), "no room for a row"
+        except OSError as error:
+            written, reason = 0, error.strerror or str(error)
+        if written < len(line):
+            self._stream.truncate(end)
+            if not self._failing:
+                _log.warning("%s lacks rows from here on: %s; training goes on", self.path, reason)
+        self._failing = written < len(line)
 
 
 class TensorBoard(_Rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -21,6 +22,7 @@ from nbbn.callbacks import Callback, EarlyStopping
 from nbbn.checkpoint import Checkpoints
 from nbbn.data import Batches
 from nbbn.errors import ArgumentError, CheckpointError, DivergenceError, DTypeError
+from nbbn.logs import LogFile, read_log
 from nbbn.train import fit
 
 FEATURES, CLASSES, ROWS = 12, 4, 70
@@ -561,6 +563,29 @@ def test_a_disk_that_is_really_full(tiny_disk, whole, caplog):
     assert len(kept) >= 2
     for path in kept:
         assert checkpoint.load(path).optimizer["step_count"] == int(path.stem[5:])
+
+
+def test_a_log_on_a_full_disk_lacks_rows_and_nothing_else(tiny_disk, whole, caplog):
+    class Fill(Callback):
+        def step(self, run):
+            if run.step == 10:
+                stream = open(tiny_disk / "stuff", "wb", buffering=0)  # noqa: SIM115
+                with stream, contextlib.suppress(OSError):
+                    while stream.write(bytes(512)):
+                        pass
+            if run.step == 20:
+                (tiny_disk / "stuff").unlink()
+
+    model, batches, optimizer, test = training()
+    history = fit(
+        model, batches, optimizer, epochs=6, test=test,
+        callbacks=[Fill(), StopAfter(10**9), LogFile(tiny_disk / "log.jsonl", every=1)],
+    )  # fmt: skip
+    assert (bits(model, optimizer), results(history)) == whole
+    assert "log.jsonl lacks rows from here on: " in caplog.text
+    steps = {row["step"] for row in read_log(tiny_disk / "log.jsonl") if row["kind"] == "step"}
+    assert steps >= {*range(1, 10), *range(20, 31)}
+    assert len(steps) < 30
 
 
 def test_the_first_layer_to_diverge_and_the_last_checkpoint_are_named(tmp_path):

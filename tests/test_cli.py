@@ -278,6 +278,18 @@ def test_a_resumed_run_may_log_other_columns_and_start_elsewhere(
     assert {row["epoch"] for row in steps} == {1, 2}
 
 
+def test_a_damaged_log_does_not_keep_a_run_from_going_on(own, tmp_path, capsys, caplog):
+    call(capsys, "train", "--data", own, *FLAGS, "--epochs", 1, "--out", tmp_path, "--quiet")
+    path = tmp_path / "log.jsonl"
+    damaged = path.read_bytes() + bytes(100) + b"\n"
+    path.write_bytes(damaged)
+    flags = ("--epochs", 2, "--log-every", 1, "--quiet")
+    assert call(capsys, "train", "--resume", tmp_path, *flags)[0] == 0
+    assert "is not a log of nbbn" in caplog.text
+    assert (tmp_path / "log.jsonl.damaged").read_bytes() == damaged
+    assert {row["epoch"] for row in logs.read_log(tmp_path)} == {2}
+
+
 def test_another_number_of_threads_is_said(own, tmp_path, capsys, monkeypatch):
     flags = ("--data", own, *FLAGS, "--out", tmp_path, "--quiet")
     call(capsys, "train", *flags, "--epochs", 1)
