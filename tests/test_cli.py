@@ -445,6 +445,35 @@ def test_a_swallowed_interrupt_stops_training_before_its_first_step(own):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_no_traceback_of_an_interrupt_that_nobody_can_catch(own, tmp_path):
+    """Interrupts in callbacks of the import system are such; this one comes in a finalizer."""
+    script = """
+import os, signal, sys
+from nbbn import checkpoint
+from nbbn.cli import main
+
+class Trap:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(100000))
+
+latest = checkpoint.latest
+def spring(folder):
+    Trap()
+    return latest(folder)
+checkpoint.latest = spring
+sys.exit(main(sys.argv[1:]))
+"""
+    flags = ("--data", own, *FLAGS, "--out", tmp_path, "--resume", "auto", "--quiet")
+    done = subprocess.run(
+        [sys.executable, "-c", script, "train", *map(str, flags)],
+        capture_output=True, text=True, env=_ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert "stopped after step 0; there is nothing to save yet" in done.stderr
+
+
 def test_signals_in_another_thread_are_left_alone(own):
     import threading
 

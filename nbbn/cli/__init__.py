@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ..callbacks import StopOnSignal
 from ..errors import NbbnError
@@ -40,13 +42,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 if the system failed us; 2 after bad input; 130 after Ctrl-C; 143 after
         SIGTERM.
     """
-    with StopOnSignal() as signals:
+    with StopOnSignal() as signals, _silent_about(signals):
         status = _run(argv, signals)
         if signals.signum is None or status == signals.status:
             return status
         # Whatever an interrupted library has made of it.
         print("nbbn: interrupted", file=sys.stderr)
         return signals.status
+
+
+@contextlib.contextmanager
+def _silent_about(signals: StopOnSignal) -> Iterator[None]:
+    """Print no traceback of an interrupt that came where Python cannot raise it.
+
+    Such as in a callback of the import system. `signals` has noted it.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if signals.signum is None or unraisable.exc_type is not KeyboardInterrupt:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _run(argv: Sequence[str] | None, signals: StopOnSignal) -> int:

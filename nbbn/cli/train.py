@@ -226,6 +226,8 @@ def _say_where(keeper: Checkpoints | None, training: Training) -> None:
     step = training.optimizer.step_count
     if keeper is None:
         text = "nothing was saved, because there is no --out"
+    elif step == 0:
+        text = "there is nothing to save yet"
     elif keeper.error is not None:
         text = f"the last step could not be saved: {keeper.error.strerror}"
     else:
