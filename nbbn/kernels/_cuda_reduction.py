@@ -124,15 +124,31 @@ def merge_sums(n, a, b, other_n, other_a, other_b):
     return n + other_n, a + other_a, b + other_b
 
 
+def shared_memory(V, acc):
+    """Make a device function that returns a block's memory for a reduction: (a, b, counts)."""
+    threads, size = _cuda.THREADS, _cuda.THREADS * V
+
+    @device_function
+    def memory():
+        """Memory for lanes a and b and the count of each thread."""
+        a = cuda.shared.array(size, acc)
+        b = cuda.shared.array(size, acc)
+        counts = cuda.shared.array(threads, int64)
+        return a, b, counts
+
+    return memory
+
+
 def _make_reduction(merge):
     """Make a device function that reduces over a block, and one that reduces over the grid."""
 
     @device_function
-    def over_block(memory_a, memory_b, counts, stop, n, a, b):
+    def over_block(memory, stop, n, a, b):
         """Reduce over this block: (n, a, b), the same for all threads that belong together.
 
         A barrier must come before the memory is written again.
         """
+        memory_a, memory_b, counts = memory
         p, V = position(), width(a)
         store_any(memory_a, p * V, a)
         store_any(memory_b, p * V, b)
@@ -153,9 +169,9 @@ def _make_reduction(merge):
         return counts[p], load_any(memory_a, p * V, a), load_any(memory_b, p * V, b)
 
     @device_function
-    def over_grid(memory_a, memory_b, counts, stop, partials, tickets, n, a, b):
+    def over_grid(memory, stop, partials, tickets, n, a, b):
         """Reduce over all blocks of this x: (whether this block has the result, n, a, b)."""
-        n, a, b = over_block(memory_a, memory_b, counts, stop, n, a, b)
+        n, a, b = over_block(memory, stop, n, a, b)
         tile, parts = cuda.blockIdx.x, cuda.gridDim.y * cuda.gridDim.z
         if parts == 1:
             return True, n, a, b
@@ -169,6 +185,7 @@ def _make_reduction(merge):
             store(partials, start + 2 * row, spread(n, a))
         cuda.threadfence()
         cuda.syncthreads()
+        counts = memory[2]
         if p == 0:
             # The ticket goes back to zero with the last block.
             counts[0] = cuda.atomic.inc(tickets, tile, uint32(parts - 1))
@@ -186,7 +203,7 @@ def _make_reduction(merge):
                 other_b = load_fresh(partials, start + row, b)
                 n, a, b = merge(n, a, b, other_n, other_a, other_b)
                 part += cuda.blockDim.x * cuda.blockDim.y // stop
-            n, a, b = over_block(memory_a, memory_b, counts, stop, n, a, b)
+            n, a, b = over_block(memory, stop, n, a, b)
         return last, n, a, b
 
     return over_block, over_grid
@@ -202,12 +219,10 @@ sums_over_block, sums_over_grid = _make_reduction(merge_sums)
 @Kernel
 def _column_sums(V, acc):
     """Sum over rows: x (M, C), total (C,)."""
-    threads, size = _cuda.THREADS, _cuda.THREADS * V
+    shared = shared_memory(V, acc)
 
     def kernel(x, M, C, partials, tickets, total):
-        memory_a = cuda.shared.array(size, acc)
-        memory_b = cuda.shared.array(size, acc)
-        counts = cuda.shared.array(threads, int64)
+        memory = shared()
         zero = lanes(acc(0), V)
         c, i, count, _, step, _ = walk_rows(M, C, V)
         a, n = zero, 0
@@ -219,9 +234,7 @@ def _column_sums(V, acc):
                 n += 1
             a = a + run
         stop = cuda.blockDim.x
-        last, n, a, _ = sums_over_grid(
-            memory_a, memory_b, counts, stop, partials, tickets, n, a, zero
-        )
+        last, n, a, _ = sums_over_grid(memory, stop, partials, tickets, n, a, zero)
         if last and position() < stop and c < C:
             store_any(total, c, a)
 

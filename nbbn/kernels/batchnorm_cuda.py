@@ -41,6 +41,7 @@ from ._cuda_reduction import (
     planes_grid,
     position,
     rows_grid,
+    shared_memory,
     step_on,
     sums_over_grid,
     walk_planes,
@@ -190,14 +191,12 @@ def _gradient_affine(gamma, c, planes, inv_std, sum_g, sum_g_x_hat, count, fixed
 @Kernel
 def _train(V, acc, planes):
     """Statistics; x (N, C, S), S = 1 for rows. Normalizes too where a block has whole channels."""
-    threads, size = _cuda.THREADS, _cuda.THREADS * V
+    shared = shared_memory(V, acc)
 
     def kernel(
         x, residual, gamma, beta, N, C, S, eps, relu, partials, tickets, y, mean, var, inv_std
     ):
-        memory_a = cuda.shared.array(size, acc)
-        memory_b = cuda.shared.array(size, acc)
-        counts = cuda.shared.array(threads, int64)
+        memory = shared()
         zero = lanes(acc(0), V)
         c, i, count, inner, step, jump = _walk(planes, N, C, S, V)
         reference = zero
@@ -207,9 +206,7 @@ def _train(V, acc, planes):
             reference = finite_part(load(x, c, zero))
         a, b = _moments(x, i, count, inner, step, jump, reference)
         stop = 1 if planes else cuda.blockDim.x
-        last, n, a, b = moments_over_grid(
-            memory_a, memory_b, counts, stop, partials, tickets, count, a, b
-        )
+        last, n, a, b = moments_over_grid(memory, stop, partials, tickets, count, a, b)
         if not last or c >= C:
             return
         if planes:
@@ -249,22 +246,18 @@ def _normalize(V, acc, planes):
 @Kernel
 def _backward(V, acc, planes):
     """Dgamma, dbeta (C,); dy, x, y (N, C, S). Dx too where a block has whole channels."""
-    threads, size = _cuda.THREADS, _cuda.THREADS * V
+    shared = shared_memory(V, acc)
 
     def kernel(
         dy, x, y, gamma, mean, inv_std, N, C, S, fixed, partials, tickets, dx, dgamma, dbeta
     ):
-        memory_a = cuda.shared.array(size, acc)
-        memory_b = cuda.shared.array(size, acc)
-        counts = cuda.shared.array(threads, int64)
+        memory = shared()
         zero = lanes(acc(0), V)
         c, i, count, inner, step, jump = _walk(planes, N, C, S, V)
         shift = _channels(mean, c, planes, zero) if c < C else zero
         a, b = _gradient_sums(dy, x, y, i, count, inner, step, jump, shift)
         stop = 1 if planes else cuda.blockDim.x
-        last, _, a, b = sums_over_grid(
-            memory_a, memory_b, counts, stop, partials, tickets, count, a, b
-        )
+        last, _, a, b = sums_over_grid(memory, stop, partials, tickets, count, a, b)
         if not last or c >= C:
             return
         if planes:
