@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from device_checks import Setting, classifier, cuda, dtype_of, random_batches, synchronize
@@ -32,20 +32,42 @@ TINY = [((8, 4), "float32"), ((2, 3, 4), "bfloat16")]
 _IN_L2 = 64 << 20
 
 
-def _events(run: Callable[[], None], repeats: int, rounds: int = 5) -> float:
+class Clock(NamedTuple):
+    """Events of a library: how to make one, to record it, and the milliseconds between two."""
+
+    event: Callable[[], Any]
+    record: Callable[[Any], None]
+    elapsed: Callable[[Any, Any], float]
+
+
+def cupy_clock() -> Clock:
+    cuda = backend.device().xp.cuda
+    return Clock(cuda.Event, lambda event: event.record(), cuda.get_elapsed_time)
+
+
+def torch_clock(torch: Any) -> Clock:
+    event = functools.partial(torch.cuda.Event, enable_timing=True)
+    return Clock(event, lambda event: event.record(), lambda a, b: a.elapsed_time(b))
+
+
+def measured(clock: Clock, run: Callable[[], None], repeats: int, rounds: int = 5) -> float:
     """Median over rounds of the microseconds of one run, from events around `repeats` runs."""
-    xp = backend.device().xp
-    stream = xp.cuda.get_current_stream()
     times = []
     for _ in range(rounds):
-        start, stop = xp.cuda.Event(), xp.cuda.Event()
-        start.record(stream)
+        start, stop = clock.event(), clock.event()
+        clock.record(start)
         for _ in range(repeats):
             run()
-        stop.record(stream)
+        clock.record(stop)
         stop.synchronize()
-        times.append(xp.cuda.get_elapsed_time(start, stop) * 1000 / repeats)
+        times.append(clock.elapsed(start, stop) * 1000 / repeats)
     return statistics.median(times)
+
+
+def settled(clock: Clock, run: Callable[[], None]) -> float:
+    """Microseconds of one run, over as many as make some 20 ms."""
+    once = measured(clock, run, 1, 3)
+    return measured(clock, run, max(3, min(200, int(2e4 / max(once, 1)))))
 
 
 def device_time(setting: Setting, work: Callable[[], Any]) -> float:
@@ -56,8 +78,7 @@ def device_time(setting: Setting, work: Callable[[], Any]) -> float:
     graph = backend.device().Graph(work, capturable=True)
     assert graph._graph is not None, "the capture failed"
     graph.launch()
-    once = _events(graph.launch, 1, 3)
-    return _events(graph.launch, max(3, min(200, int(2e4 / max(once, 1)))))
+    return settled(cupy_clock(), graph.launch)
 
 
 def wall_time(setting: Setting, work: Callable[[], Any], repeats: int) -> float:
@@ -183,20 +204,7 @@ def _torch_time(torch: Any, work: Callable[[], None], stream: Any) -> float:
     with torch.cuda.graph(graph, stream=stream):
         work()
     torch.cuda.synchronize()
-
-    def events(repeats: int, rounds: int = 5) -> float:
-        times = []
-        for _ in range(rounds):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(repeats):
-                graph.replay()
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) * 1000 / repeats)
-        return statistics.median(times)
-
-    return events(max(3, min(200, int(2e4 / max(events(1, 3), 1)))))
+    return settled(torch_clock(torch), graph.replay)
 
 
 def step(setting: Setting) -> dict[str, Any]:
@@ -217,17 +225,17 @@ def step(setting: Setting) -> dict[str, Any]:
     setting.notes["graph, us"] = wall_time(setting, lambda: plan.replay(first), repeats)
     setting.notes["graph and its loss, us"] = wall_time(setting, lambda: replayed(*first), repeats)
     setting.notes["graph on the device alone, us"] = (
-        None if setting.simulated else _events(plan._graph.launch, 100)  # type: ignore[attr-defined]
+        None if setting.simulated else measured(cupy_clock(), plan._graph.launch, 100)  # type: ignore[attr-defined]
     )
     if not setting.simulated:
         try:
-            setting.notes |= _torch_steps(sizes, rows)
+            setting.notes |= _torch_steps(setting, sizes, rows)
         except Exception as error:  # PyTorch is a guest: without it our own figures stand
             setting.notes["torch"] = f"{type(error).__name__}: {error}"[:300]
     return setting.notes
 
 
-def _torch_steps(sizes: tuple[int, ...], rows: int) -> dict[str, float]:
+def _torch_steps(setting: Setting, sizes: tuple[int, ...], rows: int) -> dict[str, float]:
     """The same step by PyTorch, eager and as a CUDA graph, both with fused Adam."""
     import torch
 
@@ -245,24 +253,15 @@ def _torch_steps(sizes: tuple[int, ...], rows: int) -> dict[str, float]:
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    def timed(work: Callable[[], None], repeats: int) -> float:
-        work()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) * 1e6 / repeats
-
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(5):
             train_step()
     torch.cuda.synchronize()
-    found = {"torch eager, us": timed(train_step, 100)}
+    found = {"torch eager, us": wall_time(setting, train_step, 100)}
     graph = torch.cuda.CUDAGraph()
     optimizer.zero_grad(set_to_none=True)
     with torch.cuda.graph(graph):
         train_step()
-    found["torch graph, us"] = timed(graph.replay, 300)
+    found["torch graph, us"] = wall_time(setting, graph.replay, 300)
     return found
