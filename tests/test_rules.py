@@ -47,7 +47,8 @@ FLOORS = [
     {"layers", "variants"},
     {"convert", "folding", "onnx", "checkpoint", "observe"},
     {"diagnostics"},
-    {"train", "config"},
+    {"step", "config"},
+    {"train"},
 ]
 # Those that ask kernels what they compile, or for the one kernel of a leaf.
 COMPILING = {"data.batches", "cli.train", "cli.system", "precompile", "threads"}

@@ -1,0 +1,186 @@
+"""The recorded training step."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import backend, checks, modules
+from .autograd import Parameter, Tape, Tensor
+from .errors import DTypeError, ShapeError
+from .modules import Module
+from .optim import Optimizer
+from .recorder import Arena, GraphPlan, Plan, Recorder, difference
+
+__all__ = ["Loss", "Step", "record_step"]
+
+Loss = Callable[[Tensor, np.ndarray], Tensor]
+
+# Shapes whose plans are kept: a full batch, a short last one, and a few more.
+_MAX_PLANS = 8
+
+
+class Step:
+    """One training step: forward, backward, optimizer.
+
+    Made by `record_step`. The first two calls with different batches of a shape run eagerly and are
+    recorded; later ones replay. Results are those of the eager step, bit for bit.
+
+    Parameters
+    ----------
+    model : Module
+    loss : callable
+        Maps (output Tensor, y) to a Tensor of one element.
+    optimizer : Optimizer
+
+    Attributes
+    ----------
+    refusal : str or None
+        Why the last step ran eagerly for good, or None.
+    """
+
+    def __init__(self, model: Module, loss: Loss, optimizer: Optimizer) -> None:
+        self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._plans: dict[Any, Recorder | Plan] = {}
+        self._version = -1
+        self._parameters: list[Parameter] = []
+        self.refusal: str | None = None
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
+        """Train on one batch.
+
+        Parameters
+        ----------
+        x : ndarray of float, shape (N, ...)
+        y : ndarray
+            Targets, as the loss takes them.
+
+        Returns
+        -------
+        float
+            The loss before the update.
+        """
+        return self.submit(x, y)()
+
+    def submit(self, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
+        """Train on one batch without waiting for a device.
+
+        Parameters
+        ----------
+        x : ndarray of float, shape (N, ...)
+        y : ndarray
+            Targets, as the loss takes them.
+
+        Returns
+        -------
+        callable
+            Waits and returns the loss before the update; it raises what a device has found.
+        """
+        if not backend.is_array(x) or not backend.is_array(y):
+            raise DTypeError(
+                f"a step takes numpy arrays, got {type(x).__name__} and {type(y).__name__}"
+            )
+        if self.refusal is not None:
+            return self._eager(x, y).item
+        if self._version != modules.version() or not self._optimizer.intact():
+            self._forget()
+        checks.on_device(y, backend.device_of(x), "y")
+        # Only whole, dense, separate arrays can take each other's place in a plan.
+        x, y = backend.dense(x), backend.dense(y)
+        if np.may_share_memory(x, y):
+            y = y.copy()
+        wanted = tuple([p.requires_grad for p in self._parameters])
+        key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted)
+        plan = self._plans.get(key)
+        if isinstance(plan, Plan):
+            return functools.partial(plan.value, plan.replay((x, y)))
+        value = self._record(key, plan, x, y)
+        return lambda: value
+
+    def _record(self, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray) -> float:
+        device = backend.memory(x)
+        recorder = Recorder((x, y), None if before is None else Arena(before), device)
+        if before is not None and set(before.contents) & set(recorder.contents):
+            # Only different batches show what Python computes from a batch behind our back.
+            return self._eager(x, y).item()
+        with backend.recording(recorder):
+            loss = self._eager(x, y)
+        value = loss.item()
+        if modules.version() != self._version:
+            recorder.refuse("the model sets attributes of its modules during a step")
+        reason = recorder.refusal
+        if before is not None:
+            reason = difference(before, recorder)
+        if reason is None and before is None:
+            recorder.inputs = ()
+            while len(self._plans) >= _MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = recorder
+        elif reason is None:
+            self._plans[key] = (GraphPlan if device else Plan)(recorder, loss.data)
+        else:
+            self.refusal = reason
+            self._plans.clear()
+            warnings.warn(
+                f"this training step runs eagerly, not recorded: {reason}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return value
+
+    def _eager(self, x: np.ndarray, y: np.ndarray) -> Tensor:
+        self._optimizer.zero_grad()
+        with Tape() as tape:
+            loss = self._loss(self._model(Tensor(x)), y)
+        if not isinstance(loss, Tensor):
+            raise DTypeError(f"the loss must be a Tensor, got {type(loss).__name__}")
+        if loss.size != 1:
+            raise ShapeError(f"the loss must be one number, got shape {loss.shape}")
+        tape.backward(loss)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss
+
+    def _forget(self) -> None:
+        self._plans.clear()
+        self._version = modules.version()
+        self._parameters = self._model.parameters()
+        self._optimizer.adopt()
+
+
+def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
+    """Make a training step that replays recorded launches instead of running Python.
+
+    The step records itself again when the batch shape, train/eval mode, the parameters or any
+    attribute of a module change. What it cannot record runs eagerly, and a warning says so once.
+    Python inside the model and the loss runs only while recording, as with a CUDA graph.
+
+    Parameters
+    ----------
+    model : Module
+    loss_fn : callable
+        Maps (output Tensor, y) to a Tensor of one element.
+    optimizer : Optimizer
+        Of the model's parameters.
+
+    Returns
+    -------
+    Step
+        ``step(x, y) -> float``, the loss.
+
+    Raises
+    ------
+    DTypeError
+        Arguments that are not a Module, a callable and an Optimizer.
+    """
+    if not isinstance(model, Module):
+        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    if not callable(loss_fn):
+        raise DTypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise DTypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+    return Step(model, loss_fn, optimizer)
