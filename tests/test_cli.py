@@ -99,6 +99,8 @@ def test_help_fits_on_one_screen(capsys, monkeypatch):
         (["--resume"], "--resume auto looks into the folder --out: name it"),
         (["--resume", "/does/not/exist"], "there is no checkpoint /does/not/exist"),
         (["--save-every", "3"], "--save-every needs a folder for the checkpoints"),
+        (["--percentiles"], "--percentiles needs a log for them"),
+        (["--learning-rate", "1"], "--learning-rate 1 (see nbbn train --help)"),
         (["--log-file", "a.txt"], "a log file must end in .jsonl or .csv, got a.txt"),
         (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
         (["--epoch"], "expected one argument"),

@@ -25,6 +25,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown flags here, so that the error names the command whose help has them."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Uses the width of the terminal, and puts short flags beside their help."""
@@ -47,7 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
     _export(commands)
     _plot(commands)
     _data(commands)
-    commands.add_parser("info", help="show versions, BLAS, threads, cache and devices")
+    commands.add_parser(
+        "info",
+        help="show versions, BLAS, threads, cache and devices",
+        description="Show versions, BLAS, threads, cache and devices.",
+    )
     warm = commands.add_parser(
         "warmup",
         help="compile all kernels into the cache",

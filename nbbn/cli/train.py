@@ -102,6 +102,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ArgumentError(
                 "--save-every needs a folder for the checkpoints: name it with --out"
             )
+    if arguments.percentiles and not (arguments.out or arguments.log_file or arguments.tensorboard):
+        raise ArgumentError(
+            "--percentiles needs a log for them: name its folder with --out, or a --log-file"
+        )
     if len(getattr(arguments, "data", ())) > 2:
         raise ArgumentError("--data takes a name, one path, or those of images and labels")
 
