@@ -2,7 +2,7 @@
 
 What `nbbn train --out runs/digits --resume auto` does, in the public API.
 
-Run it: python examples/resumable.py
+Run it: python examples/resumable.py [--smoke]
 """
 
 import sys

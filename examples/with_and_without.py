@@ -3,7 +3,7 @@
 Trains 784-256-128-10 on MNIST with SGD, measures test accuracy every 20 steps, and prints after how
 many steps each run first reaches 97 %. With matplotlib installed it also draws the curves.
 
-Run it: python examples/with_and_without.py [picture.png]
+Run it: python examples/with_and_without.py [picture.png] [--smoke]
 """
 
 import sys
