@@ -12,6 +12,7 @@ from . import checkpoint, functional
 from .checkpoint import Checkpoint
 from .config import Config
 from .data import Batches, read_idx
+from .data.own import read_npy
 from .errors import ArgumentError, CheckpointError, DataError, DTypeError, ShapeError
 from .layers import Sequential
 
@@ -165,11 +166,7 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     if path.suffix == ".npy":
-        try:
-            images: np.ndarray = np.load(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} cannot be read as .npy: {error}") from error
-        return images
+        return read_npy(path)
     with open(path, "rb") as stream:
         start = stream.read(3)
     if start[:2] == b"\x1f\x8b" or start == b"\0\0\x08":

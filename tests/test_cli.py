@@ -568,11 +568,14 @@ def test_predict_errors(trained, tmp_path, capsys):
     np.save(tmp_path / "float.npy", np.zeros((2, SIDE, SIDE)))
     np.save(tmp_path / "cut.npy", np.zeros(3))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:50])
+    with open(tmp_path / "archive.npy", "wb") as stream:
+        np.savez(stream, x=np.zeros((2, SIDE, SIDE), np.uint8))
     for name, reason in {
         "large.png": "takes images of shape (4, 4), got",
         "text.png": "is not a picture that can be read",
         "float.npy": "was trained on bytes (uint8), got float64",
         "cut.npy": "cannot be read as .npy",
+        "archive.npy": "archive.npy cannot be read as .npy",
         "missing.png": "there is no file",
     }.items():
         status, _, error = call(capsys, "predict", trained, tmp_path / name)

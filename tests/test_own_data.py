@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -114,6 +115,35 @@ def test_files_that_cannot_be_read(arrays, tmp_path):
         data.load(tmp_path / "object.npy", tmp_path / "y.npy")
     with pytest.raises(DTypeError, match="source must be a path or a name, got int"):
         data.load(3)
+
+
+def test_files_that_hold_something_else(arrays, tmp_path):
+    np.save(tmp_path / "array.npy", arrays["x_train"])
+    np.save(tmp_path / "y.npy", arrays["y_train"])
+    os.replace(tmp_path / "array.npy", tmp_path / "array.npz")
+    with pytest.raises(DataError, match=r"array.npz cannot be read as .npz"):
+        data.load(tmp_path / "array.npz")
+    np.savez(tmp_path / "archive.npz", **arrays)
+    os.replace(tmp_path / "archive.npz", tmp_path / "archive.npy")
+    with pytest.raises(DataError, match=r"archive.npy cannot be read as .npy"):
+        data.load(tmp_path / "archive.npy", tmp_path / "y.npy")
+
+
+def test_npy_with_a_damaged_header(arrays, tmp_path):
+    np.save(tmp_path / "x.npy", arrays["x_train"])
+    np.save(tmp_path / "y.npy", arrays["y_train"])
+    sound = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(sound.replace(b"False", b"Fals("))
+    with pytest.raises(DataError, match=r"x.npy cannot be read as .npy"):
+        data.load(tmp_path / "x.npy", tmp_path / "y.npy")
+
+
+@pytest.mark.parametrize("label", [10**12, 2**63])
+def test_labels_that_are_no_classes(label, arrays, tmp_path):
+    arrays["y_train"] = np.array([0] * (ROWS - 1) + [label], np.uint64)
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=f"train labels go up to {label}, .*number the classes"):
+        data.load(tmp_path / "a.npz")
 
 
 # ------------------------------------------------------------------------- split, standardize

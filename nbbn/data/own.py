@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..errors import DataError, DTypeError
 from .idx import read_idx, reason
 from .named import Dataset, load_fashion_mnist, load_mnist
 
-__all__ = ["load"]
+__all__ = ["load", "read_npy"]
 
 _NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
 # What the parts of a data set may be called, in this order: Keras's names, PyTorch users', MNIST's.
@@ -23,6 +24,8 @@ _NAMES = {
     "test_images": ("x_test", "test_images", "test-images", "t10k-images-idx3-ubyte"),
     "test_labels": ("y_test", "test_labels", "test-labels", "t10k-labels-idx1-ubyte"),
 }
+# Beyond this no label is the number of a class: an identifier, or a fill value, was meant.
+_LARGEST_LABEL = 2**24
 _SUFFIXES = (".npy", ".idx", ".idx.gz", ".gz", "")
 
 
@@ -91,22 +94,33 @@ def _in_archive(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     import zipfile  # as NumPy does: for archives only
 
     try:
+        if not zipfile.is_zipfile(path) and path.stat().st_size:
+            raise ValueError("it is no whole zip archive")
         with np.load(path) as archive:
             for part, names in _NAMES.items():
                 if name := next((name for name in names if name in archive), None):
                     yield part, archive[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TokenError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as .npz: {reason(error)}") from error
 
 
 def _array(path: Path) -> np.ndarray:
     if path.suffix != ".npy":
         return read_idx(path)
+    return read_npy(path, mapped=True)
+
+
+def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """Read the one array of an ``.npy`` file, or map it into memory."""
     try:
-        mapped: np.ndarray = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        # Not np.load, which would take an archive too.
+        if mapped:
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as stream:
+            array: np.ndarray = np.lib.format.read_array(stream)
+            return array
+    except (OSError, ValueError, EOFError, TokenError) as error:
         raise DataError(f"{path} cannot be read as .npy: {reason(error)}") from error
-    return mapped
 
 
 def _checked(path: Path, found: dict[str, Any]) -> Dataset:
@@ -133,6 +147,11 @@ def _checked(path: Path, found: dict[str, Any]) -> Dataset:
             raise DataError(
                 f"{path}: {name} labels must be integers from 0, got {labels.dtype} "
                 f"from {labels.min()}"
+            )
+        if labels.max() > _LARGEST_LABEL:
+            raise DataError(
+                f"{path}: {name} labels go up to {labels.max()}, which would take as many outputs: "
+                f"number the classes from 0, to {_LARGEST_LABEL} at most"
             )
         if images.dtype not in (np.uint8, np.float32, np.float64):
             raise DataError(
