@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
@@ -258,7 +259,7 @@ def fraction(value: Any, name: str) -> float:
 
 def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     """Check that `value` is one of `allowed`."""
-    if value not in allowed:
+    if isinstance(value, np.ndarray) or value not in allowed:
         names = ", ".join(repr(item) for item in allowed)
         raise ArgumentError(f"{name} must be one of {names}; got {value!r}")
     return value
@@ -362,9 +363,11 @@ def integer(value: Any, name: str) -> int:
     """Check that `value` is an integer."""
     if type(value) is int:
         return value
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
-    return operator.index(value)
+    if not isinstance(value, bool):
+        # Some arrays are integers in this sense, and some only look like it.
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
 
 
 def positive(value: Any, name: str) -> int:

@@ -7,13 +7,13 @@ records how each gradient came about. First-order training passes none of this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from . import checks
 from .autograd import Node, Tensor, apply, recording_tape
-from .errors import ShapeError, TapeError
+from .errors import DTypeError, ShapeError, TapeError
 from .graph_rules import RULES, Cast, Gradients
 
 __all__ = ["grad"]
@@ -54,7 +54,8 @@ def grad(
         No tape recorded `output`, or it was consumed; an input that `output` does not depend on;
         with `create_graph`, another tape or none records, or an operation has no second derivative.
     ShapeError, DTypeError
-        `grad_output` is missing for an output of several elements, or does not fit.
+        `grad_output` is missing for an output of several elements, or does not fit; `inputs` is
+        no sequence.
     DeviceError
         `create_graph` with arrays on a device.
 
@@ -79,6 +80,10 @@ def grad(
     if create_graph and recording_tape() is not tape:
         raise TapeError(
             "create_graph records on the tape of the output: call grad inside its `with` block"
+        )
+    if isinstance(inputs, Tensor) or not isinstance(inputs, Iterable):
+        raise DTypeError(
+            f"inputs must be a sequence of Tensors, got {type(inputs).__name__}: put it into a list"
         )
     wanted = list(inputs)
     nodes = tape.nodes()

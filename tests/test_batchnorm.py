@@ -1118,6 +1118,20 @@ def test_momentum_must_be_a_number():
             fn.update_running_stats(ROW.copy(), ROW.copy(), STATS, momentum=momentum)
         with pytest.raises(ArgumentError, match="momentum"):
             fn.batch_norm(X, ROW.copy(), ROW.copy(), training=True, momentum=momentum)
+    for momentum in (np.array(np.nan), np.array(7.0)):
+        with pytest.raises(ArgumentError, match="momentum"):
+            fn.update_running_stats(ROW.copy(), ROW.copy(), STATS, momentum=momentum)
+    for momentum in (np.array([0.1]), np.array("a"), np.array(0.1j)):
+        with pytest.raises(DTypeError, match="momentum must be a number"):
+            fn.update_running_stats(ROW.copy(), ROW.copy(), STATS, momentum=momentum)
+
+
+def test_options_that_are_arrays():
+    for axis in (np.array([0, 1]), np.array(1.0)):
+        with pytest.raises(DTypeError, match="axis must be an integer, got ndarray"):
+            fn.batch_norm_train(X, axis=axis)
+    with pytest.raises(ArgumentError, match="activation must be one of"):
+        fn.batch_norm_train(X, activation=np.array(["relu", "relu"]))
 
 
 def test_one_buffer_without_the_other():

@@ -281,6 +281,9 @@ def test_what_an_output_ignores_and_what_passes_no_gradient(rng):
             nbbn.grad(y, [x, other])
         with pytest.raises(TapeError, match="not depend on input 0"):
             nbbn.grad(y, [x.data])
+        for inputs in (x, None):
+            with pytest.raises(DTypeError, match="inputs must be a sequence of Tensors"):
+                nbbn.grad(y, inputs)
 
 
 def test_where_grad_can_be_called(rng):

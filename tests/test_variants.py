@@ -253,6 +253,30 @@ def test_results_go_where_they_are_wanted(layout, rng):
     assert_close(x, want)
 
 
+def test_weighted_gradients_may_replace_what_the_forward_used(rng):
+    x, dy, weights = rng.normal(size=(6, 4)), rng.normal(size=(6, 4)), rng.random(6)
+    gamma = rng.normal(size=4)
+    _, stats = F.weighted_batch_norm_train(x, weights, gamma)
+    expected = F.weighted_batch_norm_backward(dy, x, weights, stats, gamma)
+    for name, position in (("out_dgamma", 1), ("out_dbeta", 2)):
+        for place in ("gamma", "mean", "inv_std"):
+            scale, own = (
+                gamma.copy(),
+                stats._replace(mean=stats.mean.copy(), inv_std=stats.inv_std.copy()),
+            )
+            out = scale if place == "gamma" else getattr(own, place)
+            found = F.weighted_batch_norm_backward(dy, x, weights, own, scale, **{name: out})
+            assert found[position] is out
+            assert_all_close(found, expected)
+
+
+def test_weighted_stats_of_another_array(rng):
+    _, stats = F.weighted_batch_norm_train(rng.normal(size=(4, 3)), np.ones(4))
+    x = rng.normal(size=(4, 2))
+    with pytest.raises(ShapeError, match=r"stats.mean must have shape \(2,\)"):
+        F.weighted_batch_norm_backward(x, x, np.ones(4), stats)
+
+
 def test_weighted_results_are_the_same_for_any_number_of_threads(check_thread_identity):
     check_thread_identity(weighted_results)
 

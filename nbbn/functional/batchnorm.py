@@ -353,8 +353,9 @@ def update_running_stats(
         Arrays that do not fit, that share memory or are read-only, a running variance below 0,
         momentum outside [0, 1].
     """
+    number = checks.fraction(momentum, "momentum")
     if not isinstance(momentum, np.ndarray):
-        momentum = checks.fraction(momentum, "momentum")
+        momentum = number
     if not isinstance(stats, BatchNormStats | WeightedStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
     device = backend.device_of(stats.mean)

@@ -19,7 +19,7 @@ import numpy as np
 from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._out import empty_like
-from .batchnorm import batch_norm_infer, batch_norm_infer_backward
+from .batchnorm import _copied, _statistic, batch_norm_infer, batch_norm_infer_backward
 from .stats import WeightedStats
 
 __all__ = ["weighted_batch_norm_backward", "weighted_batch_norm_train"]
@@ -156,25 +156,32 @@ def weighted_batch_norm_backward(
         )
     layout = checks.layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
-    var = backend.empty(layout.shape[1], _FLOAT64)
-    backend.run(_invert_square, stats.inv_std, var)
+    channels = layout.shape[1]
+    kept = (
+        _statistic(stats.mean, channels, "stats.mean", _FLOAT64, "cpu"),
+        _statistic(stats.inv_std, channels, "stats.inv_std", _FLOAT64, "cpu"),
+        checks.channel_vector(gamma, channels, _FLOAT64, "gamma"),
+    )
+    # They are read again after dgamma and dbeta are written, perhaps over them.
+    mean, inv_std, scale = (_copied(vector) for vector in kept)
+    var = backend.empty(channels, _FLOAT64)
+    backend.run(_invert_square, inv_std, var)
     # A NaN behind a mask would reach dgamma even times 0.
     shown = empty_like(x, layout)
     positions = _spread(weights, x, axis)
-    backend.run(_show, x, positions, stats.mean, checks.axis_index(axis, x, "x"), shown)
+    backend.run(_show, x, positions, mean, checks.axis_index(axis, x, "x"), shown)
     direct, dgamma, dbeta = batch_norm_infer_backward(
-        dy, shown, stats.mean, var, gamma, eps=0.0, axis=axis, y=y, out=out,
+        dy, shown, mean, var, gamma, eps=0.0, axis=axis, y=y, out=out,
         out_dgamma=out_dgamma, out_dbeta=out_dbeta,
     )  # fmt: skip
     if x.size == 0:
         return direct, dgamma, dbeta
-    constant, slope = (backend.empty(layout.shape[1], _FLOAT64) for _ in range(2))
-    gamma = checks.channel_vector(gamma, layout.shape[1], _FLOAT64, "gamma")
-    backend.run(_pull, gamma, stats.inv_std, stats.weight, dgamma, dbeta, constant, slope)
+    constant, slope = (backend.empty(channels, _FLOAT64) for _ in range(2))
+    backend.run(_pull, scale, inv_std, stats.weight, dgamma, dbeta, constant, slope)
     dx = checks.fold(direct, layout)
     backend.run(
         backend.kernels("weighted").subtract,
-        checks.fold(shown, layout), folded, stats.mean, constant, slope, dx,
+        checks.fold(shown, layout), folded, mean, constant, slope, dx,
     )  # fmt: skip
     if not np.may_share_memory(dx, direct):
         target = direct if layout.order is None else direct.transpose(layout.order)
