@@ -131,7 +131,9 @@ def to(array: Any, name: str) -> np.ndarray:
 
 def host(array: Any) -> np.ndarray:
     """Return a NumPy array, copied from the device where it is not one already."""
-    found: np.ndarray = array if isinstance(array, np.ndarray) else device().to_host(array)
+    if isinstance(array, np.ndarray):
+        return array
+    found: np.ndarray = device().to_host(array) if is_array(array) else np.asarray(array)
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from . import backend, checks
 from . import functional as F  # noqa: N812 - the usual name
 from .autograd import Op, Tensor, apply_with_context
-from .errors import ArgumentError
+from .errors import ArgumentError, DTypeError
 from .ops.batchnorm import residual_gradient
 
 __all__ = ["batch_renorm", "ghost_batch_norm", "in_place_batch_norm", "weighted_batch_norm"]
@@ -405,6 +405,20 @@ class Released(NamedTuple):
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
+
+    def __array__(self, *args: Any, **options: Any) -> Any:
+        raise DTypeError(
+            "this Tensor was Released, its values are gone: InPlaceBatchNorm took its memory on "
+            "the tape; use the layer's output, or a BatchNorm"
+        )
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__array__()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # NumPy and Python ask for protocols
+            raise AttributeError(name)
+        return self.__array__()
 
 
 def in_place_batch_norm(

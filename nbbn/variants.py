@@ -237,7 +237,7 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
     DTypeError
         `model` is not a Module, or a batch holds no array.
     ArgumentError
-        There is no layer to recalibrate, or no data.
+        There is no layer to recalibrate, no data, or some that is not finite.
 
     References
     ----------
@@ -251,6 +251,8 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
         for module, _ in modes
         if isinstance(module, BatchNorm) and module.running_mean is not None and not module.frozen
     ]
+    if not isinstance(batches, Iterable):
+        raise DTypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}")
     if not layers:
         raise ArgumentError("the model has no BatchNorm with running statistics to recalibrate")
     seen: list[list[Any]] = [[] for _ in layers]
@@ -259,7 +261,7 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
         for layer, found in zip(layers, seen, strict=True):
             layer.training, layer._observed = True, found
         for batch in batches:
-            model(batch[0] if isinstance(batch, tuple | list) else batch)
+            model(batch[0] if isinstance(batch, tuple | list) and batch else batch)
             for found in seen:
                 # However many batches there are, a few statistics are kept.
                 if len(found) >= _KEPT_STATS:
@@ -273,6 +275,13 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
     merged = [merge_stats(found) if found else None for found in seen]
     if all(stats is None or stats.count == 0 for stats in merged):
         raise ArgumentError("recalibrate saw no data: pass batches of examples")
+    if not all(
+        np.isfinite(array).all() for stats in merged if stats is not None for array in stats[:2]
+    ):
+        raise ArgumentError(
+            "recalibrate saw statistics that are not finite: look for NaN and Inf in the batches "
+            "and in the parameters"
+        )
     for layer, stats in zip(layers, merged, strict=True):
         if stats is not None and stats.count and layer.running_mean is not None:
             factor = stats.count / (stats.count - 1) if layer.unbiased else 1.0

@@ -499,6 +499,10 @@ def test_an_input_that_was_given_up_cannot_be_used_again(rng):
             h + 1
         with pytest.raises(DTypeError, match="Released"):
             nbbn.ops.relu(h)
+        uses = (np.asarray, repr, *(getattr(nbbn.Tensor, name) for name in ("numpy", "detach")))
+        for use in (*uses, lambda h: h.T, lambda h: h[0]):
+            with pytest.raises(DTypeError, match="Released, its values are gone"):
+                use(h)
     assert np.isfinite(before.data).all()
 
 
@@ -581,6 +585,9 @@ def test_recalibration_leaves_frozen_layers_alone(rng):
         ([np.zeros((0, 4))], ArgumentError, "no data"),
         ([np.ones((8, 4)), np.ones((8, 5))], ShapeError, "5"),
         ([np.ones((8, 4)), [[1.0]]], NbbnError, "list"),
+        ([()], NbbnError, "tuple"),
+        ([np.ones((8, 4)), np.full((8, 4), np.nan)], ArgumentError, "not finite"),
+        (None, DTypeError, "iterable of arrays, got NoneType"),
     ],
 )
 def test_a_failed_recalibration_changes_nothing(batches, error, words):
