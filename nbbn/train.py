@@ -113,7 +113,7 @@ def fit(
         Stop after the epoch whose accuracy reaches this fraction, on the validation set where
         given, else on the test set.
     callbacks : sequence of Callback
-        Are told how it goes, in their order.
+        Are told how it goes, in their order; they start in the reverse one.
     resume : Checkpoint, optional
         Go on where this was saved, as if nothing had happened: the numbers are the same bit for
         bit, for the same number of threads. Make model, batches and optimizer as for the first
@@ -156,7 +156,8 @@ def fit(
         run.load_state_dict(resume.progress)
         run.history = [_epoch(values) for values in run.history]
     try:
-        for callback in callbacks:
+        # The last one first: Checkpoints refuse a folder before a log in it is begun anew.
+        for callback in reversed(callbacks):
             callback.start(run)
         while run.epoch <= epochs and not run.stopped and not _reached(run, until):
             model.train()

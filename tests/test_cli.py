@@ -252,12 +252,15 @@ def test_more_epochs(own, tmp_path, capsys):
 def test_other_flags_than_before_are_refused(own, tmp_path, capsys):
     flags = ("--data", own, *FLAGS, "--out", tmp_path, "--quiet")
     call(capsys, "train", *flags, "--epochs", 1)
+    log = (tmp_path / "log.jsonl").read_bytes()
     status, _, error = call(capsys, "train", *flags, "--resume", "--hidden", 9)
     assert status == 2
     assert "--hidden (9,) is not the (8,) that" in error
     status, _, error = call(capsys, "train", *flags)
     assert status == 2
     assert "is of a later step than this run's 0: resume from it, or use another folder" in error
+    assert log
+    assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
 def test_resume_auto_begins_where_there_is_nothing(own, tmp_path, capsys):
