@@ -247,7 +247,8 @@ class BatchNorm(Module):
         if self.momentum is None:
             return 1.0 / k
         a = self.momentum if self.momentum_weighs == "new" else 1.0 - self.momentum
-        return a / (1.0 - (1.0 - a) ** k) if self.zero_debias and a else a
+        # Rounding must not carry the first weight, which is 1, beyond it.
+        return min(a / (1.0 - (1.0 - a) ** k), 1.0) if self.zero_debias and a else a
 
     def _follow(self, stats: Stats) -> None:
         """Move the running statistics towards a batch's."""
