@@ -185,12 +185,14 @@ def step_cases(nets):
         yield {"net": name}, {"sizes": (784, *hidden, 10), "batch": batch}
 
 
-def run_processes(rounds, until):
-    """Whole processes from the shell to a test accuracy: nbbn's command and PyTorch's script."""
-    goal = ["--epochs", "5", "--until", str(until)]
+def run_processes(rounds, epochs):
+    """Whole processes from the shell to a trained net: nbbn's command and PyTorch's script."""
+    recipe = ["--epochs", str(epochs)]
+    nbbn = [sys.executable, "-m", "nbbn", "train", *recipe, "--quiet"]
     commands = {
-        "nbbn": [sys.executable, "-m", "nbbn", "train", *goal, "--quiet"],
-        "PyTorch": [sys.executable, str(HERE / "peers" / "torch_mnist.py"), *goal],
+        "nbbn": nbbn,
+        "nbbn --dedicated": [*nbbn, "--dedicated"],
+        "PyTorch": [sys.executable, str(HERE / "peers" / "torch_mnist.py"), *recipe],
     }
     if importlib.util.find_spec("torch") is None:
         say("PyTorch is left out: it is not installed")
@@ -201,7 +203,7 @@ def run_processes(rounds, until):
     for turn in range(rounds):
         for name in rotated(list(commands), turn):
             say(f"process: {name}, run {turn + 1}")
-            runs.setdefault(name, []).append(run_once(commands[name]))
+            runs.setdefault(name, []).append(run_once([*commands[name], "--seed", str(turn)]))
     say("process: nbbn, empty kernel cache")
     with tempfile.TemporaryDirectory() as empty:
         runs["nbbn, empty kernel cache"] = [run_once(commands["nbbn"], NBBN_CACHE_DIR=empty)]
@@ -243,7 +245,7 @@ def arguments_of(argv):
     parser.add_argument("--nets", help=f"comma-separated, of {', '.join(NETS)}")
     parser.add_argument("--contenders", help=f"comma-separated, of {', '.join(CONTENDERS)}")
     parser.add_argument("--rounds", type=int, help="turns of each contender (default 9)")
-    parser.add_argument("--until", type=float, default=0.98, help="accuracy that ends a process")
+    parser.add_argument("--epochs", type=int, default=2, help="of a whole process (default 2)")
     parser.add_argument("--quick", action="store_true", help="smoke run: few cases, 2 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (needs matplotlib)")
@@ -291,7 +293,7 @@ def main(argv=None):
     if "step" in wanted:
         result["step"] = run_cases("step", step_cases(arguments.nets), *common)
     if "process" in wanted:
-        result["process"] = run_processes(min(arguments.rounds, 5), arguments.until)
+        result["process"] = run_processes(min(arguments.rounds, 5), arguments.epochs)
     result["versions"] |= versions
     print(report.markdown(result))
     if arguments.json:

@@ -120,6 +120,23 @@ def test_layers_of_two_conventions_record_the_same(rng):
     np.testing.assert_allclose(biased, debiased.running_var * 5 / 6, rtol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64])
+def test_a_variance_of_few_bits_loses_none(dtype):
+    state = BatchNormState(np.zeros(1), np.array([3], dtype))
+    found = state.to("keras", count=7).var
+    assert found.dtype == (np.float64 if dtype == np.int64 else np.float32)
+    np.testing.assert_allclose(found, [3 * 6 / 7], rtol=1e-7)
+
+
+def test_a_count_of_no_batches_beside_statistics_says_nothing(rng):
+    """Such a file comes from a framework without the counter: the statistics have settled."""
+    model = net(convention="keras")
+    state = convert.to_torch(model) | {"1.running_var": np.full(6, 2.0)}
+    assert state["1.num_batches_tracked"] == 0
+    convert.load_torch(model, state, count=5)
+    np.testing.assert_allclose(model[1].running_var, 2 * 4 / 5)
+
+
 def test_batches_that_were_skipped_are_no_updates(rng):
     layer = nbbn.BatchNorm(3, skip_nonfinite=True, dtype=np.float64)
     batches = [rng.normal(size=(4, 3)) for _ in range(2)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import nbbn
 from nbbn import BatchNorm, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh, folding
@@ -121,6 +123,39 @@ class Residual(nbbn.Module):
 
     def forward(self, x):
         return x + self.norm(x)
+
+
+KINDS = {
+    "dense": lambda width, wide, **o: (Dense(width, wide, rng=wide, **WIDE, **o), wide),
+    "bare": lambda width, wide: KINDS["dense"](width, wide, bias=False),
+    "norm": lambda width, wide, **o: (norm(width, **o), width),
+    "relu norm": lambda width, wide: KINDS["norm"](width, wide, activation="relu"),
+    "scale": lambda width, wide: KINDS["norm"](width, wide, shift=False),
+    "keras": lambda width, wide: KINDS["norm"](width, wide, convention="keras"),
+    "relu": lambda width, wide: (ReLU(), width),
+    "flatten": lambda width, wide: (Flatten(), width),
+    "dropout": lambda width, wide: (Dropout(0.3, rng=0), width),
+}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 5)), min_size=1, max_size=8)
+)
+@settings(max_examples=60, deadline=None)
+def test_any_stack_of_layers_computes_the_same(plan):
+    """What folds is gone, what does not stays, and either way nothing changes."""
+    rng = np.random.default_rng(0)
+    layers, width = [], 3
+    for kind, wide in plan:
+        layer, width = KINDS[kind](width, wide)
+        layers.append(layer)
+    model = settled(Sequential(*layers), rng)
+    x = rng.normal(size=(6, 3))
+    folded = nbbn.fold(model, x, strict=False)
+    np.testing.assert_allclose(folded(x).data, model.eval()(x).data, rtol=1e-9, atol=1e-10)
+    if norms(folded):
+        with pytest.raises(ArgumentError, match="cannot fold"):
+            nbbn.fold(model, x)
 
 
 REFUSED = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +56,36 @@ def test_npy_files_are_mapped_and_never_copied(arrays, tmp_path):
     assert np.shares_memory(batches._images, found.train_images)
     x = np.concatenate([x for x, _ in batches])
     np.testing.assert_array_equal(x, (arrays["x_train"].reshape(ROWS, 6) / 255).astype(np.float32))
+
+
+def test_data_far_larger_than_what_is_read(tmp_path):
+    """Eight gigabytes in a file with holes: batches take what they need and no more."""
+    rows, features = 1_000_000, 8192
+    images = np.lib.format.open_memmap(
+        tmp_path / "x_train.npy", "w+", dtype=np.uint8, shape=(rows, features)
+    )
+    images[-1] = 255
+    del images
+    np.save(tmp_path / "y_train.npy", np.zeros(rows, np.int8))
+    script = """
+import resource, sys
+import numpy as np
+from nbbn import data
+found = data.load(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+batches = iter(data.Batches(found.train_images, found.train_labels, 64, rng=0))
+total = sum(float(next(batches)[0].sum()) for _ in range(5))
+last = data.Batches(found.train_images, found.train_labels, 64, rows=np.array([rows - 1]))
+print(total, float(next(iter(last))[0].min()))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+""".replace("rows - 1", str(rows - 1))
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    values, grown = done.stdout.splitlines()
+    assert values == "0.0 1.0"
+    assert int(grown) < 500_000, "kilobytes"
 
 
 @pytest.mark.parametrize("packed", [False, True])

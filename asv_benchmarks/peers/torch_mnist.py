@@ -1,4 +1,4 @@
-"""`nbbn train` as a PyTorch script: the same net, recipe, data and stopping rule.
+"""`nbbn train` as a PyTorch script: the same net, recipe and data.
 
 Images stay in one tensor and are gathered per batch: no DataLoader, which would only slow it down.
 """
@@ -36,7 +36,6 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--until", type=float, help="stop at this test accuracy")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -62,8 +61,6 @@ def main():
             optimizer.step()
             schedule.step()
         test_accuracy = accuracy(model, test_images, test_labels)
-        if arguments.until is not None and test_accuracy >= arguments.until:
-            break
     seconds = round(time.perf_counter() - START, 3)
     print(json.dumps({"test_accuracy": test_accuracy, "epochs": epoch, "seconds": seconds}))
 

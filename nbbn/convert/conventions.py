@@ -149,7 +149,8 @@ def converted(
     if count is not None and var is not None and unbiased != state.unbiased:
         ratio = count / (count - 1) if unbiased else (count - 1) / count
         initial = state.initial_weight
-        var = (initial + (var.astype(np.float64) - initial) * ratio).astype(var.dtype)
+        scaled = initial + (var.astype(np.float64) - initial) * ratio
+        var = scaled.astype(np.promote_types(var.dtype, np.float32))
     return state._replace(
         var=var, momentum=momentum, momentum_weighs=momentum_weighs, unbiased=unbiased
     )
@@ -166,11 +167,15 @@ def _initial_weight(first: float, updates: int | None) -> float:
 
 
 def _updates(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """Count of a layer's updates; 0 beside statistics from elsewhere means that it is not known."""
     if "running_mean" not in arrays:
         return None
     count = int(arrays["num_batches_tracked"]) - int(arrays.get("num_batches_skipped", 0))
-    untouched = not arrays["running_mean"].any() and bool((arrays["running_var"] == 1).all())
+    return known_updates(count, arrays["running_mean"], arrays["running_var"])
+
+
+def known_updates(count: int, mean: np.ndarray, var: np.ndarray) -> int | None:
+    """Return a count of updates, or None for 0 beside statistics that come from elsewhere."""
+    untouched = not mean.any() and bool((var == 1).all())
     return count if count > 0 or untouched else None
 
 

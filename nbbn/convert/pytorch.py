@@ -12,7 +12,14 @@ import numpy as np
 
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ..layers import BatchNorm, Dense, Module
-from .conventions import BatchNormState, as_array, assignment, variance, with_settings
+from .conventions import (
+    BatchNormState,
+    as_array,
+    assignment,
+    known_updates,
+    variance,
+    with_settings,
+)
 from .walk import Layer, copy_dense, followers, layers_of, without_bias
 
 __all__ = ["load_torch", "to_torch"]
@@ -94,7 +101,7 @@ def load_torch(
                 var=group.get("running_var"),
                 gamma=_wanted(group.get("weight"), layer.gamma, 1),
                 beta=_wanted(group.get("bias"), layer.beta, 0),
-                updates=_updates(group.get("num_batches_tracked"), label),
+                updates=_updates(group, label),
             )
             if id(layer) in biases:
                 found = found._replace(mean=without_bias(found.mean, biases[id(layer)]))
@@ -180,15 +187,16 @@ def _wanted(given: np.ndarray | None, own: Any, neutral: float) -> np.ndarray | 
     return given
 
 
-def _updates(counter: np.ndarray | None, label: str) -> int | None:
-    if counter is None:
+def _updates(group: Mapping[str, np.ndarray], label: str) -> int | None:
+    counter = group.get("num_batches_tracked")
+    if counter is None or "running_mean" not in group or "running_var" not in group:
         return None
     if counter.size != 1 or counter.dtype.kind not in "iu":
         raise ShapeError(
             f"num_batches_tracked of {label} must be one integer, "
             f"got shape {counter.shape} of {counter.dtype}"
         )
-    return int(counter.item())
+    return known_updates(int(counter.item()), group["running_mean"], group["running_var"])
 
 
 # ---------------------------------------------------------------- reading

@@ -63,7 +63,8 @@ def without_bias(mean: np.ndarray | None, bias: np.ndarray) -> np.ndarray | None
     """Running mean of a BatchNorm once the bias in front of it is left out."""
     if mean is None:
         return None
-    return (mean.astype(np.float64) - bias.astype(np.float64)).astype(np.result_type(mean, bias))
+    difference = mean.astype(np.float64) - bias.astype(np.float64)
+    return difference.astype(np.result_type(mean.dtype, bias.dtype, np.float32))
 
 
 def copy_dense(layer: Dense, weight: Any, bias: Any, label: str) -> Callable[[], None]:

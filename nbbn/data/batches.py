@@ -233,6 +233,9 @@ class Batches:
     def _gatherer(self) -> Any:
         from .. import backend  # its kernels load numba: not before they are needed
 
+        if self.device == "cpu" and not self._images.flags.writeable:
+            # An alias that can be written to, for which no kernel has to be compiled anew.
+            self._images = backend.contiguous(self._images, self._images.dtype)
         kernels = backend.kernels("gather", self.device)
         features = not isinstance(self._scale, float)
         return kernels.gather_scale_features if features else kernels.gather_scale
