@@ -273,13 +273,6 @@ def _contiguous_on_device(array: Any, dtype: Any) -> np.ndarray:
     return copy
 
 
-def is_whole(array: Any) -> bool:
-    """Whether a kernel can write to `array` as it is: C order, aligned, writeable."""
-    flags = array.flags
-    whole: bool = flags.carray if isinstance(array, np.ndarray) else flags.c_contiguous
-    return whole
-
-
 def address(array: Any) -> int:
     """Address of the first element, wherever it is."""
     found: int

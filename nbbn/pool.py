@@ -51,9 +51,10 @@ def keep(blocks: int) -> None:
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """Allocate an uninitialized array, large ones from memory that was used before."""
-    nbytes = (shape if isinstance(shape, int) else math.prod(shape)) * _WIDEST
-    if nbytes >= SMALLEST:
-        nbytes = nbytes // _WIDEST * np.dtype(dtype).itemsize
+    size = shape if isinstance(shape, int) else math.prod(shape)
+    if size * _WIDEST < SMALLEST:
+        return np.empty(shape, dtype)
+    nbytes = size * np.dtype(dtype).itemsize
     if not SMALLEST <= nbytes <= LARGEST:
         return np.empty(shape, dtype)
     memory = _take(nbytes)

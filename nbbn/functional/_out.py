@@ -31,16 +31,18 @@ class Target:
         self._result = out
         self._copy_to: np.ndarray | None = None
         direct = out if layout.order is None else out.transpose(layout.order)
+        on_host = layout.device == "cpu"
         # A device stores x's own type, bfloat16 as its bits.
-        dtype = layout.dtype if layout.device == "cpu" else x.dtype
-        if apart and direct.dtype == dtype and backend.is_whole(direct):
-            whole = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
+        dtype = layout.dtype if on_host else x.dtype
+        whole = direct.flags.carray if on_host else direct.flags.c_contiguous
+        if apart and whole and direct.dtype == dtype:
+            target = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
         else:
             checks.no_overlap_within(out)
-            whole = backend.empty(layout.shape, dtype, layout.device)
+            target = backend.empty(layout.shape, dtype, layout.device)
             self._copy_to = direct
-        self._whole = whole
-        self.folded = whole if dtype == layout.storage else whole.view(layout.storage)
+        self._whole = target
+        self.folded = target if dtype is layout.storage else target.view(layout.storage)
 
     def finish(self) -> np.ndarray:
         """Move a temporary into place and return the result."""

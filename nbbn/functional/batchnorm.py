@@ -104,9 +104,7 @@ def batch_norm_train(
         target = Target(out, x, layout, x, residual)
         addend = checks.fold(residual, layout)
     gamma, beta = _unchanged_by(out, layout, gamma, beta)
-    mean, var, inv_std = (
-        backend.empty(channels, layout.statistics, layout.device) for _ in range(3)
-    )
+    mean, var, inv_std = backend.empty((3, channels), layout.statistics, layout.device)
     if count == 0:
         mean.fill(0.0)
         var.fill(0.0)
@@ -595,9 +593,10 @@ def _backward(
         mask = checks.fold(y, layout)
     dgamma = _gradient(out_dgamma, layout, "out_dgamma", x, dy, mask, gamma)
     dbeta = _gradient(out_dbeta, layout, "out_dbeta", x, dy, mask, gamma)
-    checks.separate(out_dgamma, out_dbeta, "out_dgamma and out_dbeta")
-    checks.separate(out, out_dgamma, "out and out_dgamma")
-    checks.separate(out, out_dbeta, "out and out_dbeta")
+    if out_dgamma is not None or out_dbeta is not None:
+        checks.separate(out_dgamma, out_dbeta, "out_dgamma and out_dbeta")
+        checks.separate(out, out_dgamma, "out and out_dgamma")
+        checks.separate(out, out_dbeta, "out and out_dbeta")
     gamma, mean, inv_std = _unchanged_by(out, layout, gamma, mean, inv_std)
     if x.size == 0:
         dgamma.fill(0)
