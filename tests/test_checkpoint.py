@@ -410,6 +410,21 @@ def test_weights_alone(saved, tmp_path):
         checkpoint.restore(str(saved), model)
 
 
+def test_arguments_of_other_types(saved, tmp_path):
+    model, batches, optimizer, _ = training()
+    found = checkpoint.load(saved)
+    for wrong, name in (
+        ((None,), "model must be of type Module, got NoneType"),
+        ((model, batches), "optimizer must be of type Optimizer, got Batches"),
+        ((model, optimizer, 3), "batches must be of type Batches, got int"),
+    ):
+        with pytest.raises(DTypeError, match=name):
+            checkpoint.save(tmp_path / "a", *wrong)
+        with pytest.raises(DTypeError, match=name):
+            checkpoint.restore(found, *wrong)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("thing", ["model", "optimizer"])
 def test_a_state_is_a_mapping(thing):
     model, _, optimizer, _ = training()

@@ -323,6 +323,13 @@ def test_files_that_are_not_onnx(tmp_path):
         nbbn.onnx.load(3)
 
 
+def test_a_damaged_tensor_is_named():
+    proto = nbbn.onnx.export(Sequential(Dense(3, 2, rng=0), BatchNorm(2)))
+    proto.graph.initializer[0].dims[0] -= 1
+    with pytest.raises(CheckpointError, match=f"tensor '{proto.graph.initializer[0].name}' is dam"):
+        nbbn.onnx.load(proto)
+
+
 # -------------------------------------------------------------------------------- the backend
 
 

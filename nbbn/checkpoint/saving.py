@@ -48,8 +48,10 @@ def save(
     OSError
         The file cannot be written; what was there before is untouched.
     DTypeError
-        `progress` or `config` hold what JSON cannot.
+        `progress` or `config` hold what JSON cannot; `model`, `optimizer` or `batches` are
+        something else.
     """
+    _check_kinds(model, optimizer, batches)
     path = Path(path)
     generators = named_generators(model, batches)
     content = Checkpoint(
@@ -96,7 +98,10 @@ def restore(
     ------
     CheckpointError
         Something does not fit; the message names the first difference.
+    DTypeError
+        An argument of another type.
     """
+    _check_kinds(model, optimizer, batches)
     if not isinstance(checkpoint, Checkpoint):
         raise DTypeError(
             f"expected a Checkpoint, got {type(checkpoint).__name__}: pass checkpoint.load(path)"
@@ -138,4 +143,17 @@ def _compare_arrays(
             raise CheckpointError(
                 f"{complaint}: {name} is {here.dtype} {here.shape} here "
                 f"and {there.dtype} {there.shape} there"
+            )
+
+
+def _check_kinds(model: Any, optimizer: Any, batches: Any) -> None:
+    """Check that each is what it must be, or None where it may be left out."""
+    for name, value, kinds in (
+        ("model", model, (Module,)),
+        ("optimizer", optimizer, (Optimizer, type(None))),
+        ("batches", batches, (Batches, type(None))),
+    ):
+        if not isinstance(value, kinds):
+            raise DTypeError(
+                f"{name} must be of type {kinds[0].__name__}, got {type(value).__name__}"
             )

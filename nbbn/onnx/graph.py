@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError
 from .extra import require
 
 
@@ -55,12 +55,19 @@ class Graph:
             (o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1
         )
         self._constants: dict[str, np.ndarray] = {
-            tensor.name: self._to_array(tensor) for tensor in graph.initializer
+            tensor.name: self._array(tensor) for tensor in graph.initializer
         }
         self._values = {value.name: value for value in graph.input}
         self.inputs = [name for name in self._values if name not in self._constants]
         self.outputs = [value.name for value in graph.output]
         self.nodes = [Node(proto) for proto in graph.node]
+
+    def _array(self, tensor: Any) -> np.ndarray:
+        try:
+            array: np.ndarray = self._to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"the tensor {tensor.name!r} is damaged: {error}") from None
+        return array
 
     def constant(self, name: str) -> np.ndarray | None:
         """Return a value that is known without running the graph, or None."""
@@ -82,7 +89,7 @@ class Graph:
             value = node.attribute("value", None)
             if value is None:
                 raise node.refusal("only tensors are known as constants")
-            self._constants[node.outputs[0]] = self._to_array(value)
+            self._constants[node.outputs[0]] = self._array(value)
             return True
         if any(array is None for array in known) or node.op not in ("Transpose", "Identity"):
             return False
