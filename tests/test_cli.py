@@ -91,7 +91,7 @@ def test_help_fits_on_one_screen(capsys, monkeypatch):
         (["--epochs", "0"], "expected an integer of at least 1, got '0'"),
         (["--hidden", "8,x"], "expected comma-separated widths such as 256,128, got 'x'"),
         (["--lr", "nan"], "expected a finite number above 0, got 'nan'"),
-        (["--dropout", "1"], "expected a probability of at least 0, below 1, got '1'"),
+        (["--dropout", "1"], "expected a number of at least 0, below 1, got '1'"),
         (["--momentum", "0.5"], "momentum belongs to the optimizer sgd, not to adam"),
         (["--data", "imagenet"], "there is no data set imagenet: expected mnist, fashion-mnist"),
         (["--data", "a", "b", "c"], "--data takes a name, one path, or those of"),
@@ -255,7 +255,7 @@ def test_other_flags_than_before_are_refused(own, tmp_path, capsys):
     log = (tmp_path / "log.jsonl").read_bytes()
     status, _, error = call(capsys, "train", *flags, "--resume", "--hidden", 9)
     assert status == 2
-    assert "--hidden (9,) is not the (8,) that" in error
+    assert "was trained with --hidden 8, not --hidden 9: leave that out" in error
     status, _, error = call(capsys, "train", *flags)
     assert status == 2
     assert "is of a later step than this run's 0: resume from it, or use another folder" in error

@@ -138,10 +138,18 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
     for name, value in given.items():
         if name not in _FREE and value != getattr(saved, name):
             raise ArgumentError(
-                f"--{name.replace('_', '-')} {value} is not the {getattr(saved, name)} that "
-                f"{found.path} was trained with: leave it out, or begin a new run"
+                f"{found.path} was trained with {_flag(name, getattr(saved, name))}, not "
+                f"{_flag(name, value)}: leave that out, or begin a new run"
             )
     return dataclasses.replace(saved, **given)
+
+
+def _flag(name: str, value: Any) -> str:
+    """Spell a setting as on the command line."""
+    if name == "batch_norm":
+        return "batch normalization" if value else "--no-batch-norm"
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"--{name.replace('_', '-')} {text}"
 
 
 def _threads(found: Checkpoint | None) -> int:

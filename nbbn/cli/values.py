@@ -50,7 +50,7 @@ def non_negative(text: str) -> float:
 
 def probability(text: str) -> float:
     """Read a number of at least 0 and below 1."""
-    return float(_number(text, float, lambda x: 0 <= x < 1, "a probability of at least 0, below 1"))
+    return float(_number(text, float, lambda x: 0 <= x < 1, "a number of at least 0, below 1"))
 
 
 def folder(text: str) -> Path:
