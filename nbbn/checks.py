@@ -85,9 +85,10 @@ def _check_kind(array: Any, name: str) -> None:
 def layout(x: Any, axis: int, name: str = "x") -> Layout:
     """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
     dtype = floating(x, name)
-    order = _dense_order(x)
-    found = _layout(x.shape, integer(axis, "axis"), order, dtype, name)
-    if isinstance(x, np.ndarray):
+    order = None if x.flags.c_contiguous else _dense_order(x)
+    axis = axis if type(axis) is int else integer(axis, "axis")
+    found = _layout(x.shape, axis, order, dtype, name)
+    if type(x) is np.ndarray:
         return found
     return _placed(x, order, found.shape, dtype)
 
@@ -209,6 +210,15 @@ def channel_vector(
         return array if array.flags.carray else backend.contiguous(array, dtype)
     channel_array(array, channels, name, device)
     return backend.contiguous(array, dtype)
+
+
+def statistic(
+    array: np.ndarray | None, channels: int, name: str, dtype: np.dtype[Any], device: str
+) -> np.ndarray:
+    """Return a per-channel array that must be given, in `dtype`."""
+    if array is None:
+        raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
+    return channel_vector(array, channels, dtype, name, device)
 
 
 def channel_array(array: Any, channels: int, name: str, device: str = "cpu") -> None:

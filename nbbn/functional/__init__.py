@@ -11,14 +11,8 @@ from .activation import (
     tanh,
     tanh_backward,
 )
-from .batchnorm import (
-    batch_norm,
-    batch_norm_backward,
-    batch_norm_infer,
-    batch_norm_infer_backward,
-    batch_norm_train,
-    update_running_stats,
-)
+from .batchnorm import batch_norm, batch_norm_infer, batch_norm_train, update_running_stats
+from .batchnorm_backward import batch_norm_backward, batch_norm_infer_backward
 from .softmax import (
     cross_entropy,
     cross_entropy_backward,

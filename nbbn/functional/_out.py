@@ -69,3 +69,28 @@ def _overlaps(out: np.ndarray, array: np.ndarray) -> bool:
         or out.dtype != array.dtype
         or backend.address(out) != backend.address(array)
     )
+
+
+def share(out: np.ndarray, array: np.ndarray) -> bool:
+    """Whether writing `out` may change `array`."""
+    # What is not given is an empty array of the host, which a device must not be asked about.
+    return array.size > 0 and bool(np.may_share_memory(out, array))
+
+
+def unchanged_by(
+    out: np.ndarray | None, layout: Layout, *vectors: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Return per-channel operands, copied where writing `out` would change them.
+
+    Planes are finished channel by channel, while the operands of the next are yet to be read.
+    """
+    if out is None or len(layout.shape) == 2:
+        return vectors
+    return tuple(copied(v) if share(out, v) else v for v in vectors)
+
+
+def copied(vector: np.ndarray) -> np.ndarray:
+    """Return a copy, which a recorded step makes anew."""
+    copy = backend.empty(vector.shape, vector.dtype, backend.device_of(vector))
+    backend.run(np.copyto, copy, vector)
+    return copy

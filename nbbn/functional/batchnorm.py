@@ -1,8 +1,9 @@
-"""Batch normalization of NumPy arrays: forward, inference, backward, running statistics.
+"""Batch normalization of NumPy arrays: forward, inference, running statistics.
 
 With m values per channel and x_hat = (x - mean) / sqrt(var + eps):
 y = gamma * x_hat + beta, var = sum((x - mean)^2) / m,
-dx = gamma / sqrt(var + eps) * (dy - sum(dy) / m - x_hat * sum(dy * x_hat) / m).
+dx = gamma / sqrt(var + eps) * (dy - sum(dy) / m - x_hat * sum(dy * x_hat) / m), which is in
+`batchnorm_backward`.
 
 Source: Ioffe and Szegedy, "Batch Normalization" (2015), arXiv:1502.03167.
 """
@@ -16,14 +17,12 @@ import numpy as np
 from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._kind import in_kind
-from ._out import Target
+from ._out import Target, unchanged_by
 from .stats import BatchNormStats, WeightedStats
 
 __all__ = [
     "batch_norm",
-    "batch_norm_backward",
     "batch_norm_infer",
-    "batch_norm_infer_backward",
     "batch_norm_train",
     "update_running_stats",
 ]
@@ -103,7 +102,7 @@ def batch_norm_train(
         checks.same_shape(residual, x, "residual")
         target = Target(out, x, layout, x, residual)
         addend = checks.fold(residual, layout)
-    gamma, beta = _unchanged_by(out, layout, gamma, beta)
+    gamma, beta = unchanged_by(out, layout, gamma, beta)
     mean, var, inv_std = backend.empty((3, channels), layout.statistics, layout.device)
     if count == 0:
         mean.fill(0.0)
@@ -171,8 +170,8 @@ def batch_norm_infer(
     # Running statistics usually have the type of x; both that and float64 go in as they are.
     plain = type(mean) is type(var) is type(x) and mean.dtype is var.dtype is layout.dtype
     dtype = layout.dtype if plain else layout.statistics
-    mean = _statistic(mean, channels, "mean", dtype, layout.device)
-    var = _statistic(var, channels, "var", dtype, layout.device)
+    mean = checks.statistic(mean, channels, "mean", dtype, layout.device)
+    var = checks.statistic(var, channels, "var", dtype, layout.device)
     gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
     beta = checks.channel_vector(beta, channels, layout.dtype, "beta", layout.device)
     if residual is None:
@@ -188,131 +187,6 @@ def batch_norm_infer(
             checks.fold(x, layout), addend, gamma, beta, mean, var, eps, relu, target.folded,
         )  # fmt: skip
     return target.finish()
-
-
-@in_kind
-def batch_norm_backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    stats: BatchNormStats,
-    gamma: np.ndarray | None = None,
-    *,
-    axis: int = 1,
-    y: np.ndarray | None = None,
-    out: np.ndarray | None = None,
-    out_dgamma: np.ndarray | None = None,
-    out_dbeta: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of `batch_norm_train`, the batch statistics being functions of `x`.
-
-    ``dbeta = sum(g)``, ``dgamma = sum(g * x_hat)``,
-    ``dx = gamma * inv_std * (g - dbeta / m - x_hat * dgamma / m)``, where g is `dy`, or `dy` where
-    `y` is positive and 0 elsewhere if `y` is given.
-
-    Parameters
-    ----------
-    dy : ndarray of float, shape of `x`
-        Gradient of the loss with respect to the output.
-    x : ndarray of float, 2 to 5 dimensions
-        The forward's input.
-    stats : BatchNormStats
-        What the forward returned.
-    gamma : ndarray of float, shape (C,), optional
-        The forward's scale.
-    axis : int, default 1
-        The channel axis.
-    y : ndarray of float, shape of `x`, optional
-        The output of a forward with ``activation="relu"``. The gradient of its residual is
-        ``relu_backward(dy, y)``.
-    out : ndarray, shape and dtype of `x`, optional
-        Receives dx. It may be `dy` or `x` itself; any other overlap costs a temporary.
-    out_dgamma, out_dbeta : ndarray, shape (C,), optional
-        Receive dgamma and dbeta.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `x`
-    dgamma, dbeta : ndarray, shape (C,), dtype of `x` (float32 for the half types)
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        Operands that do not fit together, or `stats` that are not BatchNormStats.
-    """
-    layout = checks.layout(x, axis)
-    if not isinstance(stats, BatchNormStats):
-        raise DTypeError(
-            f"stats must be the BatchNormStats of the forward, got {type(stats).__name__}"
-        )
-    channels = layout.shape[1]
-    if stats.count != x.size // channels:
-        raise ShapeError(
-            f"stats are of {stats.count} values per channel, but x with shape {x.shape} has "
-            f"{x.size // channels}: pass the x and the stats of one forward"
-        )
-    mean = _statistic(stats.mean, channels, "stats.mean", layout.statistics, layout.device)
-    inv_std = _statistic(stats.inv_std, channels, "stats.inv_std", layout.statistics, layout.device)
-    return _backward(dy, x, y, gamma, mean, inv_std, False, layout, out, out_dgamma, out_dbeta)
-
-
-@in_kind
-def batch_norm_infer_backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    mean: np.ndarray,
-    var: np.ndarray,
-    gamma: np.ndarray | None = None,
-    *,
-    eps: float = 1e-5,
-    axis: int = 1,
-    y: np.ndarray | None = None,
-    out: np.ndarray | None = None,
-    out_dgamma: np.ndarray | None = None,
-    out_dbeta: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of `batch_norm_infer`, the statistics being constants.
-
-    ``dx = gamma * inv_std * g``, ``dgamma = sum(g * (x - mean) * inv_std)``, ``dbeta = sum(g)``.
-
-    Parameters
-    ----------
-    dy : ndarray of float, shape of `x`
-        Gradient of the loss with respect to the output.
-    x : ndarray of float, 2 to 5 dimensions
-        The forward's input.
-    mean, var : ndarray of float, shape (C,)
-        The statistics that the forward used.
-    gamma : ndarray of float, shape (C,), optional
-        The forward's scale.
-    eps : float, default 1e-5
-        The forward's eps.
-    axis : int, default 1
-        The channel axis.
-    y : ndarray of float, shape of `x`, optional
-        The output of a forward with ``activation="relu"``; g is then 0 where y is not positive.
-    out : ndarray, shape and dtype of `x`, optional
-        Receives dx. It may be `dy` or `x` itself; any other overlap costs a temporary.
-    out_dgamma, out_dbeta : ndarray, shape (C,), optional
-        Receive dgamma and dbeta.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `x`
-    dgamma, dbeta : ndarray, shape (C,), dtype of `x` (float32 for the half types)
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        Operands that do not fit together.
-    """
-    layout = checks.layout(x, axis)
-    channels = layout.shape[1]
-    eps = checks.epsilon(eps, zero_allowed=True)
-    mean = _statistic(mean, channels, "mean", layout.statistics, layout.device)
-    var = _statistic(var, channels, "var", layout.statistics, layout.device)
-    inv_std = backend.empty(channels, layout.statistics, layout.device)
-    backend.run(backend.kernels("batchnorm", layout.device).inverse_std, var, eps, inv_std)
-    return _backward(dy, x, y, gamma, mean, inv_std, True, layout, out, out_dgamma, out_dbeta)
 
 
 @in_kind
@@ -512,99 +386,8 @@ def _copy(
     return out
 
 
-def _statistic(
-    array: np.ndarray | None, channels: int, name: str, dtype: np.dtype[Any], device: str
-) -> np.ndarray:
-    if array is None:
-        raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
-    return checks.channel_vector(array, channels, dtype, name, device)
-
-
 def _check_count(count: int | np.ndarray, unbiased: bool) -> None:
     if unbiased and count == 1:
         raise ArgumentError(
             "the unbiased variance of one value per channel does not exist: pass unbiased=False"
         )
-
-
-def _gradient(
-    out: np.ndarray | None, layout: checks.Layout, name: str, *inputs: np.ndarray
-) -> np.ndarray:
-    """Return what receives dgamma or dbeta: `out`, unless writing it would change an input."""
-    if out is not None:
-        checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
-        if not any(_share(out, array) for array in inputs):
-            return out
-    return backend.empty(layout.shape[1], layout.dtype, layout.device)
-
-
-def _share(out: np.ndarray, array: np.ndarray) -> bool:
-    # What is not given is an empty array of the host, which a device must not be asked about.
-    return array.size > 0 and bool(np.may_share_memory(out, array))
-
-
-def _hand_over(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    if out is None or found is out:
-        return found
-    backend.run(np.copyto, out, found)
-    return out
-
-
-def _unchanged_by(
-    out: np.ndarray | None, layout: checks.Layout, *vectors: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Return per-channel operands, copied where writing `out` would change them.
-
-    Planes are finished channel by channel, while the operands of the next are yet to be read.
-    """
-    if out is None or len(layout.shape) == 2:
-        return vectors
-    return tuple(_copied(v) if _share(out, v) else v for v in vectors)
-
-
-def _copied(vector: np.ndarray) -> np.ndarray:
-    copy = backend.empty(vector.shape, vector.dtype, backend.device_of(vector))
-    backend.run(np.copyto, copy, vector)
-    return copy
-
-
-def _backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray | None,
-    gamma: np.ndarray | None,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    fixed: bool,
-    layout: checks.Layout,
-    out: np.ndarray | None,
-    out_dgamma: np.ndarray | None,
-    out_dbeta: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    channels = layout.shape[1]
-    checks.same_shape(dy, x, "dy")
-    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
-    if y is None:
-        target = Target(out, x, layout, dy, x)
-        mask = checks.nothing(layout)
-    else:
-        checks.same_shape(y, x, "y")
-        target = Target(out, x, layout, dy, x, y)
-        mask = checks.fold(y, layout)
-    dgamma = _gradient(out_dgamma, layout, "out_dgamma", x, dy, mask, gamma)
-    dbeta = _gradient(out_dbeta, layout, "out_dbeta", x, dy, mask, gamma)
-    if out_dgamma is not None or out_dbeta is not None:
-        checks.separate(out_dgamma, out_dbeta, "out_dgamma and out_dbeta")
-        checks.separate(out, out_dgamma, "out and out_dgamma")
-        checks.separate(out, out_dbeta, "out and out_dbeta")
-    gamma, mean, inv_std = _unchanged_by(out, layout, gamma, mean, inv_std)
-    if x.size == 0:
-        dgamma.fill(0)
-        dbeta.fill(0)
-        return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)
-    backend.run(
-        backend.kernels("batchnorm", layout.device).backward,
-        checks.fold(dy, layout), checks.fold(x, layout), mask, gamma, mean, inv_std, fixed,
-        target.folded, dgamma, dbeta,
-    )  # fmt: skip
-    return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)

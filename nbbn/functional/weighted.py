@@ -18,8 +18,9 @@ import numpy as np
 
 from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ._out import empty_like
-from .batchnorm import _copied, _statistic, batch_norm_infer, batch_norm_infer_backward
+from ._out import copied, empty_like
+from .batchnorm import batch_norm_infer
+from .batchnorm_backward import batch_norm_infer_backward
 from .stats import WeightedStats
 
 __all__ = ["weighted_batch_norm_backward", "weighted_batch_norm_train"]
@@ -158,12 +159,12 @@ def weighted_batch_norm_backward(
     folded = _fold_weights(weights, x, axis, layout)
     channels = layout.shape[1]
     kept = (
-        _statistic(stats.mean, channels, "stats.mean", _FLOAT64, "cpu"),
-        _statistic(stats.inv_std, channels, "stats.inv_std", _FLOAT64, "cpu"),
+        checks.statistic(stats.mean, channels, "stats.mean", _FLOAT64, "cpu"),
+        checks.statistic(stats.inv_std, channels, "stats.inv_std", _FLOAT64, "cpu"),
         checks.channel_vector(gamma, channels, _FLOAT64, "gamma"),
     )
     # They are read again after dgamma and dbeta are written, perhaps over them.
-    mean, inv_std, scale = (_copied(vector) for vector in kept)
+    mean, inv_std, scale = (copied(vector) for vector in kept)
     var = backend.empty(channels, _FLOAT64)
     backend.run(_invert_square, inv_std, var)
     # A NaN behind a mask would reach dgamma even times 0.

@@ -781,11 +781,15 @@ def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
     threads = workers(x.size)
     C = x.shape[1]
     wide, narrow = scratch(C, np.float64), scratch(3 * C, x.dtype)
-    operands = (x, residual, gamma, beta, mean, var, eps, relu, threads)
     if x.ndim == 2:
-        _infer_rows(threads, *operands, y, wide, narrow)
-    else:
-        _infer_planes(threads, *operands, _grid(x.shape), y, wide, narrow)
+        _infer_rows(
+            threads, x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow
+        )
+        return
+    grid = _grid(x.shape)
+    _infer_planes(
+        threads, x, residual, gamma, beta, mean, var, eps, relu, threads, grid, y, wide, narrow
+    )
 
 
 def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
