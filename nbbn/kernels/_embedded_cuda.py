@@ -3,6 +3,8 @@
 nbbn's kernels reduce lanes of several values at once; here each thread has one lane.
 """
 
+from numba import cuda
+
 from ._cuda import device_function
 from ._cuda_lanes import lane, lanes
 from ._cuda_reduction import merge_moments, moments_over_block
@@ -83,5 +85,7 @@ def merge_over_block(means, m2s, counts, n, mean, m2):
     All threads of the block must call it. The block has one or two dimensions, and a number of
     threads that is a power of two.
     """
-    n, a, b = moments_over_block(means, m2s, counts, 1, n, lanes(mean, 1), lanes(m2, 1))
+    n, a, b = moments_over_block((means, m2s, counts), 1, n, lanes(mean, 1), lanes(m2, 1))
+    # All threads have read the result before anybody writes to the scratch again.
+    cuda.syncthreads()
     return n, lane(a, 0), lane(b, 0)
