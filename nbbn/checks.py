@@ -170,7 +170,9 @@ def fold(array: np.ndarray, to: Layout) -> np.ndarray:
     """Return `array` in the canonical layout `to`: a view where possible, else a copy."""
     if to.order is not None:
         array = array.transpose(to.order)
-    array = backend.contiguous(array, to.storage)
+    usual = type(array) is np.ndarray and array.dtype is to.storage and array.flags.carray
+    if not usual:
+        array = backend.contiguous(array, to.storage)
     return array if array.shape == to.shape else array.reshape(to.shape)
 
 

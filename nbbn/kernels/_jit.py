@@ -33,7 +33,7 @@ class _State(threading.local):
     def __init__(self) -> None:
         self.busy = False
         self.compile_only = False
-        self.scratch: dict[Any, np.ndarray] = {}
+        self.scratch: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
 
 _state = _State()
@@ -89,12 +89,14 @@ def workers(work: int) -> int:
     return threads
 
 
-def scratch(size: int, dtype: Any) -> np.ndarray:
-    """A flat array of at least `size` elements, private to this thread until its next kernel."""
-    array = _state.scratch.get(dtype)
-    if array is None or array.size < size:
-        array = _state.scratch[dtype] = np.empty(max(size, 4096), dtype)
-    return array
+def scratch(wide: int, narrow: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Flat float64 and `dtype` arrays, of these sizes at least, until this thread's next kernel."""
+    found = _state.scratch.get(dtype)
+    if found is None or found[0].size < wide or found[1].size < narrow:
+        least = (4096, 4096) if found is None else (found[0].size, found[1].size)
+        found = np.empty(max(wide, least[0]), np.float64), np.empty(max(narrow, least[1]), dtype)
+        _state.scratch[dtype] = found
+    return found
 
 
 def device_function(function: Callable[..., Any]) -> Any:

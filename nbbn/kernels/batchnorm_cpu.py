@@ -765,14 +765,14 @@ def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
     results = (y, mean, var, inv_std)
     if x.ndim == 2:
         blocks = _blocks(*x.shape)
-        wide, narrow = scratch(4 * C * blocks, np.float64), scratch(3 * C * blocks, x.dtype)
+        wide, narrow = scratch(4 * C * blocks, 3 * C * blocks, x.dtype)
         _train_rows(threads, *operands, blocks, *results, wide, narrow)
     elif slabs := _slabs(x, 1):
-        _train_slabs(threads, *operands, slabs, *results, scratch(3 * C, x.dtype))
+        _train_slabs(threads, *operands, slabs, *results, scratch(0, 3 * C, x.dtype)[1])
     else:
         grid = _grid(x.shape)
         parts = grid[0] * grid[1]
-        wide, narrow = scratch(4 * C * parts, np.float64), scratch(3 * C * parts, x.dtype)
+        wide, narrow = scratch(4 * C * parts, 3 * C * parts, x.dtype)
         _train_planes(threads, *operands, grid, *results, wide, narrow)
 
 
@@ -780,7 +780,7 @@ def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
     """Normalize x with the given statistics; fills y."""
     threads = workers(x.size)
     C = x.shape[1]
-    wide, narrow = scratch(C, np.float64), scratch(3 * C, x.dtype)
+    wide, narrow = scratch(C, 3 * C, x.dtype)
     if x.ndim == 2:
         _infer_rows(
             threads, x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow
@@ -800,14 +800,14 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
     results = (dx, dgamma, dbeta)
     if x.ndim == 2:
         blocks = _blocks(*x.shape)
-        wide, narrow = scratch(2 * C * blocks, np.float64), scratch((4 + 2 * blocks) * C, x.dtype)
+        wide, narrow = scratch(2 * C * blocks, (4 + 2 * blocks) * C, x.dtype)
         _backward_rows(threads, *operands, blocks, *results, wide, narrow)
     elif slabs := _slabs(x, 2 if y.size == 0 else 3):
-        wide, narrow = scratch(2 * C, np.float64), scratch(4 * C, x.dtype)
+        wide, narrow = scratch(2 * C, 4 * C, x.dtype)
         _backward_slabs(threads, *operands, slabs, *results, wide, narrow)
     else:
         grid = _grid(x.shape)
-        wide, narrow = scratch(2 * C * grid[0] * grid[1], np.float64), scratch(4 * C, x.dtype)
+        wide, narrow = scratch(2 * C * grid[0] * grid[1], 4 * C, x.dtype)
         _backward_planes(threads, *operands, grid, *results, wide, narrow)
 
 

@@ -212,4 +212,4 @@ def add_bias(x, bias, y):
 
 def bias_gradient(dy, dbias):
     """Sum over rows."""
-    _bias_gradient(dy, scratch(dbias.size, np.float64), dbias)
+    _bias_gradient(dy, scratch(dbias.size, 0, dy.dtype)[0], dbias)

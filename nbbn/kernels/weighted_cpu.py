@@ -183,7 +183,7 @@ def stats(x, weights, eps, mean, var, inv_std, weight, count):
     """Weighted mean, biased variance and inv_std; sum(w), and sum(w)^2 / sum(w^2), both ()."""
     C = x.shape[1]
     parts = max(1, min(x.size // ELEMENTS_PER_BLOCK, MAX_BLOCKS, x.shape[0]))
-    wide = scratch((2 * C + 1) * parts, np.float64)
+    wide, _ = scratch((2 * C + 1) * parts, 0, x.dtype)
     kernel = _stats_rows if x.ndim == 2 else _stats_planes
     threads = workers(x.size)
     results = (mean, var, inv_std, weight.reshape(1))
