@@ -23,6 +23,7 @@ _COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
     for code, compute in (("f2", _FLOAT32), ("f4", _FLOAT32), ("f8", _FLOAT64))
 }
 MIN_RANK, MAX_RANK = 2, 5
+COUNTERS = ("num_batches_tracked", "num_batches_skipped")
 
 
 class Layout(NamedTuple):
@@ -230,6 +231,31 @@ def channel_array(array: Any, channels: int, name: str, device: str = "cpu") -> 
     if array.shape != (channels,):
         raise ShapeError(
             f"{name} must have shape ({channels},), one value per channel, got {array.shape}"
+        )
+
+
+def running_statistic(array: np.ndarray, kind: str, dtype: Any, name: str) -> None:
+    """Check an array that is to become a layer's, by the `kind` of running statistic that it is.
+
+    Any other kind of array passes, whatever it holds.
+    """
+    if kind not in ("running_mean", "running_var", *COUNTERS):
+        return
+    values = array.astype(np.float64).reshape(-1)
+    if kind in COUNTERS:
+        good = (values >= 0) & (values < 2.0**63) & (values == np.floor(values))
+        expected = "a whole number of at least 0"
+    else:
+        low, expected = -largest(dtype), f"finite in {dtype}"
+        if kind == "running_var":
+            low, expected = 0.0, f"{expected} and at least 0"
+        good = (low <= values) & (values <= largest(dtype))
+    if not good.all():
+        place = int(np.argmin(good))
+        channel = f" for channel {place}" if array.ndim else ""
+        raise ArgumentError(
+            f"{name} must be {expected}, got {values[place]:g}{channel}: its model has diverged or "
+            "its file is damaged, so take an earlier one"
         )
 
 

@@ -176,19 +176,22 @@ class Module:
         Raises
         ------
         ArgumentError
-            Missing or unexpected names.
+            Missing or unexpected names; running statistics that are not finite, or a variance
+            below 0.
         ShapeError, DTypeError
             An array that does not fit.
         """
+        own = dict(self._state())
+        for name, array in self._fitting(state, strict=strict).items():
+            backend.assign(own[name], array)
+
+    def _fitting(self, state: Mapping[str, np.ndarray], *, strict: bool) -> dict[str, np.ndarray]:
+        """Return the arrays of a state that this module takes, after checking each."""
         checks.mapping(state, "state")
         own = dict(self._state())
         # PyTorch wrote no batch counter before version 2 of its format.
         # A model with the non-finite guard and one without load each other's state.
-        optional = {
-            name
-            for name in (*own, *state)
-            if name.rpartition(".")[2] in {"num_batches_tracked", "num_batches_skipped"}
-        }
+        optional = {name for name in (*own, *state) if name.rpartition(".")[2] in checks.COUNTERS}
         missing = sorted(own.keys() - state.keys() - optional)
         unexpected = sorted(state.keys() - own.keys() - optional)
         if strict and (missing or unexpected):
@@ -202,8 +205,8 @@ class Module:
                 raise ShapeError(f"{name} must have shape {own[name].shape}, got {array.shape}")
             if array.dtype.kind not in "fiu":
                 raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
-        for name, array in arrays.items():
-            backend.assign(own[name], array)
+            checks.running_statistic(array, name.rpartition(".")[2], own[name].dtype, name)
+        return arrays
 
 
 def float_type(dtype: Any) -> np.dtype[Any]:

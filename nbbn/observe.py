@@ -96,7 +96,9 @@ def first_nonfinite(model: Module, x: np.ndarray) -> str:
         with observed(model, see), np.errstate(all="ignore"):
             model(x)
     finally:
-        model.load_state_dict(state)
+        # Not load_state_dict, which refuses the running statistics of a model that has diverged.
+        for name, array in model._state():
+            backend.assign(array, state[name])
     return found[0] if found else last
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from .. import files
 from .._version import __version__
 from ..data import Batches
-from ..errors import CheckpointError, DTypeError
+from ..errors import ArgumentError, CheckpointError, DTypeError
 from ..modules import Module
 from ..optim import Optimizer
 from .format import Checkpoint, pack
@@ -121,6 +121,10 @@ def restore(
         _compare_arrays(
             f"{where} does not fit this optimizer", checkpoint.optimizer, optimizer.state_dict()
         )
+    try:
+        model._fitting(checkpoint.model, strict=True)
+    except ArgumentError as error:
+        raise CheckpointError(f"{where} does not fit this model: {error}") from None
     set_generators = restorer(where, checkpoint.generators, named_generators(model, batches))
     if batches is not None:
         batches.load_state_dict(checkpoint.batches)

@@ -25,6 +25,7 @@ from ..normalization import CONVENTIONS, BatchNorm
 __all__ = ["BatchNormState", "options"]
 
 FRAMEWORKS = tuple(CONVENTIONS)
+_STATISTICS = {"running mean": "running_mean", "running variance": "running_var"}
 
 
 class BatchNormState(NamedTuple):
@@ -192,7 +193,13 @@ def assignment(
         ("running mean", state.mean, layer.running_mean),
         ("running variance", state.var, layer.running_var),
     )
-    copies = [(own, fitting(given, own, f"{what} of {name}")) for what, given, own in pairs]
+    copies = []
+    for what, given, own in pairs:
+        array = fitting(given, own, f"{what} of {name}")
+        if array is not None and own is not None:
+            kind = _STATISTICS.get(what, what)
+            checks.running_statistic(array, kind, own.dtype, f"the {what} of {name}")
+        copies.append((own, array))
     eps = checks.epsilon(state.eps, zero_allowed=False)
     momentum = None if state.momentum is None else checks.fraction(state.momentum, "momentum")
 

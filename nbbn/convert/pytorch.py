@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import checks
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ..layers import BatchNorm, Dense, Module
 from .conventions import (
@@ -196,6 +197,9 @@ def _updates(group: Mapping[str, np.ndarray], label: str) -> int | None:
             f"num_batches_tracked of {label} must be one integer, "
             f"got shape {counter.shape} of {counter.dtype}"
         )
+    checks.running_statistic(
+        counter, "num_batches_tracked", counter.dtype, f"num_batches_tracked of {label}"
+    )
     return known_updates(int(counter.item()), group["running_mean"], group["running_var"])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, CheckpointError, DTypeError
+from ..errors import ArgumentError, CheckpointError, DTypeError, NbbnError
 from ..layers import (
     BatchNorm,
     Dense,
@@ -202,7 +202,10 @@ def _batch_norm(chain: _Chain, node: Node) -> None:
         axis=1 if chain.axes is None else chain.axes[1],
         dtype=np.result_type(*state.values()),
     )
-    layer.load_state_dict(state)
+    try:
+        layer.load_state_dict(state)
+    except NbbnError as error:
+        raise node.refusal(str(error)) from None
     chain.layers.append(layer)
 
 
