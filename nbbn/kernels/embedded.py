@@ -10,12 +10,32 @@ from numba import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload, register_jitable
 
-from . import batchnorm_cpu as cpu
+from ._channels_cpu import forward_affine, invert, merge, merge_parts
 from ._jit import bounds, inlined_function, library_function
+from ._planes_cpu import (
+    backward_planes,
+    backward_slabs,
+    exact_channels,
+    grid_of_planes,
+    normalize_planes,
+    slabs_of_channels,
+    stats_planes,
+    train_planes,
+    train_slabs,
+    unit,
+)
+from ._rows_cpu import (
+    backward_rows,
+    blocks_of_rows,
+    exact_columns,
+    normalize_rows,
+    stats_rows,
+    train_rows,
+)
 
-_train_rows, _train_planes = cpu._train_rows.serial, cpu._train_planes.serial
-_backward_rows, _backward_planes = cpu._backward_rows.serial, cpu._backward_planes.serial
-_train_slabs, _backward_slabs = cpu._train_slabs.serial, cpu._backward_slabs.serial
+_train_rows, _train_planes = train_rows.serial, train_planes.serial
+_backward_rows, _backward_planes = backward_rows.serial, backward_planes.serial
+_train_slabs, _backward_slabs = train_slabs.serial, backward_slabs.serial
 
 
 # ---------------------------------------------------------------- checks and scratch
@@ -73,31 +93,31 @@ def _floating_overload(x):
 @register_jitable
 def _stats_of_rows(x, mean, m2):
     M, C = x.shape
-    blocks = cpu._blocks(M, C)
+    blocks = blocks_of_rows(M, C)
     wide = np.empty(4 * C * blocks)
     narrow = np.empty(3 * C, x.dtype)
     for b in range(blocks):
         first, last = bounds(b, blocks, M)
-        cpu._stats_rows(x, first, last, narrow, wide[4 * C * b : 4 * C * (b + 1)])
-    cpu._merge_parts(wide, M, blocks, 1, 1, mean, m2)
-    cpu._exact_columns(x, mean, m2)
+        stats_rows(x, first, last, narrow, wide[4 * C * b : 4 * C * (b + 1)])
+    merge_parts(wide, M, blocks, 1, 1, mean, m2)
+    exact_columns(x, mean, m2)
 
 
 @register_jitable
 def _stats_of_planes(x, mean, m2):
     N, C, S = x.shape
     shift = np.empty(C, x.dtype)
-    if cpu._slabs(x, 1) > 0:
-        cpu._stats_planes(x, 0, N, 0, C, 0, S, shift, mean, m2)
+    if slabs_of_channels(x, 1) > 0:
+        stats_planes(x, 0, N, 0, C, 0, S, shift, mean, m2)
     else:
-        grid = cpu._grid(x.shape)
+        grid = grid_of_planes(x.shape)
         wide = np.empty(4 * C * grid[0] * grid[1])
         for u in range(grid[0] * grid[1]):
-            n0, n1, s0, s1 = cpu._unit(u, grid, x.shape)
+            n0, n1, s0, s1 = unit(u, grid, x.shape)
             own = wide[4 * C * u : 4 * C * u + 2 * C]
-            cpu._stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
-        cpu._merge_parts(wide, N, grid[0], S, grid[1], mean, m2)
-    cpu._exact_channels(x, 0, mean, m2)
+            stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
+        merge_parts(wide, N, grid[0], S, grid[1], mean, m2)
+    exact_channels(x, 0, mean, m2)
 
 
 # ---------------------------------------------------------------- statistics
@@ -173,7 +193,7 @@ def merge_stats(count, mean, var, other_count, other_mean, other_var):
         return total
     for j in range(var.size):
         var[j] *= count
-    cpu._merge(float(count), mean, var, float(other_count), other_mean, other_var * other_count)
+    merge(float(count), mean, var, float(other_count), other_mean, other_var * other_count)
     for j in range(var.size):
         var[j] /= total
     return total
@@ -309,7 +329,7 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
         inv_std[:] = 1.0 / np.sqrt(eps)
         return
     if x.ndim == 2:
-        blocks = cpu._blocks(x.shape[0], C)
+        blocks = blocks_of_rows(x.shape[0], C)
         wide, narrow = np.empty(4 * C * blocks), np.empty(3 * C * blocks, x.dtype)
         _train_rows(
             x, x[:0], scale, shift, float(eps), False, 1, blocks,
@@ -317,7 +337,7 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
         )  # fmt: skip
     else:
         planes = np.ascontiguousarray(x)
-        slabs = cpu._slabs(planes, 1)
+        slabs = slabs_of_channels(planes, 1)
         if slabs > 0:
             narrow = np.empty(3 * C, x.dtype)
             _train_slabs(
@@ -325,7 +345,7 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
                 y, mean, var, inv_std, narrow,
             )  # fmt: skip
         else:
-            grid = cpu._grid(x.shape)
+            grid = grid_of_planes(x.shape)
             parts = grid[0] * grid[1]
             wide, narrow = np.empty(4 * C * parts), np.empty(3 * C * parts, x.dtype)
             _train_planes(
@@ -354,8 +374,8 @@ def affine(mean, var, gamma, beta, eps, out):
         raise ValueError("var must have the length of mean, and out three times that")
     like = out.reshape((3, C))
     inv_std = np.empty(C)
-    cpu._invert(var, eps, inv_std)
-    cpu._affine(_vector(gamma, like), _vector(beta, like), mean, inv_std, out)
+    invert(var, eps, inv_std)
+    forward_affine(_vector(gamma, like), _vector(beta, like), mean, inv_std, out)
 
 
 @inlined_function
@@ -375,10 +395,10 @@ def normalize(x, prepared, y):
     if prepared.size != 3 * x.shape[1]:
         raise ValueError("the prepared array must have three elements per channel of x")
     if x.ndim == 2:
-        cpu._normalize_rows(x, x[:0], False, prepared, y, 0, x.shape[0])
+        normalize_rows(x, x[:0], False, prepared, y, 0, x.shape[0])
     else:
         N, C, S = x.shape
-        cpu._normalize_planes(x, x[:0], False, prepared, y, 0, N, 0, C, 0, S)
+        normalize_planes(x, x[:0], False, prepared, y, 0, N, 0, C, 0, S)
 
 
 @library_function
@@ -423,14 +443,14 @@ def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
         dbeta[:] = 0
         return
     if x.ndim == 2:
-        blocks = cpu._blocks(x.shape[0], C)
+        blocks = blocks_of_rows(x.shape[0], C)
         wide, narrow = np.empty(2 * C * blocks), np.empty((4 + 2 * blocks) * C, x.dtype)
         _backward_rows(
             dy, x, x[:0], scale, mean, inv_std, fixed, 1, blocks, dx, dgamma, dbeta, wide, narrow
         )
     else:
         planes, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-        slabs = cpu._slabs(planes, 2)
+        slabs = slabs_of_channels(planes, 2)
         narrow = np.empty(4 * C, x.dtype)
         if slabs > 0:
             wide = np.empty(2 * C)
@@ -439,7 +459,7 @@ def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
                 dx, dgamma, dbeta, wide, narrow,
             )  # fmt: skip
         else:
-            grid = cpu._grid(x.shape)
+            grid = grid_of_planes(x.shape)
             wide = np.empty(2 * C * grid[0] * grid[1])
             _backward_planes(
                 gradient, planes, planes[:0], scale, mean, inv_std, fixed, 1, grid,
@@ -491,5 +511,5 @@ def batch_norm_infer_backward(dy, x, mean, var, gamma, eps, dx, dgamma, dbeta):
         Receive the gradients of gamma and beta.
     """
     inv_std = np.empty(var.size)
-    cpu._invert(var, eps, inv_std)
+    invert(var, eps, inv_std)
     _backward(dy, x, mean, inv_std, gamma, True, dx, dgamma, dbeta)

@@ -12,12 +12,8 @@ the gradient that does not pass the statistics, are those of `batchnorm_cpu`.
 import numpy as np
 from numba import prange
 
+from ._channels_cpu import ELEMENTS_PER_BLOCK, MAX_BLOCKS, merge
 from ._jit import Kernel, bounds, device_function, scratch, workers
-from .batchnorm_cpu import _merge
-
-ELEMENTS_PER_BLOCK = 32_768
-MAX_BLOCKS = 64
-
 
 # ---------------------------------------------------------------- kernels
 
@@ -114,7 +110,7 @@ def _finish(wide, sums, parts, eps, mean, var, inv_std, weight):
                     mean[j] = own[j]
                     var[j] = own[C + j]
             else:
-                _merge(total, mean, var, sums[part], own[:C], own[C:])
+                merge(total, mean, var, sums[part], own[:C], own[C:])
             total += sums[part]
     for j in range(C):
         if total > 0.0:

@@ -1,0 +1,301 @@
+"""Batch normalization of planes (N, C, S) on the CPU: the loops of `batchnorm_cpu`.
+
+A slab is a group of channels that fits the cache whole; a unit is a part of N and S, all channels.
+"""
+
+import numpy as np
+from numba import prange
+from numba.extending import register_jitable
+
+from ._channels_cpu import (
+    ELEMENTS_PER_BLOCK,
+    MAX_BLOCKS,
+    backward_affine,
+    finish,
+    forward_affine,
+    invert,
+    merge_parts,
+    sum_parts,
+)
+from ._jit import Kernel, bounds, device_function
+from ._vector import sum_masked_products, sum_products, sum_squares
+
+ELEMENTS_PER_RUN = 1024
+ELEMENTS_IN_SHIFT = 16
+# Groups of channels of at most this size are read from memory once for both passes.
+SLAB_BYTES = 3 << 19
+# Shorter pieces of consecutive memory cost more than the second reading.
+SHORTEST_STREAM = 4096
+
+
+@register_jitable
+def grid_of_planes(shape):
+    """Cut planes (N, C, S) along N first, then S: (n_parts, s_parts)."""
+    N, C, S = shape
+    units = max(1, min(N * C * S // ELEMENTS_PER_BLOCK, MAX_BLOCKS))
+    n_parts = min(N, units)
+    return n_parts, max(1, min(S // ELEMENTS_PER_RUN, units // n_parts))
+
+
+@register_jitable
+def slabs_of_channels(x, arrays):
+    """How many groups of channels keep `arrays` like x in cache, one at a time; 0 if none can."""
+    N, C, S = x.shape
+    channel = N * S * x.itemsize * arrays
+    if channel > SLAB_BYTES or C == 1:
+        return 0
+    most = SLAB_BYTES // channel
+    if most < C and most * S * x.itemsize < SHORTEST_STREAM:
+        return 0
+    return min(C, max(-(-C // most), min(x.size // ELEMENTS_PER_BLOCK, MAX_BLOCKS)))
+
+
+@device_function
+def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
+    """Write mean and M2 (sum of squared deviations) of x[n0:n1, c, s0:s1] for channels c0..c1.
+
+    Entry c - c0 of shift, mean and m2 belongs to channel c.
+    """
+    zero = x.dtype.type(0)
+    count = float((n1 - n0) * (s1 - s0))
+    for n in range(n0, n1):
+        for j in range(c1 - c0):
+            plane = x[n, c0 + j]
+            if n == n0:
+                head = plane[s0 : min(s0 + ELEMENTS_IN_SHIFT, s1)]
+                center = zero
+                for i in range(head.size):
+                    center += head[i]
+                center /= head.size
+                shift[j] = center if abs(center) < np.inf else zero
+                mean[j] = 0.0
+                m2[j] = 0.0
+            s = s0
+            while s < s1:
+                end = min(s + ELEMENTS_PER_RUN, s1)
+                total, square = sum_squares(plane, s, end, shift[j])
+                mean[j] += total
+                m2[j] += square
+                s = end
+    for j in range(c1 - c0):
+        offset = mean[j] / count
+        deviation = m2[j] - mean[j] * offset
+        mean[j] = shift[j] + offset
+        m2[j] = 0.0 if deviation < 0.0 else deviation
+
+
+@device_function
+def exact_channels(x, c0, mean, m2):
+    """Recompute, in float64, those channels from c0 whose sums overflowed or met a NaN or Inf."""
+    N, _, S = x.shape
+    for j in range(mean.size):
+        if not m2[j] < np.inf:
+            center = 0.0
+            for n in range(N):
+                for s in range(S):
+                    center += np.float64(x[n, c0 + j, s]) / (N * S)
+            spread = 0.0
+            for n in range(N):
+                for s in range(S):
+                    d = np.float64(x[n, c0 + j, s]) - center
+                    spread += d * d
+            mean[j] = center
+            m2[j] = spread
+
+
+@device_function
+def normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
+    """Normalize x[n0:n1, c0:c1, s0:s1], last plane first; narrow (3 * channels,) begins at c0."""
+    channels = narrow.size // 3
+    zero = x.dtype.type(0)
+    for n_back in range(n1 - n0):
+        n = n1 - 1 - n_back
+        for c_back in range(c1 - c0):
+            j = c1 - c0 - 1 - c_back
+            c = c0 + j
+            shift, scale, offset = narrow[j], narrow[channels + j], narrow[2 * channels + j]
+            source = x[n, c, s0:s1]
+            target = y[n, c, s0:s1]
+            if residual.size > 0:
+                other = residual[n, c, s0:s1]
+                for i in range(source.size):
+                    value = (source[i] - shift) * scale + offset + other[i]
+                    target[i] = zero if relu & (value < zero) else value
+            else:
+                for i in range(source.size):
+                    value = (source[i] - shift) * scale + offset
+                    target[i] = zero if relu & (value < zero) else value
+
+
+@device_function
+def unit(u, grid, shape):
+    """Ranges of N and S for unit `u` of the grid (n_parts, s_parts)."""
+    n0, n1 = bounds(u // grid[1], grid[0], shape[0])
+    s0, s1 = bounds(u % grid[1], grid[1], shape[2])
+    return n0, n1, s0, s1
+
+
+@Kernel
+def train_planes(
+    x, residual, gamma, beta, eps, relu, threads, grid, y, mean, var, inv_std, wide, narrow
+):
+    """Training forward: x, y (N, C, S); mean, var, inv_std (C,) in float64."""
+    N, C, S = x.shape
+    units = grid[0] * grid[1]
+    for t in prange(threads):
+        start, stop = bounds(t, threads, units)
+        for u in range(start, stop):
+            n0, n1, s0, s1 = unit(u, grid, x.shape)
+            own = wide[4 * C * u : 4 * C * u + 2 * C]
+            shift = narrow[3 * C * u : 3 * C * u + C]
+            stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
+    merge_parts(wide, N, grid[0], S, grid[1], mean, var)
+    exact_channels(x, 0, mean, var)
+    finish(N * S, eps, var, inv_std)
+    forward_affine(gamma, beta, mean, inv_std, narrow)
+    for t in prange(threads):
+        start, stop = bounds(t, threads, units)
+        for back in range(stop - start):
+            n0, n1, s0, s1 = unit(stop - 1 - back, grid, x.shape)
+            normalize_planes(x, residual, relu, narrow[: 3 * C], y, n0, n1, 0, C, s0, s1)
+
+
+@Kernel
+def train_slabs(x, residual, gamma, beta, eps, relu, threads, slabs, y, mean, var, inv_std, narrow):
+    """Training forward by groups of channels that stay in cache between their two passes."""
+    N, C, S = x.shape
+    for t in prange(threads):
+        start, stop = bounds(t, threads, slabs)
+        for u in range(start, stop):
+            c0, c1 = bounds(u, slabs, C)
+            own = narrow[3 * c0 : 3 * c1]
+            stats_planes(x, 0, N, c0, c1, 0, S, own, mean[c0:c1], var[c0:c1])
+            exact_channels(x, c0, mean[c0:c1], var[c0:c1])
+            finish(N * S, eps, var[c0:c1], inv_std[c0:c1])
+            forward_affine(gamma[c0:c1], beta[c0:c1], mean[c0:c1], inv_std[c0:c1], own)
+            normalize_planes(x, residual, relu, own, y, 0, N, c0, c1, 0, S)
+
+
+@Kernel
+def infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid, y, wide, narrow):
+    """Inference forward: x, y (N, C, S)."""
+    invert(var, eps, wide)
+    forward_affine(gamma, beta, mean, wide, narrow)
+    C = x.shape[1]
+    units = grid[0] * grid[1]
+    for t in prange(threads):
+        start, stop = bounds(t, threads, units)
+        for u in range(start, stop):
+            n0, n1, s0, s1 = unit(u, grid, x.shape)
+            normalize_planes(x, residual, relu, narrow[: 3 * C], y, n0, n1, 0, C, s0, s1)
+
+
+@device_function
+def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
+    """Write sum(g) and sum(g * (x - shift)) for channels c0..c1 to wide (2 * (c1 - c0),).
+
+    Entry c - c0 of shift and of both halves of wide belongs to channel c.
+    """
+    channels = c1 - c0
+    for j in range(2 * channels):
+        wide[j] = 0.0
+    for n in range(n0, n1):
+        for j in range(channels):
+            c = c0 + j
+            gradient, plane = dy[n, c], x[n, c]
+            s = s0
+            while s < s1:
+                end = min(s + ELEMENTS_PER_RUN, s1)
+                if y.size > 0:
+                    total, product = sum_masked_products(gradient, plane, y[n, c], s, end, shift[j])
+                else:
+                    total, product = sum_products(gradient, plane, s, end, shift[j])
+                wide[j] += total
+                wide[channels + j] += product
+                s = end
+
+
+@device_function
+def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
+    """Write dx[n0:n1, c0:c1, s0:s1], last plane first; narrow (4 * channels,) begins at c0."""
+    channels = narrow.size // 4
+    zero = x.dtype.type(0)
+    for n_back in range(n1 - n0):
+        n = n1 - 1 - n_back
+        for c_back in range(c1 - c0):
+            j = c1 - c0 - 1 - c_back
+            c = c0 + j
+            shift, a = narrow[j], narrow[channels + j]
+            b, d = narrow[2 * channels + j], narrow[3 * channels + j]
+            source = x[n, c, s0:s1]
+            gradient = dy[n, c, s0:s1]
+            target = dx[n, c, s0:s1]
+            if y.size > 0:
+                output = y[n, c, s0:s1]
+                if fixed:
+                    for i in range(source.size):
+                        g = a * gradient[i]
+                        target[i] = g if output[i] > zero else zero
+                else:
+                    for i in range(source.size):
+                        g = gradient[i]
+                        g = g if output[i] > zero else zero
+                        target[i] = a * (g + (b * (source[i] - shift) + d))
+            elif fixed:
+                for i in range(source.size):
+                    target[i] = a * gradient[i]
+            else:
+                for i in range(source.size):
+                    target[i] = a * (gradient[i] + (b * (source[i] - shift) + d))
+
+
+@Kernel
+def backward_planes(
+    dy, x, y, gamma, mean, inv_std, fixed, threads, grid, dx, dgamma, dbeta, wide, narrow
+):
+    """Backward: dy, x, dx (N, C, S); dgamma, dbeta (C,)."""
+    N, C, S = x.shape
+    units = grid[0] * grid[1]
+    for j in range(C):
+        narrow[j] = mean[j]
+    for t in prange(threads):
+        start, stop = bounds(t, threads, units)
+        for u in range(start, stop):
+            n0, n1, s0, s1 = unit(u, grid, x.shape)
+            own = wide[2 * C * u : 2 * C * (u + 1)]
+            _backward_sums_planes(dy, x, y, n0, n1, 0, C, s0, s1, narrow, own)
+    sum_parts(wide, units, C)
+    backward_affine(gamma, mean, inv_std, N * S, fixed, wide, narrow, dgamma, dbeta)
+    for t in prange(threads):
+        start, stop = bounds(t, threads, units)
+        for back in range(stop - start):
+            n0, n1, s0, s1 = unit(stop - 1 - back, grid, x.shape)
+            _input_gradient_planes(dy, x, y, fixed, narrow[: 4 * C], dx, n0, n1, 0, C, s0, s1)
+
+
+@Kernel
+def backward_slabs(
+    dy, x, y, gamma, mean, inv_std, fixed, threads, slabs, dx, dgamma, dbeta, wide, narrow
+):
+    """Backward by groups of channels that stay in cache between their two passes."""
+    N, C, S = x.shape
+    for t in prange(threads):
+        start, stop = bounds(t, threads, slabs)
+        for u in range(start, stop):
+            c0, c1 = bounds(u, slabs, C)
+            sums, own = wide[2 * c0 : 2 * c1], narrow[4 * c0 : 4 * c1]
+            for j in range(c1 - c0):
+                own[j] = mean[c0 + j]
+            _backward_sums_planes(dy, x, y, 0, N, c0, c1, 0, S, own, sums)
+            backward_affine(
+                gamma[c0:c1],
+                mean[c0:c1],
+                inv_std[c0:c1],
+                N * S,
+                fixed,
+                sums,
+                own,
+                dgamma[c0:c1],
+                dbeta[c0:c1],
+            )
+            _input_gradient_planes(dy, x, y, fixed, own, dx, 0, N, c0, c1, 0, S)

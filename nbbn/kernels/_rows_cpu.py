@@ -1,0 +1,321 @@
+"""Batch normalization of rows (M, C) on the CPU: the loops of `batchnorm_cpu`."""
+
+import numpy as np
+from numba import prange
+from numba.extending import register_jitable
+
+from ._channels_cpu import (
+    ELEMENTS_PER_BLOCK,
+    MAX_BLOCKS,
+    backward_affine,
+    finish,
+    forward_affine,
+    invert,
+    merge,
+    merge_parts,
+    sum_parts,
+)
+from ._jit import Kernel, bounds, device_function
+
+ROWS_PER_RUN = 128
+
+
+@register_jitable
+def blocks_of_rows(M, C):
+    """How many blocks rows (M, C) are cut into: of whole runs, since merging costs C per block."""
+    most = max(M // ROWS_PER_RUN, min(M // 8, 8))
+    return max(1, min(M * C // ELEMENTS_PER_BLOCK, MAX_BLOCKS, most))
+
+
+@device_function
+def _sum_rows(x, first, last, shift, total, square):
+    """Sums of x - shift and of its square over rows first..last, per column."""
+    C = x.shape[1]
+    for j in range(C):
+        total[j] = 0
+        square[j] = 0
+    row = first
+    while row + 4 <= last:
+        x0 = x[row]
+        x1 = x[row + 1]
+        x2 = x[row + 2]
+        x3 = x[row + 3]
+        for j in range(C):
+            d0 = x0[j] - shift[j]
+            d1 = x1[j] - shift[j]
+            d2 = x2[j] - shift[j]
+            d3 = x3[j] - shift[j]
+            total[j] += (d0 + d1) + (d2 + d3)
+            square[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        row += 4
+    while row < last:
+        x0 = x[row]
+        for j in range(C):
+            d0 = x0[j] - shift[j]
+            total[j] += d0
+            square[j] += d0 * d0
+        row += 1
+
+
+@device_function
+def _spread(x, first, last, column, center):
+    """Sum of squared deviations from `center` over rows first..last of one column, in float64."""
+    total = 0.0
+    for row in range(first, last):
+        d = x[row, column] - center
+        total += d * d
+    return total
+
+
+@device_function
+def stats_rows(x, first, last, narrow, wide):
+    """Write mean and M2 (sum of squared deviations) of rows first..last to wide[: 2 * C]."""
+    C = x.shape[1]
+    zero = x.dtype.type(0)
+    shift, total, square = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
+    mean, m2 = wide[:C], wide[C : 2 * C]
+    run_mean, run_m2 = wide[2 * C : 3 * C], wide[3 * C : 4 * C]
+    count = 0.0
+    row = first
+    while row < last:
+        end = min(row + ROWS_PER_RUN, last)
+        head = x[row]
+        for j in range(C):
+            shift[j] = head[j] if abs(head[j]) < np.inf else zero
+        _sum_rows(x, row, end, shift, total, square)
+        n = float(end - row)
+        for j in range(C):
+            offset = np.float64(total[j]) / n
+            deviation = np.float64(square[j]) - total[j] * offset
+            run_mean[j] = shift[j] + offset
+            run_m2[j] = 0.0 if deviation < 0.0 else deviation
+        for j in range(C):
+            # A shift far from the run's mean, an outlier, has cost digits: sum about the mean.
+            if 64.0 * run_m2[j] < square[j]:
+                run_m2[j] = _spread(x, row, end, j, run_mean[j])
+        if row == first:
+            for j in range(C):
+                mean[j] = run_mean[j]
+                m2[j] = run_m2[j]
+        else:
+            merge(count, mean, m2, n, run_mean, run_m2)
+        count += n
+        row = end
+
+
+@device_function
+def exact_columns(x, mean, m2):
+    """Recompute, in float64, the columns whose sums overflowed or met a NaN or Inf."""
+    M, C = x.shape
+    for j in range(C):
+        if not m2[j] < np.inf:
+            center = 0.0
+            for i in range(M):
+                center += np.float64(x[i, j]) / M
+            spread = 0.0
+            for i in range(M):
+                d = np.float64(x[i, j]) - center
+                spread += d * d
+            mean[j] = center
+            m2[j] = spread
+
+
+@device_function
+def normalize_rows(x, residual, relu, narrow, y, first, last):
+    """Normalize rows first..last, last row first."""
+    C = x.shape[1]
+    zero = x.dtype.type(0)
+    shift, scale, offset = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
+    for back in range(last - first):
+        row = last - 1 - back
+        source = x[row]
+        target = y[row]
+        if residual.size > 0:
+            other = residual[row]
+            for j in range(C):
+                value = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
+                target[j] = zero if relu & (value < zero) else value
+        else:
+            for j in range(C):
+                value = (source[j] - shift[j]) * scale[j] + offset[j]
+                target[j] = zero if relu & (value < zero) else value
+
+
+@Kernel
+def train_rows(
+    x, residual, gamma, beta, eps, relu, threads, blocks, y, mean, var, inv_std, wide, narrow
+):
+    """Training forward: x, y (M, C); mean, var, inv_std (C,) in float64."""
+    M, C = x.shape
+    for t in prange(threads):
+        start, stop = bounds(t, threads, blocks)
+        for b in range(start, stop):
+            first, last = bounds(b, blocks, M)
+            stats_rows(
+                x,
+                first,
+                last,
+                narrow[3 * C * b : 3 * C * (b + 1)],
+                wide[4 * C * b : 4 * C * (b + 1)],
+            )
+    merge_parts(wide, M, blocks, 1, 1, mean, var)
+    exact_columns(x, mean, var)
+    finish(M, eps, var, inv_std)
+    forward_affine(gamma, beta, mean, inv_std, narrow)
+    for t in prange(threads):
+        start, stop = bounds(t, threads, blocks)
+        for back in range(stop - start):
+            first, last = bounds(stop - 1 - back, blocks, M)
+            normalize_rows(x, residual, relu, narrow, y, first, last)
+
+
+@Kernel
+def infer_rows(x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow):
+    """Inference forward: x, y (M, C)."""
+    invert(var, eps, wide)
+    forward_affine(gamma, beta, mean, wide, narrow)
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.shape[0])
+        normalize_rows(x, residual, relu, narrow, y, first, last)
+
+
+@device_function
+def _sum_products_rows(dy, x, y, first, last, shift, total, product):
+    """Sums of g and of g * (x - shift) over rows first..last, per column."""
+    C = x.shape[1]
+    for j in range(C):
+        total[j] = 0
+        product[j] = 0
+    row = first
+    if y.size > 0:
+        zero = x.dtype.type(0)
+        while row + 4 <= last:
+            x0 = x[row]
+            x1 = x[row + 1]
+            x2 = x[row + 2]
+            x3 = x[row + 3]
+            dy0 = dy[row]
+            dy1 = dy[row + 1]
+            dy2 = dy[row + 2]
+            dy3 = dy[row + 3]
+            y0 = y[row]
+            y1 = y[row + 1]
+            y2 = y[row + 2]
+            y3 = y[row + 3]
+            for j in range(C):
+                # Read first, select then: a read under a condition does not vectorize.
+                a0, a1, a2, a3 = dy0[j], dy1[j], dy2[j], dy3[j]
+                b0 = a0 if y0[j] > zero else zero
+                b1 = a1 if y1[j] > zero else zero
+                b2 = a2 if y2[j] > zero else zero
+                b3 = a3 if y3[j] > zero else zero
+                total[j] += (b0 + b1) + (b2 + b3)
+                product[j] += (b0 * (x0[j] - shift[j]) + b1 * (x1[j] - shift[j])) + (
+                    b2 * (x2[j] - shift[j]) + b3 * (x3[j] - shift[j])
+                )
+            row += 4
+        while row < last:
+            x0 = x[row]
+            dy0 = dy[row]
+            y0 = y[row]
+            for j in range(C):
+                a0 = dy0[j]
+                b0 = a0 if y0[j] > zero else zero
+                total[j] += b0
+                product[j] += b0 * (x0[j] - shift[j])
+            row += 1
+        return
+    while row + 4 <= last:
+        x0 = x[row]
+        x1 = x[row + 1]
+        x2 = x[row + 2]
+        x3 = x[row + 3]
+        g0 = dy[row]
+        g1 = dy[row + 1]
+        g2 = dy[row + 2]
+        g3 = dy[row + 3]
+        for j in range(C):
+            total[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
+            product[j] += (g0[j] * (x0[j] - shift[j]) + g1[j] * (x1[j] - shift[j])) + (
+                g2[j] * (x2[j] - shift[j]) + g3[j] * (x3[j] - shift[j])
+            )
+        row += 4
+    while row < last:
+        x0 = x[row]
+        g0 = dy[row]
+        for j in range(C):
+            total[j] += g0[j]
+            product[j] += g0[j] * (x0[j] - shift[j])
+        row += 1
+
+
+@device_function
+def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
+    """Write sum(g) and sum(g * (x - shift)) of rows first..last to wide (2 * C,)."""
+    C = x.shape[1]
+    total, product = narrow[:C], narrow[C : 2 * C]
+    for j in range(2 * C):
+        wide[j] = 0.0
+    row = first
+    while row < last:
+        end = min(row + ROWS_PER_RUN, last)
+        _sum_products_rows(dy, x, y, row, end, shift, total, product)
+        for j in range(C):
+            wide[j] += total[j]
+            wide[C + j] += product[j]
+        row = end
+
+
+@device_function
+def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
+    """Write dx of rows first..last, last row first."""
+    C = x.shape[1]
+    zero = x.dtype.type(0)
+    shift, a, b, d = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C], narrow[3 * C : 4 * C]
+    for back in range(last - first):
+        row = last - 1 - back
+        source = x[row]
+        gradient = dy[row]
+        target = dx[row]
+        if y.size > 0:
+            output = y[row]
+            if fixed:
+                for j in range(C):
+                    g = a[j] * gradient[j]
+                    target[j] = g if output[j] > zero else zero
+            else:
+                for j in range(C):
+                    g = gradient[j]
+                    g = g if output[j] > zero else zero
+                    target[j] = a[j] * (g + (b[j] * (source[j] - shift[j]) + d[j]))
+        elif fixed:
+            for j in range(C):
+                target[j] = a[j] * gradient[j]
+        else:
+            for j in range(C):
+                target[j] = a[j] * (gradient[j] + (b[j] * (source[j] - shift[j]) + d[j]))
+
+
+@Kernel
+def backward_rows(
+    dy, x, y, gamma, mean, inv_std, fixed, threads, blocks, dx, dgamma, dbeta, wide, narrow
+):
+    """Backward: dy, x, dx (M, C); dgamma, dbeta (C,)."""
+    M, C = x.shape
+    for j in range(C):
+        narrow[j] = mean[j]
+    for t in prange(threads):
+        start, stop = bounds(t, threads, blocks)
+        for b in range(start, stop):
+            first, last = bounds(b, blocks, M)
+            own = narrow[4 * C + 2 * C * b : 4 * C + 2 * C * (b + 1)]
+            _backward_sums_rows(
+                dy, x, y, first, last, narrow[:C], own, wide[2 * C * b : 2 * C * (b + 1)]
+            )
+    sum_parts(wide, blocks, C)
+    backward_affine(gamma, mean, inv_std, M, fixed, wide, narrow, dgamma, dbeta)
+    for t in prange(threads):
+        start, stop = bounds(t, threads, blocks)
+        for back in range(stop - start):
+            first, last = bounds(stop - 1 - back, blocks, M)
+            _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last)
