@@ -414,3 +414,13 @@ def positive(value: Any, name: str) -> int:
     if number < 1:
         raise ArgumentError(f"{name} must be at least 1, got {value}")
     return number
+
+
+def possible(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+    """Check that an array of `shape` could exist: no process can address 2**47 bytes or more."""
+    size = math.prod(shape) * dtype.itemsize
+    if size >= 2**47:
+        raise ArgumentError(
+            f"{what} of shape {shape} would take {size / 2**40:,.0f} TiB, more than a process can "
+            "have: use smaller sizes"
+        )

@@ -6,8 +6,42 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
-__all__ = ["lock_folder", "sweep", "write_atomically"]
+from .errors import ArgumentError, DTypeError
+
+__all__ = ["as_path", "lock_folder", "sweep", "write_atomically"]
+
+
+def as_path(value: Any, name: str) -> Path:
+    """Return what a user gave as a path.
+
+    Parameters
+    ----------
+    value : path
+    name : str
+        The argument's, for messages.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    DTypeError
+        Neither a str nor an os.PathLike of one.
+    ArgumentError
+        It holds a null character, which no file system knows.
+    """
+    try:
+        path = Path(value)
+    except TypeError:
+        raise DTypeError(
+            f"{name} must be a path, a str or an os.PathLike, got {type(value).__name__}"
+        ) from None
+    if "\0" in str(path):
+        raise ArgumentError(f"{name} must be a path without null characters, got {value!r}")
+    return path
 
 
 def write_atomically(path: Path, content: bytes) -> None:

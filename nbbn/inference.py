@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import checkpoint, functional
+from . import checkpoint, files, functional
 from .checkpoint import Checkpoint
 from .config import Config
 from .data import Batches, read_idx
@@ -72,7 +71,7 @@ class Classifier:
         CheckpointError
             It is missing, damaged or not of a training by the command line.
         """
-        best = Path(path) / "best.safetensors"
+        best = files.as_path(path, "path") / "best.safetensors"
         found = checkpoint.load(best if best.exists() else path)
         config, shape, classes, dtype = _description(found)
         model = config.build_model(int(np.prod(shape)), classes)
@@ -97,16 +96,20 @@ class Classifier:
         ------
         ShapeError, DTypeError
             Other images than the model was trained on.
+        DataError
+            Images with NaN or Inf.
         """
         images = np.asarray(images)
         if images.shape == self.shape:
             images = images[np.newaxis]
         if images.shape[1:] != self.shape:
             raise ShapeError(
-                f"this model takes images of shape {self.shape}, got {images.shape[1:]}"
+                f"this model takes images of shape {self.shape}, one or several, got an array "
+                f"of shape {images.shape}"
             )
         if images.dtype != np.uint8 and self.dtype == np.uint8:
             raise DTypeError(f"this model was trained on bytes (uint8), got {images.dtype}")
+        _check_finite(images)
         labels = np.zeros(len(images), np.int64) if labels is None else labels
         return Batches(images, labels, 1000, shuffle=False, mean=self.mean, std=self.std)
 
@@ -124,6 +127,23 @@ class Classifier:
         """
         outputs = [self.model(x).numpy() for x, _ in self.batches(images)]
         return functional.softmax(np.concatenate(outputs))
+
+
+def _check_finite(images: np.ndarray) -> None:
+    """Refuse images for which any label would be made up."""
+    if images.dtype.kind != "f":
+        return
+    bad: list[int] = []
+    # A few at a time: they may lie in a file larger than memory.
+    for start in range(0, len(images), 1000):
+        part = images[start : start + 1000].reshape(len(images[start : start + 1000]), -1)
+        bad += (start + np.flatnonzero(~np.isfinite(part).all(axis=1))).tolist()
+    if bad:
+        rows = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise DataError(
+            f"{len(bad)} of {len(images)} images hold NaN or Inf (number {rows}, counted from 0): "
+            "repair them or leave them out"
+        )
 
 
 def _description(found: Checkpoint) -> tuple[Config, tuple[int, ...], int, str]:
@@ -162,7 +182,9 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     ArgumentError
         Pillow is needed and not installed.
     """
-    path = Path(path)
+    path = files.as_path(path, "path")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: name the files of images in it")
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     if path.suffix == ".npy":
@@ -180,5 +202,10 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("L"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path} holds no images: expected an array in a .npy or IDX file, or a picture such "
+            "as PNG"
+        ) from None
+    except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is not a picture that can be read: {error}") from error

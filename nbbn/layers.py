@@ -69,6 +69,7 @@ class Dense(Module):
             checks.positive(in_features, "in_features"),
         )
         dtype = float_type(dtype)
+        checks.possible(shape, dtype, "a Dense with a weight")
         self.weight = Parameter(initialize(init, shape, rng, dtype))
         self.bias = Parameter(np.zeros(shape[0], dtype)) if bias else None
 

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Iterator
 from io import FileIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from .autograd import Tensor
 from .callbacks import Callback, Run
 from .data import Batches
 from .errors import ArgumentError, DataError
-from .files import write_atomically
+from .files import as_path, write_atomically
 from .modules import Module
 from .normalization import BatchNorm
 from .observe import observed
@@ -116,7 +115,7 @@ class LogFile(_Rows):
         self, path: str | os.PathLike[str], *, every: int = 50, percentiles: bool = False
     ) -> None:
         super().__init__(every, percentiles)
-        self.path = Path(path)
+        self.path = as_path(path, "path")
         if self.path.suffix not in (".jsonl", ".csv"):
             raise ArgumentError(f"a log file must end in .jsonl or .csv, got {self.path}")
         self._stream: FileIO | None = None
@@ -201,7 +200,7 @@ class TensorBoard(_Rows):
     Raises
     ------
     ArgumentError
-        tensorboardX is not installed.
+        tensorboardX is not installed; from `fit`, a folder that cannot be written to.
     """
 
     def __init__(
@@ -214,14 +213,17 @@ class TensorBoard(_Rows):
             raise ArgumentError(
                 "TensorBoard needs the package tensorboardX: pip install 'nbbn[tensorboard]'"
             ) from None
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "folder")
         self._new_writer = SummaryWriter
         self._writer: Any = None
 
     def start(self, run: Run) -> None:
         """Open the folder; TensorBoard drops points of steps that were lost."""
         super().start(run)
-        self._writer = self._new_writer(str(self.folder), purge_step=run.step + 1)
+        try:
+            self._writer = self._new_writer(str(self.folder), purge_step=run.step + 1)
+        except OSError as error:
+            raise ArgumentError(f"cannot write to {self.folder}: {error.strerror}") from None
 
     def close(self) -> None:
         """Write what is left."""
@@ -253,7 +255,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     DataError
         It is missing or no such log.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     if path.is_dir():
         found = [file for file in (path / "log.jsonl", path / "log.csv") if file.exists()]
         if not found:

@@ -153,6 +153,7 @@ class BatchNorm(Module):
     ) -> None:
         channels = checks.positive(channels, "channels")
         dtype = float_type(dtype)
+        checks.possible((channels,), dtype, "a BatchNorm with parameters")
         default = CONVENTIONS[checks.choice(convention, tuple(CONVENTIONS), "convention")]
         self.convention = convention
         self.eps = checks.epsilon(default.eps if eps is None else eps, zero_allowed=False)
@@ -187,6 +188,18 @@ class BatchNorm(Module):
         # Where `recalibrate` collects statistics instead of moving the running ones.
         self._observed: list[Stats] | None = None
 
+    @property
+    def _takes_single(self) -> bool:
+        # The running variance of one value per channel exists if it is the biased one.
+        return CONVENTIONS[self.convention].single and not self.unbiased
+
+    @property
+    def refuses_single(self) -> bool:
+        """Whether one value per channel is an error in training."""
+        if self.frozen and self.running_mean is not None:
+            return False
+        return self.on_single == "error" or (self.on_single is None and not self._takes_single)
+
     def forward(
         self,
         x: Tensor,
@@ -213,9 +226,8 @@ class BatchNorm(Module):
             return self._with_running_stats(x, residual)
         if policy == "skip":
             return self._pass_on(x, residual)
-        # The running variance of one value per channel exists if it is the biased one.
-        single = CONVENTIONS[self.convention].single and not self.unbiased
-        y, stats = self._with_batch_stats(x, residual, weights, policy is None and single)
+        single = policy is None and self._takes_single
+        y, stats = self._with_batch_stats(x, residual, weights, single)
         if self.training:
             self._follow(stats)
         return y

@@ -16,6 +16,7 @@ from .callbacks import Callback, Run
 from .checkpoint import Checkpoint
 from .data import Batches
 from .errors import ArgumentError, DivergenceError, DTypeError
+from .layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
 from .losses import cross_entropy
 from .modules import Module
 from .observe import first_nonfinite
@@ -25,6 +26,7 @@ from .step import Loss, Step, record_step
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
 _log = logging.getLogger(__name__)
+_ROW_BY_ROW = (BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh)
 
 
 class Evaluation(NamedTuple):
@@ -129,7 +131,8 @@ def fit(
     Raises
     ------
     ArgumentError
-        `epochs` below 1, or `until` without data to watch.
+        `epochs` below 1, `until` without data to watch, or batches of one example for a BatchNorm
+        that needs more.
     DivergenceError
         The loss is not finite. The parameters are those before that step.
     CheckpointError
@@ -141,11 +144,8 @@ def fit(
         if test is None and validation is None:
             raise ArgumentError("until watches an accuracy: pass validation or test as well")
     _check_batches(batches, validation, test)
-    if isinstance(batches, Batches) and batches.batch_size > batches.count:
-        _log.warning(
-            "the batch size %d exceeds the %d training examples: every step uses all of them",
-            batches.batch_size, batches.count,
-        )  # fmt: skip
+    if isinstance(batches, Batches):
+        _check_batch_size(model, batches)
     counts = any(callback.counts_right for callback in callbacks)
     watched = _Watched(loss, counts, optimizer.parameters[0].device)
     step = record_step(model, watched, optimizer)
@@ -199,7 +199,9 @@ def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Ca
     for x, y in itertools.islice(run.batches, done, None):
         number = run.step + 1
         try:
-            run.loss = step(x, y)
+            # Numbers that overflow are told of below, with the layer that they come from.
+            with np.errstate(over="ignore", invalid="ignore"):
+                run.loss = step(x, y)
             # On a device this is the first look at it: the step has been made.
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
@@ -231,6 +233,32 @@ def _check_batches(*all_data: Any) -> None:
             raise DTypeError(
                 f"expected batches, got arrays ({type(data).__name__}): "
                 "pass nbbn.data.Batches(x, y, batch_size)"
+            )
+
+
+def _check_batch_size(model: Module, batches: Batches) -> None:
+    """Refuse batches of one example for a layer that needs several, before the first step."""
+    count, size = batches.count, batches.batch_size
+    if size > count:
+        _log.warning(
+            "the batch size %d exceeds the %d training examples: every step uses all of them",
+            size, count,
+        )  # fmt: skip
+    if min(size, count) == 1:
+        reason, advice = f"every batch of {count} by {size} is one", "use larger batches"
+    elif count % size == 1 and not batches.drop_last:
+        reason = f"the last batch of {count} by {size} is one"
+        advice = "use another batch size, drop_last=True"
+    else:
+        return
+    for name, layer in unnested(model):
+        # What other layers make of a row is not known here.
+        if not isinstance(layer, _ROW_BY_ROW) or getattr(layer, "axis", 1) not in (1, -1):
+            return
+        if isinstance(layer, BatchNorm) and layer.refuses_single:
+            raise ArgumentError(
+                f"layer {name}, {layer!r}, cannot normalize a single example, but {reason}: "
+                f"{advice} or on_single='eval'"
             )
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nbbn.cli import main
+from tests.small_run import FLAGS, digits
+
 ROOT = Path(__file__).resolve().parents[1]
 
 _DIGESTS = """
@@ -68,3 +71,22 @@ def check_thread_identity():
         assert workers == "workers 8"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory):
+    """The path of a small data set for the command line."""
+    path = tmp_path_factory.mktemp("data") / "own.npz"
+    parts = (*digits(100, 0), *digits(40, 1))
+    np.savez(path, **dict(zip(("x_train", "y_train", "x_test", "y_test"), parts, strict=True)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(own, tmp_path_factory):
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    flags = ("--epochs", "40", "--validation", "0.2", "--standardize", "feature", "--percentiles")
+    out_and_log = ("--out", str(out), "--log-every", "3", "--quiet")
+    assert main(["train", "--data", str(own), *FLAGS, *flags, *out_and_log]) == 0
+    return out

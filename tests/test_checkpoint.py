@@ -373,7 +373,7 @@ def slow(batch_norm):
         (other(make=lambda p, lr: optim.Adam(p, 0.01)), "schedule: type"),
         (other(lr=0.02), "schedule: lr is 0.02 here and 0.01 there"),
         (smaller_batches, "batches: batch_size is 8 here and 16 there"),
-        (fewer_images, "batches: examples is 9 here and 70 there"),
+        (fewer_images, "trained on 70 examples of .* values, these batches hold 9 examples"),
         (two_generators, "its random generators serve"),
         (other_rng, "states of PCG64, but this generator is MT19937"),
     ],
@@ -458,10 +458,10 @@ def test_two_processes_in_one_folder(tmp_path):
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path):
     run(tmp_path, 7)
-    with pytest.raises(ArgumentError, match=r"step-00000007.*later step than this run's 0"):
+    with pytest.raises(ArgumentError, match=r"another run's.*up to step-00000007.*at step 0"):
         run(tmp_path)
     older = checkpoint.load(tmp_path / "step-00000005.safetensors")
-    with pytest.raises(ArgumentError, match=r"resume from it, or use another folder"):
+    with pytest.raises(ArgumentError, match=r"resume from there, or use another folder"):
         run(tmp_path, resume=older)
     assert len(list(tmp_path.glob("step-*"))) == 2
 

@@ -18,52 +18,10 @@ import pytest
 import nbbn
 from nbbn import checkpoint, data, logs, optim, train
 from nbbn.callbacks import Callback, StopOnSignal
-from nbbn.cli import main
 from nbbn.config import Config
 from nbbn.errors import ArgumentError, CheckpointError
 from nbbn.inference import Classifier, read_images
-
-SIDE, CLASSES = 4, 3
-FLAGS = ("--hidden", "8", "--batch-size", "16", "--dropout", "0.2", "--seed", "1")
-
-
-def digits(count, seed):
-    """Bytes whose brightest corner is their label."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, count)
-    images = rng.integers(0, 80, (count, SIDE, SIDE))
-    images[np.arange(count), (labels > 0) * 3, (labels > 1) * 3] += 150
-    return images.astype(np.uint8), labels
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    """The path of a small data set."""
-    path = tmp_path_factory.mktemp("data") / "own.npz"
-    parts = (*digits(100, 0), *digits(40, 1))
-    np.savez(path, **dict(zip(("x_train", "y_train", "x_test", "y_test"), parts, strict=True)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def trained(own, tmp_path_factory):
-    """The folder of a finished run."""
-    out = tmp_path_factory.mktemp("runs") / "trained"
-    flags = ("--epochs", "40", "--validation", "0.2", "--standardize", "feature", "--percentiles")
-    status = main(["train", "--data", str(own), "--out", str(out), *FLAGS, *flags,
-                   "--log-every", "3", "--quiet"])  # fmt: skip
-    assert status == 0
-    return out
-
-
-def call(capsys, *arguments):
-    """Run a command; return its status, its lines of output and its errors."""
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    out, error = capsys.readouterr()
-    return status, out.splitlines(), error
+from tests.small_run import FLAGS, SIDE, call, digits
 
 
 def weights(folder):
@@ -77,7 +35,7 @@ def test_help_fits_on_one_screen(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     status, lines, _ = call(capsys, "train", "--help")
     assert status == 0
-    assert len(lines) <= 45
+    assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
 
 
@@ -94,16 +52,19 @@ def test_help_fits_on_one_screen(capsys, monkeypatch):
         (["--dropout", "1"], "expected a number of at least 0, below 1, got '1'"),
         (["--momentum", "0.5"], "momentum belongs to the optimizer sgd, not to adam"),
         (["--data", "imagenet"], "there is no data set imagenet: expected mnist, fashion-mnist"),
-        (["--data", "a", "b", "c"], "--data takes a name, one path, or those of"),
-        (["--data-dir", "/does/not/exist"], "the folder --data-dir /does/not/exist does not exist"),
+        (["--data", "a", "b", "c"], "expected a name, one path, or those of"),
+        (["--data-dir", "/does/not/exist"], "--data-dir: there is no folder /does/not/exist"),
         (["--resume"], "--resume auto looks into the folder --out: name it"),
         (["--resume", "/does/not/exist"], "there is no checkpoint /does/not/exist"),
-        (["--save-every", "3"], "--save-every needs a folder for the checkpoints"),
-        (["--percentiles"], "--percentiles needs a log for them"),
+        (["--save-every", "3"], "--save-every needs a folder for checkpoints: name it with --out"),
+        (["--keep", "2"], "--keep needs a folder for checkpoints: name it with --out"),
+        (["--percentiles"], "--percentiles needs a log: name its folder with --out, or --log-file"),
+        (["--log-every", "9"], "--log-every needs a log: name its folder with --out"),
         (["--learning-rate", "1"], "--learning-rate 1 (see nbbn train --help)"),
         (["--log-file", "a.txt"], "a log file must end in .jsonl or .csv, got a.txt"),
         (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
-        (["--epoch"], "expected one argument"),
+        (["--epoch", "2"], "unrecognized arguments: --epoch 2"),
+        (["--epochs"], "expected one argument"),
     ],
 )
 def test_bad_flags_get_one_line(flags, reason, own, capsys):
@@ -258,7 +219,7 @@ def test_other_flags_than_before_are_refused(own, tmp_path, capsys):
     assert "was trained with --hidden 8, not --hidden 9: leave that out" in error
     status, _, error = call(capsys, "train", *flags)
     assert status == 2
-    assert "is of a later step than this run's 0: resume from it, or use another folder" in error
+    assert "holds another run's checkpoints, up to step-00000007.safetensors, and this one" in error
     assert log
     assert (tmp_path / "log.jsonl").read_bytes() == log
 
@@ -574,8 +535,8 @@ def test_predict_errors(trained, tmp_path, capsys):
     with open(tmp_path / "archive.npy", "wb") as stream:
         np.savez(stream, x=np.zeros((2, SIDE, SIDE), np.uint8))
     for name, reason in {
-        "large.png": "takes images of shape (4, 4), got",
-        "text.png": "is not a picture that can be read",
+        "large.png": "takes images of shape (4, 4), one or several, got an array of shape (7, 9)",
+        "text.png": "holds no images: expected an array in a .npy or IDX file, or a picture",
         "float.npy": "was trained on bytes (uint8), got float64",
         "cut.npy": "cannot be read as .npy",
         "archive.npy": "archive.npy cannot be read as .npy",

@@ -329,3 +329,67 @@ def test_recorded_steps_follow_the_policy(rng, on_single, optimizer):
     assert after["1.num_batches_skipped"] == 1
     np.testing.assert_array_equal(after["1.running_mean"], before["1.running_mean"])
     np.testing.assert_array_equal(after["1.running_var"], before["1.running_var"])
+
+
+# ------------------------------------------------------------------------ what fit checks first
+
+
+class Planes(nbbn.Module):
+    """Turns a row of 12 into 3 channels of 4, so that one row has 4 values per channel."""
+
+    def __init__(self):
+        self.norm = nbbn.BatchNorm(3)
+        self.out = nbbn.Dense(12, 2, rng=0)
+
+    def forward(self, x):
+        return self.out(self.norm(x.reshape(-1, 3, 4)).reshape(-1, 12))
+
+
+def fitted(model, count, size, **options):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(count, 12)), rng.integers(0, 2, count)
+    batches = nbbn.data.Batches(x, y, size, rng=0, **options)
+    return train.fit(model, batches, optim.SGD(model.parameters(), 0.1), epochs=1)
+
+
+def normed(**options):
+    return nbbn.Sequential(
+        nbbn.Flatten(), nbbn.Sequential(nbbn.Dense(12, 3, rng=0), nbbn.BatchNorm(3, **options)),
+        nbbn.Dense(3, 2, rng=1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "options", "reason"),
+    [
+        (9, 1, {}, "every batch of 9 by 1 is one: use larger batches"),
+        (9, 1, {"drop_last": True}, "every batch of 9 by 1 is one: use larger batches"),
+        (1, 9, {}, "every batch of 1 by 9 is one: use larger batches"),
+        (9, 4, {}, "the last batch of 9 by 4 is one: use another batch size, drop_last=True or"),
+        (9, 9, {"rows": np.array([3])}, "every batch of 1 by 9 is one"),
+    ],
+)
+def test_fit_refuses_single_examples_before_its_first_step(count, size, options, reason):
+    model = normed()
+    before = {name: array.tobytes() for name, array in model.state_dict().items()}
+    with pytest.raises(ArgumentError, match=reason) as caught:
+        fitted(model, count, size, **options)
+    assert "layer 1.1, BatchNorm(3), cannot normalize a single example" in str(caught.value)
+    assert {name: array.tobytes() for name, array in model.state_dict().items()} == before
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (normed(on_single="eval"), {}),
+        (normed(on_single="skip"), {}),
+        (normed(convention="keras"), {}),
+        (normed(frozen=True), {}),
+        (Planes(), {}),
+        (nbbn.Sequential(Planes()), {}),
+        (normed(), {"drop_last": True}),
+    ],
+)
+def test_fit_takes_single_examples_where_the_model_does(model, options, caplog):
+    (epoch,) = fitted(model, 9, 4, **options)
+    assert np.isfinite(epoch.loss)

@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     CheckpointError
         It is missing, damaged, not a checkpoint, or of an unknown format.
     """
-    path = Path(path)
+    path = files.as_path(path, "path")
     if path.is_dir():
         found = latest(path)
         if found is None:
@@ -70,7 +70,7 @@ def latest(folder: str | os.PathLike[str]) -> Checkpoint | None:
         There are some, but all are damaged.
     """
     errors = []
-    for path in reversed(_numbered(Path(folder))):
+    for path in reversed(_numbered(files.as_path(folder, "folder"))):
         try:
             return unpack(path)
         except CheckpointError as error:
@@ -126,7 +126,7 @@ class Checkpoints(Callback):
         best: bool = True,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = files.as_path(folder, "folder")
         self.every = None if every is None else checks.positive(every, "every")
         self.keep = checks.positive(keep, "keep")
         self.best = bool(best)
@@ -140,8 +140,8 @@ class Checkpoints(Callback):
         found = _numbered(self.folder)
         if found and _step(found[-1]) > run.step:
             raise ArgumentError(
-                f"{found[-1]} is of a later step than this run's {run.step}: "
-                "resume from it, or use another folder"
+                f"{self.folder} holds another run's checkpoints, up to {found[-1].name}, and this "
+                f"one is at step {run.step}: resume from there, or use another folder"
             )
         self._saved = (run.step, run.epoch)
         run.saved = found[-1] if found else None

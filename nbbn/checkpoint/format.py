@@ -141,15 +141,26 @@ _JSON = tuple(
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     from safetensors import safe_open
 
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(9)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    # A header of JSON comes behind its length.
+    if start[8:] not in (b"", b"{"):
+        raise CheckpointError(
+            f"{path} is no checkpoint, or damaged: expected a .safetensors file that nbbn train "
+            "--out or nbbn.checkpoint.save has written"
+        )
     try:
         with safe_open(path, framework="numpy") as stored:
             metadata = dict(stored.metadata() or {})
             return metadata, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except Exception as error:  # a damaged header can fail in any way
         raise CheckpointError(
-            f"{path} is damaged, cut short or no checkpoint: {error or type(error).__name__}"
+            f"{path} is damaged or cut short: {error or type(error).__name__}"
         ) from error
 
 

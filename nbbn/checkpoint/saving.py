@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,15 @@ from ..errors import ArgumentError, CheckpointError, DTypeError
 from ..modules import Module
 from ..optim import Optimizer
 from .format import Checkpoint, pack
-from .state import describe, first_difference, generator_states, named_generators, restorer
+from .state import (
+    data_difference,
+    describe,
+    first_difference,
+    generator_states,
+    named_generators,
+    restorer,
+    without_data,
+)
 
 __all__ = ["restore", "save"]
 
@@ -52,7 +59,7 @@ def save(
         something else.
     """
     _check_kinds(model, optimizer, batches)
-    path = Path(path)
+    path = files.as_path(path, "path")
     generators = named_generators(model, batches)
     content = Checkpoint(
         path=path,
@@ -108,12 +115,20 @@ def restore(
         )
     where = checkpoint.path
     own = describe(model, optimizer, batches)
+    other = data_difference(checkpoint.settings.get("batches", {}), batches) if strict else None
+    if other is not None:
+        raise CheckpointError(
+            f"{where} was trained on {other[0]}, these batches hold {other[1]}: use the data that "
+            "it was trained on, or restore the model alone"
+        )
     for part, settings in own.items():
         if part not in checkpoint.settings:
             raise CheckpointError(f"{where} was saved without {part}")
         saved = checkpoint.settings[part]
         if not strict and part != "model":
             saved, settings = {"type": saved["type"]}, {"type": settings["type"]}
+        if part == "batches":
+            saved, settings = without_data(saved), without_data(settings)
         if difference := first_difference(saved, settings):
             raise CheckpointError(f"{where} does not fit this {part}: {difference}")
     _compare_arrays(f"{where} does not fit this model", checkpoint.model, model.state_dict())

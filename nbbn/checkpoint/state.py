@@ -14,7 +14,15 @@ from ..errors import CheckpointError
 from ..modules import Module
 from ..optim import Optimizer
 
-__all__ = ["describe", "first_difference", "generator_states", "named_generators", "restorer"]
+__all__ = [
+    "data_difference",
+    "describe",
+    "first_difference",
+    "generator_states",
+    "named_generators",
+    "restorer",
+    "without_data",
+]
 
 _PLAIN = (bool, int, float, str, type(None))
 # What changes while training, or does not matter to the numbers.
@@ -44,9 +52,57 @@ def describe(
         found["optimizer"] = _settings(optimizer)
         found["schedule"] = _settings(optimizer.schedule)
     if batches is not None:
-        found["batches"] = {**_settings(batches), "examples": batches.count}
+        found["batches"] = {**_settings(batches), **_data(batches)}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(found))
     return plain
+
+
+def _data(batches: Batches) -> dict[str, Any]:
+    return {
+        "examples": batches.count,
+        "features": batches.features,
+        "fingerprint": batches.fingerprint,
+    }
+
+
+def data_difference(saved: Mapping[str, Any], batches: Batches | None) -> tuple[str, str] | None:
+    """Say how the data of a checkpoint differ from those of batches.
+
+    Parameters
+    ----------
+    saved : mapping
+        What `describe` found for the batches that were saved.
+    batches : Batches or None
+
+    Returns
+    -------
+    (str, str) or None
+        What the data are there and here; None if they are the same, as far as is known.
+    """
+    own = {} if batches is None else _data(batches)
+    different = {name for name in own if saved.get(name, own[name]) != own[name]}
+    if not different:
+        return None
+    there, here = (
+        f"{data['examples']:,} examples of {data.get('features', own['features'])} values"
+        for data in (saved, own)
+    )
+    return there, here if different != {"fingerprint"} else f"{here}, but not the same ones"
+
+
+def without_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of the settings of batches what `data_difference` compares.
+
+    Parameters
+    ----------
+    settings : mapping
+
+    Returns
+    -------
+    dict
+    """
+    data = ("examples", "features", "fingerprint")
+    return {name: value for name, value in settings.items() if name not in data}
 
 
 def _settings(thing: Any) -> dict[str, Any]:

@@ -84,6 +84,9 @@ def _run(argv: Sequence[str] | None, signals: StopOnSignal) -> int:
         if signals.signum is None:
             print(f"nbbn: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, NbbnError) else 1
+    except MemoryError as error:
+        print(f"nbbn: error: there is not enough memory: {error}", file=sys.stderr)
+        return 1
     except BaseException:
         if signals.signum is None:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -20,7 +21,11 @@ _NOT_GIVEN = argparse.SUPPRESS
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line."""
+    """Takes flags by their whole names only, and reports a usage error in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        # What an abbreviation means would change with every new flag.
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -34,10 +39,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Uses the width of the terminal, and puts short flags beside their help."""
+    """Uses the width of the terminal, puts short flags beside their help, and groups together."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)
+
+    def format_help(self) -> str:
+        """Leave out the empty lines between groups, whose titles stand out."""
+        return re.sub(r"\n\n(?=\w+:\n)", "\n", super().format_help())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -90,8 +99,8 @@ def _train(commands: Any) -> None:
 
     data = train.add_argument_group("data")
     own(data, "--data", "mnist, fashion-mnist, .npz, folder or two files",
-        nargs="+", metavar="DATA")  # fmt: skip
-    data.add_argument("--data-dir", type=values.folder, metavar="DIR",
+        nargs="+", action=values.Source, metavar="DATA")  # fmt: skip
+    data.add_argument("--data-dir", type=values.existing_folder, metavar="DIR",
                       help="folder of the four files of a named data set")  # fmt: skip
     own(data, "--validation", "fraction of the training set to validate with",
         type=values.probability, metavar="X")  # fmt: skip
@@ -123,9 +132,9 @@ def _train(commands: Any) -> None:
     add("--resume", nargs="?", const="auto", type=values.resume, metavar="PATH",
         help="go on; auto: from the last checkpoint in --out")  # fmt: skip
     add("--save-every", type=values.count, metavar="N", help="steps between checkpoints [an epoch]")
-    add("--keep", type=values.count, default=3, metavar="N", help="checkpoints to keep [3]")
+    add("--keep", type=values.count, metavar="N", help="checkpoints to keep in --out [3]")
     add("--log-file", type=values.path, metavar="FILE", help=".jsonl or .csv [log.jsonl in --out]")
-    add("--log-every", type=values.count, default=50, metavar="N", help="steps between rows [50]")
+    add("--log-every", type=values.count, metavar="N", help="steps between rows of the log [50]")
     add("--percentiles", action="store_true", help="log those of every batch norm's input")
     add("--tensorboard", type=values.folder, metavar="DIR", help="write for TensorBoard as well")
     add("--quiet", action="store_true", help="print the JSON line only")
@@ -154,9 +163,12 @@ def _eval(commands: Any) -> None:
     )
     _checkpoint(evaluate)
     evaluate.add_argument(
-        "--data", nargs="+", metavar="DATA", help="other data: as in nbbn train; its test set"
+        "--data", nargs="+", action=values.Source, metavar="DATA",
+        help="other data: as in nbbn train; its test set",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--data-dir", type=values.existing_folder, metavar="DIR", help="as in nbbn train"
     )
-    evaluate.add_argument("--data-dir", type=values.folder, metavar="DIR", help="as in nbbn train")
 
 
 def _predict(commands: Any) -> None:
@@ -167,7 +179,8 @@ def _predict(commands: Any) -> None:
         "MNIST's digits are white on black.",
     )
     _checkpoint(predict)
-    predict.add_argument("images", nargs="+", type=values.path, metavar="IMAGES")
+    predict.add_argument("images", nargs="+", type=values.path, metavar="IMAGES",
+                         help="files of one image or of many")  # fmt: skip
     predict.add_argument("--invert", action="store_true", help="turn black on white around")
     predict.add_argument("--json", action="store_true", help="one JSON object per image")
 
@@ -180,7 +193,7 @@ def _export(commands: Any) -> None:
         "under PyTorch's names: .safetensors, .npz.",
     )
     _checkpoint(export)
-    export.add_argument("target", type=values.path, metavar="FILE")
+    export.add_argument("target", type=values.path, metavar="FILE", help="where to write")
 
 
 def _plot(commands: Any) -> None:
@@ -196,7 +209,9 @@ def _plot(commands: Any) -> None:
     plot.add_argument(
         "--out", type=values.folder, metavar="DIR", help="folder for the PNG files [of the 1st run]"
     )
-    plot.add_argument("--data-dir", type=values.folder, metavar="DIR", help="as in nbbn train")
+    plot.add_argument(
+        "--data-dir", type=values.existing_folder, metavar="DIR", help="as in nbbn train"
+    )
 
 
 def _data(commands: Any) -> None:

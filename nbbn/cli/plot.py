@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import data, plots
 from ..callbacks import StopOnSignal
+from ..data.own import NAMED
 from ..errors import ArgumentError
 from ..inference import Classifier
 from ..logs import read_log
@@ -26,8 +27,12 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         raise ArgumentError("two runs have the same name: the last part of their paths")
     first = arguments.runs[0]
     folder = arguments.out or (first if first.is_dir() else first.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(plots.curves(runs), folder / "curves.png")
+    curves = plots.curves(runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(curves, folder / "curves.png")
+    except OSError as error:
+        raise ArgumentError(f"cannot write to {folder}: {error.strerror}") from None
     for path in arguments.runs:
         end = f"-{_name(path)}.png" if len(runs) > 1 else ".png"
         for kind, figure in _of_one(path, runs[_name(path)], arguments.data_dir):
@@ -45,7 +50,8 @@ def _of_one(path: Path, rows: list[dict[str, Any]], data_dir: Path | None) -> It
     if not path.is_dir() or not list(path.glob("*.safetensors")):
         return
     classifier = Classifier.load(path)
-    found = data.load(*classifier.config.data, data_dir=data_dir)
+    source = classifier.config.data
+    found = data.load(*source, data_dir=data_dir if source[0] in NAMED else None)
     if found.test_images is None or found.test_labels is None:
         return
     probabilities = classifier.probabilities(found.test_images)

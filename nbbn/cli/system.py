@@ -8,6 +8,7 @@ import time
 
 from .. import __version__
 from ..callbacks import StopOnSignal
+from ..errors import DataError
 
 __all__ = ["data", "info", "warmup"]
 
@@ -76,6 +77,8 @@ def data(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 
     found = load(arguments.name, data_dir=arguments.dir)
     assert found.test_labels is not None
+    if arguments.dir is not None and len(list(arguments.dir.glob("*-ubyte*"))) < 4:
+        raise DataError(f"{arguments.dir} could not be filled: name a folder that can be written")
     counts = f"{len(found.train_labels):,} training and {len(found.test_labels):,} test images"
     print(f"{arguments.name} verified: {counts}")
     return 0

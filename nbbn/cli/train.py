@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callback, EarlyStopping, StopOnSignal
 from ..config import Config, Training
-from ..errors import ArgumentError, CheckpointError, DataError
+from ..errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint, Checkpoints
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     if arguments.out is not None:
         from ..checkpoint import Checkpoints
 
-        keeper = Checkpoints(arguments.out, every=arguments.save_every, keep=arguments.keep)
+        keeper = Checkpoints(arguments.out, every=arguments.save_every, keep=arguments.keep or 3)
         # Last, so that the log has all that a checkpoint covers.
         callbacks.append(keeper)
 
@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
     if keeper is not None:
         keeper.config = training.description() | {"threads": _threads(found)}
+    if found is not None:
+        _check_data(found, config, training)
     history = train.fit(
         training.model, training.batches, training.optimizer,
         epochs=config.epochs, validation=training.validation, test=training.test,
@@ -74,6 +76,9 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     if signals.signum is not None:
         _say_where(keeper, training)
         return signals.status
+    if found is not None and training.optimizer.step_count == int(found.optimizer["step_count"]):
+        say(f"nothing was left to train: the run had ended after epoch {history[-1].epoch}; "
+            "more --epochs go on")  # fmt: skip
     result = _result(training, history)
     result |= {"seconds": round(time.perf_counter() - start, 3), "device": device}
     result["seed"] = config.seed
@@ -87,27 +92,20 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot work."""
-    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
-        raise DataError(
-            f"the folder --data-dir {arguments.data_dir} does not exist: nbbn data --dir makes and "
-            "fills it"
-        )
     if arguments.out is None:
         if arguments.resume == "auto":
             raise ArgumentError("--resume auto looks into the folder --out: name it")
         if arguments.resume is not None:
             path = Path(arguments.resume)
             arguments.out = path if path.is_dir() else path.parent
-        elif arguments.save_every is not None:
-            raise ArgumentError(
-                "--save-every needs a folder for the checkpoints: name it with --out"
-            )
-    if arguments.percentiles and not (arguments.out or arguments.log_file or arguments.tensorboard):
-        raise ArgumentError(
-            "--percentiles needs a log for them: name its folder with --out, or a --log-file"
-        )
-    if len(getattr(arguments, "data", ())) > 2:
-        raise ArgumentError("--data takes a name, one path, or those of images and labels")
+    logged = arguments.out or arguments.log_file or arguments.tensorboard
+    for names, place, advice in (
+        (("save_every", "keep"), arguments.out, "a folder for checkpoints: name it with --out"),
+        (("log_every", "percentiles"), logged, "a log: name its folder with --out, or --log-file"),
+    ):
+        for name in names:
+            if getattr(arguments, name) and not place:
+                raise ArgumentError(f"--{name.replace('_', '-')} needs {advice}")
 
 
 def _checkpoint(arguments: argparse.Namespace) -> Checkpoint | None:
@@ -144,6 +142,19 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
     return dataclasses.replace(saved, **given)
 
 
+def _check_data(found: Checkpoint, config: Config, training: Training) -> None:
+    """Refuse to go on with other data, which may lie elsewhere but must be the same."""
+    from ..checkpoint.state import data_difference
+
+    if difference := data_difference(found.settings.get("batches", {}), training.batches):
+        there, here = difference
+        before, now = (" ".join(c.data) for c in (_saved_config(found), config))
+        raise CheckpointError(
+            f"{found.path} was trained on {before}, {there}; {now} holds {here}: give the data "
+            "that it was trained on, or begin a new run"
+        )
+
+
 def _flag(name: str, value: Any) -> str:
     """Spell a setting as on the command line."""
     if name == "batch_norm":
@@ -178,7 +189,7 @@ def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:
     path = arguments.log_file
     if path is None and arguments.out is not None:
         path = arguments.out / "log.jsonl"
-    rows = {"every": arguments.log_every, "percentiles": arguments.percentiles}
+    rows = {"every": arguments.log_every or 50, "percentiles": arguments.percentiles}
     if path is not None:
         found.append(logs.LogFile(path, **rows))
     if arguments.tensorboard is not None:

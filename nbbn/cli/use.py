@@ -6,13 +6,14 @@ import argparse
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from .. import data, files, train
 from ..callbacks import StopOnSignal
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, NbbnError
 from ..inference import Classifier, read_images
 
 __all__ = ["evaluate", "export", "predict"]
@@ -41,7 +42,11 @@ def predict(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
                 raise ArgumentError(f"--invert takes images of bytes, {path} holds {images.dtype}")
             images = 255 - images
         single = images.shape == classifier.shape
-        for number, row in enumerate(classifier.probabilities(images)):
+        try:
+            rows = classifier.probabilities(images)
+        except NbbnError as error:
+            raise type(error)(f"{path}: {error}") from None
+        for number, row in enumerate(rows):
             label, probability = int(row.argmax()), float(row.max())
             if arguments.json:
                 entry = {"file": str(path), "index": number, "label": label}
@@ -58,14 +63,23 @@ def export(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     if target.suffix not in (".onnx", ".safetensors", ".npz"):
         raise ArgumentError(f"can export to .onnx, .safetensors and .npz, got {target}")
     classifier = Classifier.load(arguments.checkpoint)
+    try:
+        _write(classifier, target)
+    except OSError as error:
+        raise ArgumentError(f"cannot write {target}: {error.strerror}") from None
+    except ImportError as error:
+        raise ArgumentError(str(error)) from None
+    features = math.prod(classifier.shape)
+    print(f"wrote {target}; its input is x (N, {features}) float32: {_scaling(classifier)}")
+    return 0
+
+
+def _write(classifier: Classifier, target: Path) -> None:
     state = classifier.model.state_dict()
     if target.suffix == ".onnx":
         from .. import onnx
 
-        try:
-            onnx.export(classifier.model, target)
-        except ImportError as error:
-            raise ArgumentError(str(error)) from None
+        onnx.export(classifier.model, target)
     elif target.suffix == ".safetensors":
         from safetensors.numpy import save
 
@@ -74,9 +88,6 @@ def export(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         content = io.BytesIO()
         np.savez(content, **cast("dict[str, Any]", state))
         files.write_atomically(target, content.getvalue())
-    features = math.prod(classifier.shape)
-    print(f"wrote {target}; its input is x (N, {features}) float32: {_scaling(classifier)}")
-    return 0
 
 
 def _scaling(classifier: Classifier) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["count", "folder", "fraction", "non_negative", "path", "positive", "resume"]
-__all__ += ["probability", "seed", "widths"]
+__all__ = ["Source", "count", "existing_folder", "folder", "fraction", "non_negative", "path"]
+__all__ += ["positive", "probability", "resume", "seed", "widths"]
 
 
 def _number(
@@ -56,6 +56,28 @@ def probability(text: str) -> float:
 def folder(text: str) -> Path:
     """Read the path of a folder."""
     return Path(_number(text, str, bool, "the path of a folder"))
+
+
+def existing_folder(text: str) -> Path:
+    """Read the path of the folder of a named data set."""
+    found = folder(text)
+    if not found.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"there is no folder {text}: nbbn data --dir makes and fills it"
+        )
+    return found
+
+
+class Source(argparse.Action):
+    """Takes a name, one path, or those of images and labels."""
+
+    def __call__(self, parser: Any, namespace: Any, given: Any, option: Any = None) -> None:
+        """Store one or two."""
+        if len(given) > 2:
+            raise argparse.ArgumentError(
+                self, f"expected a name, one path, or those of images and labels, got {len(given)}"
+            )
+        setattr(namespace, self.dest, given)
 
 
 def path(text: str) -> Path:

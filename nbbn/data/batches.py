@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -55,6 +56,9 @@ class Batches:
         Permutation of the epoch under way, empty between epochs.
     position : int
         Number of images of this epoch that were handed out.
+    fingerprint : str
+        SHA-256 of all labels and of 64 images spread over the data, as they were at first: tells
+        one data set from another, so that a run does not go on with other data unnoticed.
 
     Raises
     ------
@@ -97,6 +101,7 @@ class Batches:
                 f"batch_size {batch_size} with drop_last leaves no batch of {self.count} images: "
                 "use a smaller batch_size or drop_last=False"
             )
+        self.fingerprint = self._fingerprint()
         self.device = device
         self._standardize(mean, std)
         if device != "cpu":
@@ -113,6 +118,11 @@ class Batches:
     def count(self) -> int:
         """Number of examples, N."""
         return len(self._images) if self._rows is None else len(self._rows)
+
+    @property
+    def features(self) -> int:
+        """Number of values of an example, F."""
+        return int(self._images.shape[1])
 
     def __len__(self) -> int:
         """Count the batches of a whole epoch."""
@@ -194,6 +204,16 @@ class Batches:
             self._resumed = True
         self._standardize(mean, std)
         self.order, self.position = order, position
+
+    def _fingerprint(self) -> str:
+        some = np.linspace(0, self.count - 1, 64).astype(np.int64)
+        labels = self._labels
+        if self._rows is not None:
+            some, labels = self._rows[some], labels[self._rows]
+        digest = hashlib.sha256(f"{self._images.dtype.str} {self.features}\n".encode())
+        digest.update(labels.data)
+        digest.update(self._images[some].data)
+        return digest.hexdigest()
 
     def _standardize(self, mean: Any, std: Any) -> None:
         features = self._images.shape[1]

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, DTypeError
+from ..errors import ArgumentError, DataError, DTypeError
+from ..files import as_path
 from .idx import read_idx, reason
 from .named import Dataset, load_fashion_mnist, load_mnist
 
-__all__ = ["load", "read_npy"]
+__all__ = ["NAMED", "load", "read_npy"]
 
-_NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
+NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
 # What the parts of a data set may be called, in this order: Keras's names, PyTorch users', MNIST's.
 _NAMES = {
     "train_images": ("x_train", "train_images", "train-images", "train-images-idx3-ubyte", "x"),
@@ -58,15 +59,25 @@ def load(
     ------
     DataError
         Something is missing, cannot be read, or does not fit.
+    ArgumentError
+        A `data_dir` beside data of one's own.
     """
-    if isinstance(source, str) and source in _NAMED:
-        return _NAMED[source](data_dir)
+    if isinstance(source, str) and source in NAMED:
+        return NAMED[source](data_dir)
     try:
         path = Path(source).expanduser()
     except TypeError:
         raise DTypeError(f"source must be a path or a name, got {type(source).__name__}") from None
+    if data_dir is not None:
+        raise ArgumentError(
+            f"data_dir is the folder of a named data set ({', '.join(NAMED)}), not of your own, "
+            f"{source}: leave it out"
+        )
     if labels is not None:
-        found = {"train_images": _array(path), "train_labels": _array(Path(labels))}
+        found = {
+            "train_images": _array(path),
+            "train_labels": _array(as_path(labels, "labels").expanduser()),
+        }
     elif path.is_dir():
         found = dict(_in_folder(path))
     elif path.suffix == ".npz":
@@ -77,7 +88,7 @@ def load(
         )
     else:
         raise DataError(
-            f"there is no data set {source}: expected {', '.join(_NAMED)}, an .npz file, a folder, "
+            f"there is no data set {source}: expected {', '.join(NAMED)}, an .npz file, a folder, "
             "or the files of images and labels"
         )
     return _checked(path, found)

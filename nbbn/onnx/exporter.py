@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from .. import checks
 from .._version import __version__
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..files import write_atomically
+from ..files import as_path, write_atomically
 from ..layers import (
     BatchNorm,
     Dense,
@@ -82,7 +81,7 @@ def export(
     """
     if not isinstance(model, Module):
         raise DTypeError(f"model must be a Module, got {type(model).__name__}")
-    target = None if path is None else Path(path)
+    target = None if path is None else as_path(path, "path")
     if target is not None and not target.parent.is_dir():
         raise ArgumentError(f"there is no folder {target.parent} to write {target.name} to")
     if target is not None and target.is_dir():
