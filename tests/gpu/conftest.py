@@ -1,8 +1,8 @@
 """Tests of the CUDA side that need no device; run from here, `pytest tests/gpu`, in two ways.
 
 With NUMBA_ENABLE_CUDASIM=1 the kernels run in numba-cuda's simulator. Without it they are compiled
-to machine code. The packages for both are in the extra `cuda-test`; without them there are no tests
-here.
+to machine code, and the compiled PTX runs in an interpreter. The packages for both are in the extra
+`cuda-test`; without them there are no tests here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import pytest
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 HERE = Path(__file__).parent
-COMPILED = ["test_cuda_compile.py", "test_cuda_launch.py"]
+COMPILED = ["test_cuda_compile.py", "test_cuda_launch.py", "test_ptx.py", "test_ptx_kernels.py"]
+# The same tests in the simulator and in the interpreter.
+BOTH = ["test_cuda_batchnorm.py", "test_cuda_elementwise.py"]
 
 
 def compiler_found() -> bool:
@@ -30,36 +32,61 @@ def compiler_found() -> bool:
 
 if importlib.util.find_spec("numba_cuda") is None:
     collect_ignore_glob = ["*"]
-elif SIMULATED:
-    collect_ignore = COMPILED
-    import engine
+elif not SIMULATED and not compiler_found():
+    collect_ignore_glob = ["test_*.py"]
+else:
+    from order import schedule as schedule_of
 
     from nbbn.kernels import _cuda, _cuda_reduction, batchnorm_cuda
 
-    engine.install()
     # A small machine, so that small arrays take every path: several tiles, runs and parts.
     SMALL = [
-        (_cuda, "THREADS", 16),
         (_cuda, "BLOCKS", 24),
-        (_cuda_reduction, "RUN", 4),
-        (batchnorm_cuda, "RUN", 4),
-        (_cuda_reduction, "_TILE", 4),
-        (_cuda_reduction, "_NARROW_TILE", 2),
         (_cuda_reduction, "_STEPS", 1),
         (_cuda_reduction, "_FEW_ROWS", 4),
     ]
+    if SIMULATED:
+        import engine
+
+        collect_ignore = COMPILED
+        engine.install()
+        SMALL += [
+            (_cuda, "THREADS", 16),
+            (_cuda_reduction, "RUN", 4),
+            (batchnorm_cuda, "RUN", 4),
+            (_cuda_reduction, "_TILE", 4),
+            (_cuda_reduction, "_NARROW_TILE", 2),
+        ]
+    else:
+        import ptx_engine
+
+        collect_ignore = [path.name for path in HERE.glob("test_*.py")
+                          if path.name not in COMPILED + BOTH]  # fmt: skip
     AS_IT_IS = [(module, name, getattr(module, name)) for module, name, _ in SMALL]
+    if SIMULATED:
+        for setting in SMALL:
+            setattr(*setting)
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """Launches run their compiled PTX, on a small machine as far as launchers can make it one."""
+    ptx_engine.install(monkeypatch)
     for setting in SMALL:
-        setattr(*setting)
-else:
-    kept = COMPILED if compiler_found() else []
-    collect_ignore = [path.name for path in HERE.glob("test_*.py") if path.name not in kept]
+        monkeypatch.setattr(*setting)
+
+
+@pytest.fixture(autouse=True)
+def kernels_run_somewhere(request):
+    """Without the simulator, tests of both engines need the interpreter."""
+    if not SIMULATED and request.path.name in BOTH:
+        request.getfixturevalue("interpreter")
 
 
 @pytest.fixture(params=["forward", "reversed", 7])
 def schedule(request):
     """Run the test with the threads of each block in another order."""
-    with engine.schedule(request.param):
+    with schedule_of(request.param):
         yield request.param
 
 

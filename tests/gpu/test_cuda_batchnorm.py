@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import engine
 import numpy as np
 import pytest
 import reference
+from order import schedule
 from storage import DTYPES, ROUNDING, error, poisoned, shifted, statistics_type, stored, values
 
 from nbbn.kernels import _cuda, batchnorm_cpu, batchnorm_cuda
@@ -128,7 +128,7 @@ def test_same_bits_in_any_order(shape):
     """Threads and blocks may run in any order between barriers; results must not depend on it."""
     found = []
     for order in ORDERS:
-        with engine.schedule(order):
+        with schedule(order):
             problem = Problem(shape, "float32", "relu and residual")
             poison_scratch()
             y, mean, var, inv_std = problem.train()
@@ -143,7 +143,7 @@ def test_the_last_block_has_waited_for_all_parts():
     problem = Problem((33, 16), "float32")
     results = set()
     for order in range(40):
-        with engine.schedule(order):
+        with schedule(order):
             poison_scratch()
             results.add(b"".join(array.tobytes() for array in problem.train()))
     assert len(results) == 1
