@@ -24,7 +24,7 @@ class Target:
         if out is None:
             out = empty_like(x, layout)
         else:
-            plain = type(out) is np.ndarray and out.dtype is x.dtype is layout.dtype
+            plain = type(out) is type(x) is np.ndarray and out.dtype is x.dtype is layout.dtype
             usual = plain and layout.order is None and out.flags.carray and out.shape == x.shape
             if not usual:
                 checks.output(out, x.shape, x.dtype, device=layout.device)
