@@ -145,12 +145,12 @@ class Variant:
                 warnings.simplefilter("ignore", RuntimeWarning)
                 self._simulated[grid, block](*map(_simulated_argument, args))
             return
-        kinds = tuple(map(_kind, args))
+        kinds, fields = packed(args)
         loaded = self._loaded.get(kinds)
         if loaded is None:
             # Compiling twice in a race is harmless.
             loaded = self._loaded[kinds] = _Loaded(self, kinds)
-        loaded.launch(grid, block, args)
+        loaded.launch(grid, block, fields)
 
 
 # -------------------------------------------------------------------------------- arguments
@@ -184,14 +184,12 @@ def scalar(value: float, acc: Any) -> Any:
 
 def address(array: Any) -> int:
     """Where an array starts in its device's memory."""
-    if isinstance(array, Memory):
-        return array.pointer
     if isinstance(array, np.ndarray):
         return int(array.ctypes.data)
-    data = getattr(array, "data", None)
-    if hasattr(data, "ptr"):
-        return int(data.ptr)
-    return int(array.__cuda_array_interface__["data"][0])
+    try:
+        return int(array.data.ptr)
+    except AttributeError:
+        return int(array.__cuda_array_interface__["data"][0])
 
 
 def vector_width(length: int, *arrays: Any) -> int:
@@ -202,19 +200,41 @@ def vector_width(length: int, *arrays: Any) -> int:
     return V
 
 
-def _kind(value: Any) -> Any:
-    """What a kernel is compiled for: "int", "float32", "float32[]" ..., or a tuple of them."""
+def packed(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:
+    """What a kernel is compiled for, and the values that the driver gets.
+
+    Returns
+    -------
+    kinds : tuple
+        For each argument "int", "float32", "float32[]" ..., or a tuple of them.
+    fields : list
+        The numbers that stand for them, in their order.
+    """
+    fields: list[Any] = []
+    return tuple([_pack(value, fields) for value in args]), fields
+
+
+def _pack(value: Any, fields: list[Any]) -> Any:
+    """Append the fields of one argument; return its kind."""
     if isinstance(value, int):
+        fields.append(value)
         return "int"
     if isinstance(value, tuple):
-        return tuple(map(_kind, value))
-    name = _dtype_name(value.dtype)
-    return name if isinstance(value, np.generic) else f"{name}[]"
+        return tuple([_pack(item, fields) for item in value])
+    number, array, item = _names(value.dtype)
+    if isinstance(value, np.generic):
+        fields.append(value)
+        return number
+    size = value.size
+    # An empty array stands for "not given"; it may live on the host.
+    fields += (0, 0, size, item, address(value) if size else 0, size, item)
+    return array
 
 
 @functools.cache
-def _dtype_name(dtype: Any) -> str:
-    return str(dtype.name)
+def _names(dtype: Any) -> tuple[str, str, int]:
+    """Kinds of a number and of an array of `dtype`, and its item size."""
+    return dtype.name, f"{dtype.name}[]", dtype.itemsize
 
 
 def _type(kind: Any) -> Any:
@@ -227,17 +247,6 @@ def _format(kind: Any) -> str:
     if isinstance(kind, tuple):
         return "".join(map(_format, kind))
     return _ARRAY_FIELDS if kind.endswith("[]") else _FIELDS[kind]
-
-
-def _fields(value: Any, kind: Any) -> tuple[Any, ...]:
-    if isinstance(kind, tuple):
-        parts = map(_fields, value, kind)
-        return tuple(field for part in parts for field in part)
-    if not kind.endswith("[]"):
-        return (value,)
-    size, item = value.size, value.dtype.itemsize
-    # An empty array stands for "not given"; it may live on the host.
-    return 0, 0, size, item, address(value) if size else 0, size, item
 
 
 def _simulated_argument(value: Any) -> Any:
@@ -308,7 +317,6 @@ class _Loaded:
         name, code = cached(f"{variant.name}-cuda", key, build).split(b"\0", 1)
         self._module = _check(_driver().cuModuleLoadData(code))
         self._function = _check(_driver().cuModuleGetFunction(self._module, name))
-        self._kinds = kinds
         fields = _format(kinds)
         self._struct = struct.Struct("@" + fields)
         self._memory = ctypes.create_string_buffer(self._struct.size)
@@ -317,22 +325,20 @@ class _Loaded:
         starts = [
             end - struct.calcsize("@" + field) for end, field in zip(ends, fields, strict=True)
         ]
-        self._pointers = (ctypes.c_void_p * len(fields))(*(base + start for start in starts))
+        self._starts = (ctypes.c_void_p * len(fields))(*(base + start for start in starts))
+        self._pointers = ctypes.addressof(self._starts)
         # One set of argument memory: the driver copies it during the call.
         self._lock = threading.Lock()
 
-    def launch(self, grid: tuple[int, ...], block: tuple[int, int], args: tuple[Any, ...]) -> None:
+    def launch(self, grid: tuple[int, ...], block: tuple[int, int], fields: list[Any]) -> None:
         """Queue the kernel on the current stream."""
         _device.bind()
-        fields: list[Any] = []
-        for value, kind in zip(args, self._kinds, strict=True):
-            fields += _fields(value, kind)
         x, y, z = (*grid, 1, 1)[:3]
         with self._lock:
             self._struct.pack_into(self._memory, 0, *fields)
             status = _driver().cuLaunchKernel(
                 self._function, x, y, z, block[0], block[1], 1, 0, current_stream(),
-                ctypes.addressof(self._pointers), 0,
+                self._pointers, 0,
             )  # fmt: skip
         _check(status)
 
@@ -350,7 +356,12 @@ class Memory:
     """
 
     def __init__(self, size: int, dtype: Any, pointer: int) -> None:
-        self.size, self.dtype, self.pointer = size, np.dtype(dtype), pointer
+        self.size, self.dtype, self.ptr = size, np.dtype(dtype), pointer
+
+    @property
+    def data(self) -> Memory:
+        """What has the address, as in CuPy's arrays."""
+        return self
 
 
 class _Device(threading.local):
@@ -403,7 +414,7 @@ def scratch(acc: Any) -> tuple[Any, Any]:
 def _as_float64(memory: Any) -> Any:
     if isinstance(memory, np.ndarray):
         return memory.view(np.float64)
-    return Memory(memory.size // 2, np.float64, memory.pointer)
+    return Memory(memory.size // 2, np.float64, memory.ptr)
 
 
 def _zeros(size: int, dtype: Any) -> Any:

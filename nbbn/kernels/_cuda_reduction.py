@@ -11,6 +11,8 @@ leaves its part in memory and takes a ticket, and the last one merges the parts,
 Nothing is added up by atomics, so the bits are the same every time.
 """
 
+import functools
+
 from numba import cuda, int64, uint32
 
 from . import _cuda
@@ -73,22 +75,32 @@ def last_index(i, count, inner, step, jump):
 
 def rows_grid(M, C, V):
     """Grid and block for rows (M, C)."""
+    return _rows_grid(M, C, V, _cuda.THREADS, _cuda.BLOCKS)
+
+
+@functools.lru_cache(maxsize=512)
+def _rows_grid(M, C, V, threads, blocks):
     few = M <= _FEW_ROWS
     vectors = -(-C // V)
-    x = min(_NARROW_TILE if few else _TILE, _power_of_two(vectors), _cuda.THREADS)
-    y = _cuda.THREADS // x
+    x = min(_NARROW_TILE if few else _TILE, _power_of_two(vectors), threads)
+    y = threads // x
     tiles = -(-vectors // x)
-    parts = 1 if few else max(1, min(_cuda.BLOCKS // tiles, M // (_STEPS * y)))
+    parts = 1 if few else max(1, min(blocks // tiles, M // (_STEPS * y)))
     return (tiles, parts, 1), (x, y)
 
 
 def planes_grid(N, C, S, V):
     """Grid and block for planes (N, C, S)."""
+    return _planes_grid(N, C, S, V, _cuda.THREADS, _cuda.BLOCKS)
+
+
+@functools.lru_cache(maxsize=512)
+def _planes_grid(N, C, S, V, threads, blocks):
     vectors = S // V
-    warp = min(32, _power_of_two(vectors), _cuda.THREADS)
-    y = min(_power_of_two(N), _cuda.THREADS // warp)
-    x = _cuda.THREADS // y
-    parts = max(1, min(_cuda.BLOCKS // C, N * vectors // (_STEPS * _cuda.THREADS)))
+    warp = min(32, _power_of_two(vectors), threads)
+    y = min(_power_of_two(N), threads // warp)
+    x = threads // y
+    parts = max(1, min(blocks // C, N * vectors // (_STEPS * threads)))
     n_parts = max(1, min(N // y, parts))
     s_parts = max(1, min(vectors // x, parts // n_parts))
     return (C, n_parts, s_parts), (x, y)

@@ -85,7 +85,7 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
     found = {}
 
     def note(variant: Any, grid: Any, block: Any, *args: Any) -> None:
-        kinds = tuple(map(_cuda._kind, args))
+        kinds, _ = _cuda.packed(args)
         constants = "-".join(map(str, variant.constants))
         arrays = "-".join(dict.fromkeys(str(kind) for kind in _flat(kinds) if "[]" in kind))
         found[f"{variant.name}[{constants}]({arrays})".replace("[]", "")] = variant, kinds

@@ -147,7 +147,7 @@ def test_scratch_belongs_to_a_stream_and_never_moves(driver, monkeypatch):
     first = _cuda.scratch(_cuda.accumulator(np.float32))
     assert (first[0].size, first[1].size) == (_cuda.BLOCKS * _cuda.PARTIALS, _cuda.BLOCKS)
     wide = _cuda.scratch(_cuda.accumulator(np.float64))
-    assert wide[0].pointer == first[0].pointer
+    assert wide[0].ptr == first[0].ptr
     assert 2 * wide[0].size == first[0].size
     assert driver.calls.count("cuMemAlloc") == 2
     for stream, allocations in ((7, 4), (2, 6)):
