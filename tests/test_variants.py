@@ -204,6 +204,17 @@ def test_a_bad_value_stays_in_its_channel(value, rng):
     assert np.isnan(stats.var[1])
 
 
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 40), (5000, 3)])
+def test_weighted_deviations_beyond_float64_give_beta(shape, rng):
+    weights = np.full(shape[0], 1e300 / shape[0])
+    x = rng.normal(size=shape)
+    x[:, 1] *= 1e10
+    y, stats = F.weighted_batch_norm_train(x, weights, beta=np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(np.isinf(stats.var), [False, True, False])
+    assert (y[:, 1] == 2).all()
+    assert np.isfinite(y).all()
+
+
 @pytest.mark.parametrize(
     ("weights", "error", "words"),
     [
@@ -213,6 +224,7 @@ def test_a_bad_value_stays_in_its_channel(value, rng):
         (np.ones((4, 3)), ShapeError, r"\(4,\).*\(4, 3\)"),
         (np.array([1, 1, -0.5, 1]), ArgumentError, "negative.*-0.5"),
         (np.array([1, 1, np.nan, 1]), ArgumentError, "finite.*nan"),
+        (np.full(4, 1e308), ArgumentError, r"finite sum, got weights up to 1e\+308: scale them"),
         (np.array([0, 0, 1, 0]), ShapeError, "one position has all the weight"),
         (Parameter(np.ones(4)), ArgumentError, "constants.*detach"),
     ],

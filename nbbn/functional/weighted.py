@@ -81,7 +81,8 @@ def weighted_batch_norm_train(
     DTypeError
         An operand that is not an array of numbers.
     ArgumentError
-        A weight that is negative or not finite, `eps` not positive, unknown `activation`.
+        A weight that is negative or not finite, weights whose sum is not finite, `eps` not
+        positive, unknown `activation`.
     """
     layout = checks.layout(x, axis)
     eps = checks.epsilon(eps, zero_allowed=False)
@@ -241,6 +242,13 @@ def _check_weights(weights: np.ndarray, single: bool) -> None:
     if not np.isfinite(weights).all() or weights.min(initial=0.0) < 0.0:
         wrong = weights[~np.isfinite(weights) | (weights < 0.0)][0]
         raise ArgumentError(f"weights must be finite and not negative, got {wrong}")
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if total == np.inf:
+        raise ArgumentError(
+            f"weights must have a finite sum, got weights up to {weights.max():.3g}: scale them "
+            "down, for the result depends on their ratios alone"
+        )
     if not single and np.count_nonzero(weights) == 1:
         raise ShapeError(
             "Expected more than 1 value per channel when training, but one position has all the "
