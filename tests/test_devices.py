@@ -58,6 +58,19 @@ def test_info_lists_what_is_missing():
     assert "nbbn[cuda13]" in line
 
 
+@pytest.mark.parametrize(("load", "busy"), [(0.2, False), (7.6, True)])
+def test_info_says_when_the_machine_is_busy(load, busy):
+    done = python(
+        "import os\nos.environ['NUMBA_NUM_THREADS'] = '2'\nos.cpu_count = lambda: 4\n"
+        f"os.getloadavg = lambda: ({load}, 0, 0)\n"
+        "from nbbn.cli import main\nsys.exit(main(['info']))"
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("load"))
+    assert f"{load} on 4 cores" in line
+    assert ("--threads 1 may train faster" in line) is busy
+
+
 def test_auto_falls_back_to_the_cpu():
     done = python("from nbbn import backend\nprint(backend.choose('auto'))")
     assert done.stdout == "cpu\n", done.stderr

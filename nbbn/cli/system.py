@@ -46,8 +46,14 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
             rows.append(("", f"{name}={os.environ[name]} is set: matrix products may be slow"))
     layer = numba.threading_layer()
     serial = " (not safe between threads: kernels run serially)" if layer == "workqueue" else ""
+    threads, cores = numba.get_num_threads(), os.cpu_count() or 1
+    rows.append(("threads", f"{threads} of {cores}, layer {layer}{serial}"))
+    if hasattr(os, "getloadavg"):
+        load = os.getloadavg()[0]
+        # Threads that wait for one that has lost its core cost more than they bring.
+        busy = ": busy, --threads 1 may train faster" if round(load) + threads > cores > 1 else ""
+        rows.append(("load", f"{load:.1f} on {cores} cores{busy}"))
     rows += [
-        ("threads", f"{numba.get_num_threads()} of {os.cpu_count()}, layer {layer}{serial}"),
         ("processor", llvm.get_host_cpu_name()),
         ("kernel cache", str(cache_dir() or "none: every process compiles")),
         ("data cache", str(data_cache("mnist"))),
