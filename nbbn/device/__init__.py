@@ -5,6 +5,7 @@ Only `nbbn.backend` imports this module, once a device is asked for or a device 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -86,8 +88,11 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> Any:
 
 
 def to_device(array: np.ndarray) -> Any:
-    """Copy an array of the host."""
-    return xp.asarray(array)
+    """Copy an array of the host, its axes in the same order in memory."""
+    # CuPy keeps the orders of C and of Fortran only.
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    copy = xp.asarray(np.asarray(array.transpose(order), order="C"))
+    return copy.transpose(np.argsort(order).tolist())
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -117,13 +122,17 @@ class _Staging(threading.local):
         shape = (self._SLOTS, self._BYTES)
         self._memory = importlib.import_module("cupyx").empty_pinned(shape, np.uint8)
         self._next = 0
+        self._streams: set[Any] = set()
 
     def copy(self, values: np.ndarray, target: Any) -> None:
         """Copy `values` to `target` in the current stream."""
         if self._next == self._SLOTS:
             # The oldest copies may still be under way.
-            xp.cuda.get_current_stream().synchronize()
+            for stream in self._streams:
+                stream.synchronize()
+            self._streams.clear()
             self._next = 0
+        self._streams.add(xp.cuda.get_current_stream())
         slot = self._memory[self._next, : values.nbytes]
         self._next += 1
         slot[...] = values.reshape(-1).view(np.uint8)
@@ -266,6 +275,7 @@ class Graph:
         # What the launches allocate belongs to the graph for as long as it lives.
         self._pool = xp.cuda.MemoryPool()
         self._stream = xp.cuda.Stream(non_blocking=True)
+        weakref.finalize(self, cublas.forget, self._stream.ptr)
         xp.cuda.get_current_stream().synchronize()
         with xp.cuda.using_allocator(self._pool.malloc), self._stream:
             work()
@@ -283,9 +293,12 @@ class Graph:
         self._stream.begin_capture()
         try:
             self._work()
-        finally:
-            graph = self._stream.end_capture()
-        return graph
+        except Exception:
+            # A capture that was refused cannot be ended without an error either: the first counts.
+            with contextlib.suppress(Exception):
+                self._stream.end_capture()
+            raise
+        return self._stream.end_capture()
 
     def launch(self) -> None:
         """Submit all of it to the current stream."""

@@ -1,7 +1,7 @@
 """Matrix products by cuBLAS, called directly: CuPy refuses its own calls during a stream capture.
 
-One handle and one workspace per thread. The workspace is fixed, so that a captured product finds in
-every replay the memory that it was captured with.
+One handle for all threads, and a workspace per stream: products of two streams may run at the same
+time. It is fixed, so that a captured product finds in every replay the memory of its capture.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 
 from ..errors import DeviceError
 
-__all__ = ["gemm", "library"]
+__all__ = ["forget", "gemm", "library"]
 
 # NVIDIA's advice for the Hopper generation; older ones need less.
 _WORKSPACE_BYTES = 32 << 20
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
 _GEMM = {
-    np.dtype(np.float32): ("cublasSgemm_v2", ctypes.c_float),
-    np.dtype(np.float64): ("cublasDgemm_v2", ctypes.c_double),
+    np.dtype(np.float32): ("cublasSgemm_v2_64", ctypes.c_float),
+    np.dtype(np.float64): ("cublasDgemm_v2_64", ctypes.c_double),
 }
 
 
@@ -48,12 +48,10 @@ def library() -> ctypes.CDLL:
         raise DeviceError(f"cuBLAS cannot be loaded ({reason}): install nvidia-cublas") from error
 
 
-class _Local(threading.local):
-    handle: ctypes.c_void_p | None = None
-    workspace: Any = None
-
-
-_local = _Local()
+# The handle is set up anew for each product: one at a time.
+_lock = threading.Lock()
+_workspaces: dict[tuple[int, int], Any] = {}
+_PER_THREAD_STREAM = 2
 
 
 def _check(status: int, call: str) -> None:
@@ -61,18 +59,31 @@ def _check(status: int, call: str) -> None:
         raise DeviceError(f"cuBLAS reports status {status} for {call}")
 
 
-def _handle(stream: int) -> ctypes.c_void_p:
-    cublas = library()
-    if _local.handle is None:
-        handle = ctypes.c_void_p()
-        _check(cublas.cublasCreate_v2(ctypes.byref(handle)), "cublasCreate")
-        _local.workspace = importlib.import_module("cupy").empty(_WORKSPACE_BYTES, np.uint8)
-        _local.handle = handle
+@functools.cache
+def _handle() -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    _check(library().cublasCreate_v2(ctypes.byref(handle)), "cublasCreate")
+    return handle
+
+
+def _prepared(stream: int) -> ctypes.c_void_p:
+    """Return the handle, set up for a stream."""
+    # One number stands for the default streams of all threads.
+    key = stream, threading.get_ident() if stream == _PER_THREAD_STREAM else 0
+    if key not in _workspaces:
+        _workspaces[key] = importlib.import_module("cupy").empty(_WORKSPACE_BYTES, np.uint8)
+    memory = ctypes.c_void_p(_workspaces[key].data.ptr)
+    cublas, handle = library(), _handle()
     # Setting the stream takes the workspace away.
-    _check(cublas.cublasSetStream_v2(_local.handle, ctypes.c_void_p(stream)), "cublasSetStream")
-    memory, size = ctypes.c_void_p(_local.workspace.data.ptr), ctypes.c_size_t(_WORKSPACE_BYTES)
-    _check(cublas.cublasSetWorkspace_v2(_local.handle, memory, size), "cublasSetWorkspace")
-    return _local.handle
+    _check(cublas.cublasSetStream_v2(handle, ctypes.c_void_p(stream)), "cublasSetStream")
+    size = ctypes.c_size_t(_WORKSPACE_BYTES)
+    _check(cublas.cublasSetWorkspace_v2(handle, memory, size), "cublasSetWorkspace")
+    return handle
+
+
+def forget(stream: int) -> None:
+    """Give the workspace of a stream back that nothing will be launched on any more."""
+    _workspaces.pop((stream, 0), None)
 
 
 def _operand(array: Any) -> tuple[int, int]:
@@ -107,9 +118,12 @@ def gemm(a: Any, b: Any, out: Any, stream: int) -> None:
     (m, k), n = a.shape, b.shape[1]
     (a_transposed, lda), (b_transposed, ldb) = _operand(a), _operand(b)
     one, zero = scalar(1), scalar(0)
-    status = getattr(library(), name)(
-        _handle(stream), b_transposed, a_transposed, n, m, k, ctypes.byref(one),
-        ctypes.c_void_p(b.data.ptr), ldb, ctypes.c_void_p(a.data.ptr), lda,
-        ctypes.byref(zero), ctypes.c_void_p(out.data.ptr), max(n, 1),
-    )  # fmt: skip
+    sizes = map(ctypes.c_int64, (n, m, k))
+    leading = [ctypes.c_int64(step) for step in (ldb, lda, max(n, 1))]
+    with _lock:
+        status = getattr(library(), name)(
+            _prepared(stream), b_transposed, a_transposed, *sizes, ctypes.byref(one),
+            ctypes.c_void_p(b.data.ptr), leading[0], ctypes.c_void_p(a.data.ptr), leading[1],
+            ctypes.byref(zero), ctypes.c_void_p(out.data.ptr), leading[2],
+        )  # fmt: skip
     _check(status, name)

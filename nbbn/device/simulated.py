@@ -120,8 +120,6 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         return options["out"][0] if "out" in options else _wrap(result)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        if function is np.may_share_memory and any(isinstance(a, np.ndarray) for a in args):
-            return False
         _own(args)
         _own(options)
         result = function(*_unwrap(args), **_unwrap(options))
@@ -182,7 +180,8 @@ def asarray(value: Any) -> ndarray:
     if interface is not None:
         owner = type("Memory", (), {"__array_interface__": interface, "owner": value})()
         return ndarray(np.asarray(owner))
-    return ndarray(np.array(value))
+    value = np.asarray(value)
+    return ndarray(np.array(value, order="F" if value.flags.fnc else "C"))
 
 
 def from_dlpack(value: Any) -> ndarray:

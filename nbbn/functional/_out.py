@@ -69,7 +69,7 @@ def empty_like(x: np.ndarray, layout: Layout) -> np.ndarray:
 
 def _overlaps(out: np.ndarray, array: np.ndarray) -> bool:
     """Whether they share memory in another way than element for element."""
-    if out is array or not np.may_share_memory(out, array):
+    if out is array or not share(out, array):
         return False
     return (
         out.strides != array.strides

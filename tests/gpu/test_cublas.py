@@ -25,8 +25,8 @@ class Library:
 
     def __init__(self):
         self.calls = []
-        self.cublasSgemm_v2 = self._gemm(np.float32)
-        self.cublasDgemm_v2 = self._gemm(np.float64)
+        self.cublasSgemm_v2_64 = self._gemm(np.float32)
+        self.cublasDgemm_v2_64 = self._gemm(np.float64)
 
     def _gemm(self, dtype):
         kind = ctypes.c_float if dtype == np.float32 else ctypes.c_double
@@ -39,6 +39,7 @@ class Library:
             return np.lib.stride_tricks.as_strided(flat, (rows, columns), strides)
 
         def call(handle, first_op, second_op, m, n, k, one, first, ld1, second, ld2, zero, c, ldc):
+            m, n, k, ld1, ld2, ldc = (size.value for size in (m, n, k, ld1, ld2, ldc))
             assert one._obj.value == 1
             assert zero._obj.value == 0
             x = matrix(first, *((k, m) if first_op else (m, k)), ld1)
@@ -54,7 +55,7 @@ class Library:
 def library(monkeypatch):
     found = Library()
     monkeypatch.setattr(cublas, "library", lambda: found)
-    monkeypatch.setattr(cublas, "_handle", lambda stream: None)
+    monkeypatch.setattr(cublas, "_prepared", lambda stream: None)
     return found
 
 
@@ -84,7 +85,7 @@ def test_rows_with_gaps_between_them(library, rng):
 
 
 def test_a_status_that_is_not_0_is_an_error(library, monkeypatch):
-    monkeypatch.setattr(library, "cublasDgemm_v2", lambda *args: 13)
+    monkeypatch.setattr(library, "cublasDgemm_v2_64", lambda *args: 13)
     square = Array(np.ones((2, 2)))
     with pytest.raises(DeviceError, match="status 13 for cublasDgemm"):
         cublas.gemm(square, square, square, 0)
