@@ -23,6 +23,7 @@ from nbbn.kernels import _cuda
 ARCHITECTURE = (9, 0)
 # Compiled once for all tests.
 compile_kernel = functools.cache(_cuda.compile_kernel)
+packed = _cuda.packed
 # Which threads go first: see `Program.launch`.
 _order: str | int = "forward"
 
@@ -87,13 +88,10 @@ def _arrays(values: Any) -> Iterator[np.ndarray]:
             yield value
 
 
-class _Loaded(_cuda._Loaded):
-    """Tells the driver, which sees addresses only, how large the arrays are."""
-
-    def launch(self, grid: Any, block: Any, args: Any) -> None:
-        """As that of the base."""
-        driver.operands = list(_arrays(args))
-        super().launch(grid, block, args)
+def _packed(args: Any) -> Any:
+    """As that of `_cuda`; tells the driver, which sees addresses only, how large the arrays are."""
+    driver.operands = list(_arrays(args))
+    return packed(args)
 
 
 def install(patch: Any) -> None:
@@ -105,7 +103,7 @@ def install(patch: Any) -> None:
     patch.setattr(_cuda, "cached", lambda name, key, build: build())
     patch.setattr(_cuda, "_driver", lambda: driver)
     patch.setattr(_cuda, "_device", _cuda._Device())
-    patch.setattr(_cuda, "_Loaded", _Loaded)
+    patch.setattr(_cuda, "packed", _packed)
     patch.setattr(_cuda, "_scratch", _scratch)
     patch.setattr(_cuda, "_zeros", np.zeros)
 
