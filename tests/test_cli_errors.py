@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
 
 import nbbn
-from nbbn import checkpoint, logs
+import nbbn.cli.train
+from nbbn import checkpoint, cli, logs
 from nbbn.checkpoint import Checkpoints
 from nbbn.errors import ArgumentError, DataError, DTypeError
 from nbbn.inference import Classifier, read_images
@@ -110,7 +112,7 @@ def trained_on_floats(tmp_path_factory, own):
         parts[name] = (parts[name] / 255).astype(np.float32)
     np.savez(folder / "own.npz", **parts)
     flags = ("--data", str(folder / "own.npz"), *FLAGS, "--epochs", "1", "--quiet")
-    assert nbbn.cli.main(["train", *flags, "--out", str(folder / "run")]) == 0
+    assert cli.main(["train", *flags, "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 
@@ -322,3 +324,21 @@ def test_a_folder_that_data_cannot_be_kept_in(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(nbbn.data, "load", lambda name, data_dir: nbbn.data.Dataset(*([[]] * 4)))
     error = refused(capsys, "data", "mnist", "--dir", tmp_path / "nothing")
     assert "nothing could not be filled: name a folder that can be written" in error
+
+
+# ------------------------------------------------------------------------------ a busy machine
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.1, True), (0.95, False), (1.9, False)])
+def test_training_says_when_others_have_its_cores(share, told, own, tmp_path, capsys, monkeypatch):
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "process_time", lambda: share * clock())
+    monkeypatch.setattr(cli.train._Crowded, "least", 0.0)
+    monkeypatch.setattr(nbbn.threads, "limit", lambda count: None)
+    flags = ("--data", own, *FLAGS, "--epochs", 3)
+    _, _, error = call(capsys, "train", *flags, "--out", tmp_path)
+    assert error.count("training had one for 10% of the time: --threads 1 may be faster") == told
+    again = ("--out", tmp_path, "--resume", "--epochs", 4)
+    for others in (["--threads", 1], ["--quiet"], again):
+        _, _, error = call(capsys, "train", *flags, *others)
+        assert "may be faster" not in error

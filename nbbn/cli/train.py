@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..callbacks import Callback, EarlyStopping, StopOnSignal
+from ..callbacks import Callback, EarlyStopping, Run, StopOnSignal
 from ..config import Config, Training
 from ..errors import ArgumentError, CheckpointError
 
@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
     if keeper is not None:
         keeper.config = training.description() | {"threads": _threads(found)}
+    if not arguments.quiet and arguments.threads is None and found is None and device == "cpu":
+        callbacks.append(_Crowded())
     if found is not None:
         _check_data(found, config, training)
     history = train.fit(
@@ -88,6 +90,29 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         status = _finish(keeper, result)
     print(json.dumps(result), flush=True)
     return status
+
+
+class _Crowded(Callback):
+    """Says once that other programs hold the cores for which training's threads wait."""
+
+    least = 2.0  # seconds to judge by
+
+    def start(self, run: Run) -> None:
+        """Count the time from here."""
+        self._start, self._said = (time.perf_counter(), time.process_time()), False
+
+    def epoch(self, run: Run, result: Any) -> None:
+        """Compare the time that has passed with what this process has had of it."""
+        passed, had = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
+        # Training always computes, on one core at least: what is missing, others have had.
+        if self._said or passed < self.least or had > 0.9 * passed:
+            return
+        self._said = True
+        print(
+            f"nbbn: other programs keep the cores busy, training had one for {had / passed:.0%} of "
+            "the time: --threads 1 may be faster",
+            file=sys.stderr,
+        )
 
 
 def _check(arguments: argparse.Namespace) -> None:
