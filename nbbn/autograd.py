@@ -114,6 +114,10 @@ class Tensor:
     def __float__(self) -> float:
         return self.item()
 
+    def __format__(self, spec: str) -> str:
+        """Format the one element as a number, as in ``f"{loss:.3f}"``."""
+        return format(self.item(), spec) if spec else str(self)
+
     @property
     def device(self) -> str:
         """Where the data is: "cpu" or "cuda"."""

@@ -66,9 +66,18 @@ def _between(low: float, high: float = math.inf) -> tuple[str, Callable[[Any], b
     return f"a number of at least {low:g}{below}", lambda x: low <= x < high
 
 
+def _is_source(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) in (1, 2)
+        and all(isinstance(part, str) for part in value)
+    )
+
+
 _POSITIVE = ("a finite number above 0", lambda x: 0 < x < math.inf)
 _COUNT = ("an integer of at least 1", lambda n: isinstance(n, int) and n >= 1)
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "data": ("a tuple of one or two names or paths", _is_source),
     "validation": _between(0, 1),
     "standardize": (f"one of {', '.join(STANDARDIZE)}", STANDARDIZE.__contains__),
     "hidden": ("integers of at least 1", lambda ns: all(_COUNT[1](n) for n in ns)),

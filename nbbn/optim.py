@@ -233,7 +233,10 @@ class Optimizer:
             raise ArgumentError("an optimizer needs at least one parameter, got none")
         for p in unique:
             if not isinstance(p, Parameter):
-                raise DTypeError(f"an optimizer takes Parameters, got {type(p).__name__}")
+                raise DTypeError(
+                    "an optimizer takes Parameters, such as model.parameters(), "
+                    f"got {type(p).__name__}"
+                )
         self.schedule: Schedule = lr if callable(lr) else _Constant(_rate(lr))
         _rate(self.schedule(0))
         self.weight_decay = checks.real(weight_decay, "weight_decay")

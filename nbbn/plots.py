@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ArgumentError, DataError, ShapeError
+from .errors import ArgumentError, DataError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +53,11 @@ def curves(runs: Mapping[str, Rows]) -> Figure:
     DataError
         No run has any rows.
     """
+    if not isinstance(runs, Mapping):
+        raise DTypeError(
+            f"runs must map names to the rows of their logs, got {type(runs).__name__}: pass "
+            "{'name': nbbn.logs.read_log(path)}"
+        )
     if not any(runs.values()):
         raise DataError("there is nothing to draw: the logs have no rows")
     figure = _figure(figsize=(9, 3.5))

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import backend, checks, modules
 from .autograd import Parameter, Tape, Tensor
-from .errors import DTypeError, ShapeError
+from .errors import ArgumentError, DTypeError, ShapeError
 from .modules import Module
 from .optim import Optimizer
 from .recorder import Arena, GraphPlan, Plan, Recorder, difference
@@ -176,11 +176,39 @@ def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
     ------
     DTypeError
         Arguments that are not a Module, a callable and an Optimizer.
+    ArgumentError
+        An optimizer of another model.
+    """
+    check_step(model, loss_fn, optimizer)
+    return Step(model, loss_fn, optimizer)
+
+
+def check_step(model: Any, loss: Any, optimizer: Any) -> None:
+    """Check what a training step is made of.
+
+    Parameters
+    ----------
+    model, loss, optimizer
+        What `record_step` takes.
+
+    Raises
+    ------
+    DTypeError, ArgumentError
+        As `record_step`.
     """
     if not isinstance(model, Module):
         raise DTypeError(f"model must be a Module, got {type(model).__name__}")
-    if not callable(loss_fn):
-        raise DTypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
+    if not callable(loss):
+        raise DTypeError(
+            "the loss must be callable, such as nbbn.losses.cross_entropy, "
+            f"got {type(loss).__name__}"
+        )
     if not isinstance(optimizer, Optimizer):
-        raise DTypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
-    return Step(model, loss_fn, optimizer)
+        raise DTypeError(
+            "optimizer must be an Optimizer, such as nbbn.optim.Adam(model.parameters()), "
+            f"got {type(optimizer).__name__}"
+        )
+    if {id(p) for p in model.parameters()}.isdisjoint(map(id, optimizer.parameters)):
+        raise ArgumentError(
+            "the optimizer has none of the model's parameters: make it of model.parameters()"
+        )

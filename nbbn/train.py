@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from .losses import cross_entropy
 from .modules import Module
 from .observe import first_nonfinite
 from .optim import Optimizer
-from .step import Loss, Step, record_step
+from .step import Loss, Step, check_step, record_step
 
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
@@ -135,6 +135,8 @@ def fit(
         that needs more.
     DivergenceError
         The loss is not finite. The parameters are those before that step.
+    DTypeError
+        An argument of another type than above.
     CheckpointError
         `resume` belongs to another model, optimizer or data set.
     """
@@ -143,7 +145,9 @@ def fit(
         checks.fraction(until, "until")
         if test is None and validation is None:
             raise ArgumentError("until watches an accuracy: pass validation or test as well")
-    _check_batches(batches, validation, test)
+    check_step(model, loss, optimizer)
+    _check_batches(batches, *(data for data in (validation, test) if data is not None))
+    _check_callbacks(callbacks)
     if isinstance(batches, Batches):
         _check_batch_size(model, batches)
     counts = any(callback.counts_right for callback in callbacks)
@@ -196,7 +200,7 @@ def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Ca
     backend.fill(watched.right, run.right or 0)
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
-    for x, y in itertools.islice(run.batches, done, None):
+    for x, y in _pairs(itertools.islice(run.batches, done, None)):
         number = run.step + 1
         try:
             # Numbers that overflow are told of below, with the layer that they come from.
@@ -234,6 +238,29 @@ def _check_batches(*all_data: Any) -> None:
                 f"expected batches, got arrays ({type(data).__name__}): "
                 "pass nbbn.data.Batches(x, y, batch_size)"
             )
+        if not isinstance(data, Iterable):
+            raise DTypeError(
+                f"expected batches, got {type(data).__name__}: pass nbbn.data.Batches(x, y, "
+                "batch_size), or any iterable of pairs (x, y)"
+            )
+
+
+def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+            raise DTypeError(f"batches must be pairs (x, y), got {type(batch).__name__}{many}")
+        yield batch[0], batch[1]
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    wrong = [callbacks]
+    if isinstance(callbacks, Sequence):
+        wrong = [callback for callback in callbacks if not isinstance(callback, Callback)]
+    if wrong:
+        raise DTypeError(
+            f"callbacks must be a list of Callbacks, such as [EarlyStopping(3)], got {wrong[0]!r}"
+        )
 
 
 def _check_batch_size(model: Module, batches: Batches) -> None:
@@ -323,7 +350,7 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     _check_batches(batches)
     total, right, count = 0.0, 0, 0
     with _evaluating(model):
-        for x, y in batches:
+        for x, y in _pairs(batches):
             output = model(x)
             total += loss(output, y).item() * len(y)
             right += int(np.count_nonzero(output.data.argmax(axis=1) == y))

@@ -295,6 +295,17 @@ def test_three_sources(trained, capsys):
     assert "expected a name, one path, or those of images and labels, got 3" in error
 
 
+def test_plot_of_a_run_by_the_api(trained, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    shutil.copy(trained / "log.jsonl", tmp_path)
+    checkpoint.save(tmp_path / "step-00000001.safetensors", nbbn.mlp((3, 2), rng=0))
+    status, lines, error = call(capsys, "plot", tmp_path)
+    assert status == 0
+    assert lines == [str(tmp_path / "curves.png"), str(tmp_path / "percentiles.png")]
+    assert error.startswith("nbbn: no confusion matrix and mistakes: ")
+    assert "was not saved by nbbn train" in error
+
+
 # -------------------------------------------------------------------------- where output goes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import data, plots
 from ..callbacks import StopOnSignal
 from ..data.own import NAMED
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError
 from ..inference import Classifier
 from ..logs import read_log
 
@@ -49,7 +50,11 @@ def _of_one(path: Path, rows: list[dict[str, Any]], data_dir: Path | None) -> It
         yield "percentiles", plots.percentiles(rows)
     if not path.is_dir() or not list(path.glob("*.safetensors")):
         return
-    classifier = Classifier.load(path)
+    try:
+        classifier = Classifier.load(path)
+    except CheckpointError as error:
+        print(f"nbbn: no confusion matrix and mistakes: {error}", file=sys.stderr)
+        return
     source = classifier.config.data
     found = data.load(*source, data_dir=data_dir if source[0] in NAMED else None)
     if found.test_images is None or found.test_labels is None:

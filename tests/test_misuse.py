@@ -1,0 +1,93 @@
+"""What newcomers get wrong around training is answered before anything is changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import losses, optim, plots, train
+from nbbn.callbacks import EarlyStopping
+from nbbn.config import Config
+from nbbn.data import Batches
+from nbbn.errors import ArgumentError, DTypeError, ShapeError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(20, 4)).astype(np.float32), RNG.integers(0, 2, 20)
+
+
+def fit(**changes):
+    """Train a model whose parameters must not change."""
+    model = nbbn.mlp((4, 3, 2), rng=0)
+    before = [p.numpy().copy() for p in model.parameters()]
+    arguments = {"batches": Batches(X, Y, 5, rng=0), "optimizer": optim.SGD(model.parameters())}
+    arguments |= {"epochs": 1, **changes}
+    try:
+        train.fit(model, arguments.pop("batches"), arguments.pop("optimizer"), **arguments)
+    finally:
+        for p, old in zip(model.parameters(), before, strict=True):
+            np.testing.assert_array_equal(p.numpy(), old)
+
+
+MISUSES = {
+    "optimizer of another model": (
+        lambda: fit(optimizer=optim.SGD(nbbn.mlp((4, 2)).parameters())),
+        ArgumentError, "optimizer has none of the model's parameters: make it of model.parameters",
+    ),
+    "recorded with it": (
+        lambda: train.record_step(
+            nbbn.mlp((4, 2)), losses.cross_entropy, optim.SGD(nbbn.mlp((4, 2)).parameters())
+        ),
+        ArgumentError, "optimizer has none of the model's parameters",
+    ),
+    "optimizer class": (lambda: fit(optimizer=optim.SGD), DTypeError, "optimizer must.*got type"),
+    "optimizer None": (lambda: fit(optimizer=None), DTypeError, "optimizer must be.*got NoneType"),
+    "optimizer of a model": (
+        lambda: optim.SGD(nbbn.mlp((4, 2))), DTypeError, r"such as model.parameters\(\), got Dense"
+    ),
+    "batches None": (lambda: fit(batches=None), DTypeError, "expected batches, got NoneType: pass"),
+    "batches of three": (
+        lambda: fit(batches=[(X, Y, X)]), DTypeError, r"must be pairs \(x, y\), got tuple of 3"
+    ),
+    "batches of inputs": (
+        lambda: fit(batches=iter([X])), DTypeError, r"must be pairs \(x, y\), got ndarray"
+    ),
+    "evaluated None": (
+        lambda: train.evaluate(nbbn.mlp((4, 2)), None), DTypeError, "expected batches, got NoneType"
+    ),
+    "evaluated triples": (
+        lambda: train.evaluate(nbbn.mlp((4, 2)), [(X, Y, X)]), DTypeError, "pairs.*tuple of 3"
+    ),
+    "a callback alone": (
+        lambda: fit(callbacks=EarlyStopping(3)), DTypeError, r"such as .EarlyStopping\(3\).*got <"
+    ),
+    "a class of callbacks": (
+        lambda: fit(callbacks=[EarlyStopping]), DTypeError, "callbacks must be a list.*got <class"
+    ),
+    "a function as callback": (lambda: fit(callbacks=[print]), DTypeError, "callbacks must be"),
+    "loss by name": (
+        lambda: fit(loss="mse"), DTypeError, "such as nbbn.losses.cross_entropy, got str"
+    ),
+    "data as a string": (
+        lambda: Config(data="mnist"), ArgumentError, "data must be a tuple of one or two.*'mnist'"
+    ),
+    "three sources": (
+        lambda: Config(data=("a", "b", "c")), ArgumentError, "data must be a tuple of one or two"
+    ),
+    "curves of a path": (
+        lambda: plots.curves("run"), DTypeError, "runs must map names.*got str: pass {'name'"
+    ),
+    "format of many": (lambda: f"{nbbn.Tensor(X):.3f}", ShapeError, "one element"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "words"), MISUSES.values(), ids=MISUSES)
+def test_misuse_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_loss_formats_as_a_number():
+    loss = losses.cross_entropy(nbbn.Tensor(X[:, :2]), Y)
+    assert f"{loss:.3f}" == f"{loss.item():.3f}"
+    assert f"{loss}" == str(loss)
