@@ -27,7 +27,11 @@ def in_kind(function: Function) -> Function:
         known: dict[int, Any] = {}
         args = tuple(_adopt(value, known) for value in args)
         kwargs = {name: _adopt(value, known) for name, value in kwargs.items()}
-        return _restore(function(*args, **kwargs), likes[0], known)
+        result = function(*args, **kwargs)
+        # Handing any array over lets their stream wait for ours: the results may all be theirs.
+        _, array = next(iter(known.values()))
+        backend.device().restore(array, likes[0])
+        return _restore(result, likes[0], known)
 
     return call  # type: ignore[return-value]
 

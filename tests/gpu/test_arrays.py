@@ -302,6 +302,27 @@ def test_arrays_of_others_go_in_without_a_copy_and_results_come_back_in_kind(rng
     np.testing.assert_array_equal(own.array, np.maximum(x, 0))
 
 
+def test_the_other_library_waits_also_for_what_was_written_into_its_own_arrays(rng, monkeypatch):
+    """PyTorch's stream waits for the current one when it is handed an array, and only then."""
+    seen = []
+    torch = types.ModuleType("torch")
+    torch.from_dlpack = lambda array: seen.append([a.copy() for a in watched])
+    monkeypatch.setattr(Foreign, "__module__", "torch")
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    x, out, mean, var = (np.array(a, np.float32) for a in (rng.normal(size=(4, 3)), X, V, V))
+    watched = (out,)
+    F.relu(Foreign(x), out=Foreign(out))
+    np.testing.assert_array_equal(seen.pop()[0], np.maximum(x, 0))
+    stats = F.batch_norm_train(cuda(x))[1]
+    watched = (mean, var)
+    F.update_running_stats(Foreign(mean), Foreign(var), stats)
+    expected = V.copy(), V.copy()
+    F.update_running_stats(*expected, F.batch_norm_train(x)[1])
+    for got, want in zip(seen.pop(), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert not seen
+
+
 # ---------------------------------------------------------------- the recorded step
 
 
