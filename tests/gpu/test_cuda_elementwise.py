@@ -1,7 +1,8 @@
-"""All other kernels in the simulator, against the reference and the CPU twins."""
+"""All other kernels in either engine, against the reference and the CPU twins."""
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -51,6 +52,32 @@ def test_activations_of_extremes(name):
     getattr(elementwise_cuda, name)(x, y)
     with np.errstate(all="ignore"):
         np.testing.assert_allclose(y, getattr(reference, name)(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_16_bit_number(dtype, arrange):
+    """Each comes out as it went in, and sums are rounded to nearest even, bit for bit."""
+    kind = np.dtype("float16" if dtype == "float16" else ml_dtypes.bfloat16)
+    bits = np.random.default_rng(4).permutation(2**16).astype(np.uint16)
+    x = arrange(bits.view(poisoned(1, dtype).dtype))
+    wide = bits.view(kind).astype(np.float32)
+    numbers, positive = ~np.isnan(wide), ~np.signbit(wide) | (wide == 0)
+
+    y = poisoned(2**16, dtype)
+    elementwise_cuda.relu(x, y)
+    expected = np.where(positive, bits, 0)
+    np.testing.assert_array_equal(y.view(np.uint16)[numbers], expected[numbers])
+    assert np.isnan(y.view(kind)[~numbers]).all()
+
+    rows, bias = x.reshape(-1, 64), arrange(x[:64])
+    y = poisoned(rows.shape, dtype)
+    elementwise_cuda.add_bias(rows, bias, y)
+    with np.errstate(all="ignore"):
+        expected = (wide.reshape(-1, 64) + wide[:64]).astype(kind)
+    nan = np.isnan(expected.astype(np.float32))
+    np.testing.assert_array_equal(y.view(np.uint16)[~nan], expected.view(np.uint16)[~nan])
+    assert np.isnan(y.view(kind)[nan]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -131,12 +158,13 @@ def test_labels_out_of_range(schedule):
 # ------------------------------------------------------------------- optimizers, dropout, data
 
 
+@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("momentum", [True, False])
 @pytest.mark.parametrize("nesterov", [0, 1])
-def test_sgd(size, dtype, momentum, nesterov):
-    grad, data, velocity = (random(size, dtype, seed) for seed in range(3))
+def test_sgd(size, dtype, momentum, nesterov, arrange):
+    grad, data, velocity = (arrange(random(size, dtype, seed)) for seed in range(3))
     velocity = velocity if momentum else velocity[:0]
     hyper = np.array([0.1, 0.9, 0.01, nesterov], dtype)
     expected = data.copy(), velocity.copy()
@@ -146,10 +174,11 @@ def test_sgd(size, dtype, momentum, nesterov):
         np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 1e-14)
 
 
+@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", SIZES)
-def test_adam(size, dtype):
-    grad, data, mean = (random(size, dtype, seed) for seed in range(3))
+def test_adam(size, dtype, arrange):
+    grad, data, mean = (arrange(random(size, dtype, seed)) for seed in range(3))
     square = abs(random(size, dtype, 3))
     hyper = np.array([0.01, 0.9, 0.99, 0.1, 0.01, 1e-8, 0.02, 0.999, 3.0], dtype)
     expected = [array.copy() for array in (data, mean, square)]
@@ -159,12 +188,13 @@ def test_adam(size, dtype):
         np.testing.assert_allclose(found, wanted, rtol=2e-6 if dtype == "float32" else 1e-13)
 
 
+@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [*SIZES, 1000])
-def test_dropout_draws_the_bits_of_the_twin(size, dtype):
+def test_dropout_draws_the_bits_of_the_twin(size, dtype, arrange):
     key = np.array([0x0123456789ABCDEF], np.uint64)
     for p in (0.0, 0.3, 0.9):
-        found, expected = poisoned(size, dtype), poisoned(size, dtype)
+        found, expected = arrange(poisoned(size, dtype)), poisoned(size, dtype)
         dropout_cuda.dropout_mask(key, p, found)
         dropout_cpu.dropout_mask(key, p, expected)
         np.testing.assert_array_equal(found, expected)
