@@ -83,13 +83,12 @@ class Elementwise:
         def build(V: int, acc: Any) -> Callable[..., None]:
             def kernel(size, operands):  # type: ignore[no-untyped-def]
                 i = cuda.grid(1) * V
-                end = min(size, i + V)
                 if i + V <= size:
                     compiled(i, lanes(acc(0), V), operands)
-                    i = end
-                while i < end:
-                    compiled(i, lanes(acc(0), 1), operands)
-                    i += 1
+                elif V > 1:
+                    while i < size:
+                        compiled(i, lanes(acc(0), 1), operands)
+                        i += 1
 
             return kernel
 
