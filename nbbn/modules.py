@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -12,10 +13,17 @@ from . import backend, checks
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["Module", "float_type", "version"]
+__all__ = ["Module", "changes", "float_type", "version"]
 
 # Counts every change of an attribute of any module, so that recorded steps notice it cheaply.
 _version = 0
+
+
+class _Local(threading.local):
+    changes = 0
+
+
+_local = _Local()
 _MISSING = object()
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -28,6 +36,16 @@ def version() -> int:
     int
     """
     return _version
+
+
+def changes() -> int:
+    """Return how many changes of attributes of modules this thread has made.
+
+    Returns
+    -------
+    int
+    """
+    return _local.changes
 
 
 class Module:
@@ -55,6 +73,7 @@ class Module:
         global _version
         if vars(self).get(name, _MISSING) is not value:
             _version += 1
+            _local.changes += 1
         object.__setattr__(self, name, value)
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor:

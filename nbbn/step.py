@@ -107,10 +107,12 @@ class Step:
         if before is not None and set(before.contents) & set(recorder.contents):
             # Only different batches show what Python computes from a batch behind our back.
             return self._eager(x, y).item()
+        changes = modules.changes()
         with backend.recording(recorder):
             loss = self._eager(x, y)
         value = loss.item()
-        if modules.version() != self._version:
+        # What other threads do to their models is no concern of this step.
+        if modules.changes() != changes:
             recorder.refuse("the model sets attributes of its modules during a step")
         reason = recorder.refusal
         if before is not None:

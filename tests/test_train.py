@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import tracemalloc
 import warnings
 
@@ -378,6 +379,22 @@ def test_several_steps_at_the_same_time(rng):
         pairs[0].train(batches(rng, [16]))
         pairs[1].train(batches(rng, [8], shape=(3, 2, 2)))
     assert [pair.runs for pair in pairs] == [2, 2]
+
+
+def test_a_model_made_by_another_thread_meanwhile_is_no_hindrance(rng):
+    def loss(output, y):
+        builder = threading.Thread(target=nbbn.mlp, args=((3, 2),))
+        builder.start()
+        builder.join()
+        return losses.cross_entropy(output, y)
+
+    model, optimizer = adam_mlp()
+    step = record_step(model, loss, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in batches(rng, [16] * 3):
+            step(*batch)
+    assert step.refusal is None
 
 
 # ------------------------------------------------------------------------- recording again

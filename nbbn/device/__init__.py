@@ -90,7 +90,7 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> Any:
 def to_device(array: np.ndarray) -> Any:
     """Copy an array of the host, its axes in the same order in memory."""
     # CuPy keeps the orders of C and of Fortran only.
-    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
     copy = xp.asarray(np.asarray(array.transpose(order), order="C"))
     return copy.transpose(np.argsort(order).tolist())
 

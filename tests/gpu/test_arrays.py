@@ -241,6 +241,18 @@ def test_operands_on_two_devices_are_refused(call):
     )
 
 
+@pytest.mark.parametrize("array", [
+    np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1), np.asfortranarray(np.eye(3, 2)),
+    np.arange(12.0).reshape(3, 4)[::-1, ::2], np.broadcast_to(np.float32(3), (2, 3)),
+    np.array(2.5), np.empty((0, 3)),
+], ids=["permuted", "fortran", "gaps", "broadcast", "scalar", "empty"])  # fmt: skip
+def test_a_copy_has_the_values_and_the_order_of_axes(array):
+    copy = cuda(array)
+    np.testing.assert_array_equal(backend.host(copy), array)
+    assert copy.shape == array.shape
+    assert copy.strides == array.copy("K").strides
+
+
 def test_an_optimizer_made_before_the_move_says_what_to_do():
     model = nbbn.mlp((3, 2), rng=0)
     optimizer = optim.SGD(model.parameters())
