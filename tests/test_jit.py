@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import get_num_threads, get_thread_id, njit, prange
+from numba import TypingError, get_num_threads, get_thread_id, njit, prange
 
 import nbbn.functional as F  # noqa: N812
 from nbbn import jit
@@ -297,6 +297,32 @@ WRONG = {
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 def test_shapes_that_do_not_fit(call):
     with pytest.raises(ValueError, match=r"must|no channels|more than 1"):
+        call()
+
+
+WHOLE = np.ones(3, np.int64)
+WRONG_TYPES = {
+    "integers": (lambda: jit.channel_stats(X.astype(int), WIDE, WIDE), "x must be an array"),
+    "four axes": (lambda: jit.channel_stats(X[..., None, None], WIDE, WIDE), "rows .* or planes"),
+    "one axis": (lambda: jit.normalize(ROW, ROWS, ROW), "rows .* or planes"),
+    "mean of integers": (lambda: jit.channel_stats(X, WHOLE, WIDE), "a per-channel array must be"),
+    "var as a column": (lambda: jit.channel_stats(X, WIDE, WIDE[:, None]), "shape .C,."),
+    "y of integers": (lambda: jit.normalize(X, ROWS, X.astype(int)), "y, dy and dx must be arrays"),
+    "inv_std of integers": (
+        lambda: jit.batch_norm_train(X, ROW, ROW, 1e-5, X, WIDE, WIDE, WHOLE), "a per-channel array"
+    ),
+    "dx of integers": (
+        lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X.astype(int), ROW, ROW), "y, dy and"
+    ),
+    "dgamma of integers": (
+        lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X, WHOLE, ROW), "a per-channel array"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "words"), WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_types_that_do_not_fit(call, words):
+    with pytest.raises(TypingError, match=words):
         call()
 
 

@@ -11,6 +11,7 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload, register_jitable
 
 from ._channels_cpu import forward_affine, invert, merge, merge_parts
+from ._embedded_checks import check_like, check_rank, check_vector, vector
 from ._jit import bounds, inlined_function, library_function
 from ._planes_cpu import (
     backward_planes,
@@ -38,40 +39,7 @@ _backward_rows, _backward_planes = backward_rows.serial, backward_planes.serial
 _train_slabs, _backward_slabs = train_slabs.serial, backward_slabs.serial
 
 
-# ---------------------------------------------------------------- checks and scratch
-
-
-@register_jitable
-def _check_rank(x):
-    """Rows or planes with at least one channel."""
-    if x.ndim != 2 and x.ndim != 3:
-        raise ValueError("x must be rows (M, C) or planes (N, C, S)")
-    if x.shape[1] == 0:
-        raise ValueError("x has no channels: axis 1 has length 0")
-
-
-@register_jitable
-def _check_like(array, x):
-    """An array of the shape of x."""
-    if array.shape != x.shape:
-        raise ValueError("y, dy and dx must have the shape of x")
-
-
-@register_jitable
-def _check_vector(array, channels):
-    """A per-channel array."""
-    if array.size != channels:
-        raise ValueError("a per-channel array must have one element per channel of x")
-
-
-@register_jitable
-def _vector(array, x):
-    """Return gamma or beta as kernels take them: an empty array for None."""
-    if array is None:
-        return np.empty(0, x.dtype)
-    if array.size != x.shape[1]:
-        raise ValueError("gamma and beta must have one element per channel of x")
-    return array
+# ---------------------------------------------------------------- scratch
 
 
 @register_jitable
@@ -139,9 +107,9 @@ def channel_stats(x, mean, var):
     int
         Values per channel.
     """
-    _check_rank(x)
-    _check_vector(mean, x.shape[1])
-    _check_vector(var, x.shape[1])
+    check_rank(x)
+    check_vector(mean, x.shape[1])
+    check_vector(var, x.shape[1])
     count = _values_per_channel(x)
     if count == 0:
         mean[:] = 0.0
@@ -314,12 +282,14 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
     mean, var, inv_std : ndarray of float64, shape (C,)
         Receive mean, biased variance and 1 / sqrt(var + eps).
     """
-    _check_rank(x)
-    _check_like(y, x)
+    check_rank(x)
+    check_like(y, x)
     C = x.shape[1]
-    for vector in (mean, var, inv_std):
-        _check_vector(vector, C)
-    scale, shift = _vector(gamma, x), _vector(beta, x)
+    # One by one: a loop would need them to be of one type.
+    check_vector(mean, C)
+    check_vector(var, C)
+    check_vector(inv_std, C)
+    scale, shift = vector(gamma, x), vector(beta, x)
     count = _values_per_channel(x)
     if count == 1:
         raise ValueError("Expected more than 1 value per channel when training")
@@ -375,7 +345,7 @@ def affine(mean, var, gamma, beta, eps, out):
     like = out.reshape((3, C))
     inv_std = np.empty(C)
     invert(var, eps, inv_std)
-    forward_affine(_vector(gamma, like), _vector(beta, like), mean, inv_std, out)
+    forward_affine(vector(gamma, like), vector(beta, like), mean, inv_std, out)
 
 
 @inlined_function
@@ -390,8 +360,8 @@ def normalize(x, prepared, y):
     y : ndarray, shape and type of `x`
         Receives the result. It may be `x` itself, and must not overlap it otherwise.
     """
-    _check_rank(x)
-    _check_like(y, x)
+    check_rank(x)
+    check_like(y, x)
     if prepared.size != 3 * x.shape[1]:
         raise ValueError("the prepared array must have three elements per channel of x")
     if x.ndim == 2:
@@ -417,8 +387,8 @@ def batch_norm_infer(x, mean, var, gamma, beta, eps, y):
     y : ndarray, shape and type of `x`
         Receives the result. It may be `x` itself, and must not overlap it otherwise.
     """
-    _check_rank(x)
-    _check_vector(mean, x.shape[1])
+    check_rank(x)
+    check_vector(mean, x.shape[1])
     prepared = np.empty(3 * x.shape[1], x.dtype)
     affine(mean, var, gamma, beta, eps, prepared)
     normalize(x, prepared, y)
@@ -429,15 +399,15 @@ def batch_norm_infer(x, mean, var, gamma, beta, eps, y):
 
 @register_jitable
 def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
-    _check_rank(x)
-    _check_like(dy, x)
-    _check_like(dx, x)
+    check_rank(x)
+    check_like(dy, x)
+    check_like(dx, x)
     C = x.shape[1]
-    for vector in (mean, inv_std):
-        _check_vector(vector, C)
-    for vector in (dgamma, dbeta):
-        _check_vector(vector, C)
-    scale = _vector(gamma, x)
+    check_vector(mean, C)
+    check_vector(inv_std, C)
+    check_vector(dgamma, C)
+    check_vector(dbeta, C)
+    scale = vector(gamma, x)
     if x.size == 0:
         dgamma[:] = 0
         dbeta[:] = 0
