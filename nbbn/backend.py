@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ __all__ = [
 
 
 _UINT16 = np.dtype(np.uint16)
+# Views of other libraries' read-only arrays: CuPy's own are always writeable.
+_read_only: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 # kDLCUDA and kDLCUDAManaged.
 _DLPACK_CUDA = (2, 13)
 
@@ -74,6 +77,25 @@ def is_foreign(value: Any) -> bool:
     if where is not None:
         return int(where()[0]) in _DLPACK_CUDA
     return hasattr(value, "__cuda_array_interface__")
+
+
+def adopt(value: Any) -> Any:
+    """View the device array of another library without a copy."""
+    array = device().adopt(value)
+    try:
+        _, read_only = value.__cuda_array_interface__["data"]
+    except Exception:  # PyTorch raises for a tensor that requires a gradient, JAX for some types
+        read_only = False
+    if read_only:
+        _read_only[id(array)] = array
+    return array
+
+
+def is_writeable(array: Any) -> bool:
+    """Whether `array` may be written: JAX's arrays may not, and some of the host."""
+    if isinstance(array, np.ndarray):
+        return array.flags.writeable
+    return id(array) not in _read_only
 
 
 @functools.cache

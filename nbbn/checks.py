@@ -348,8 +348,8 @@ def separate(first: Any, second: Any, names: str) -> None:
 
 
 def writeable(array: Any, name: str) -> None:
-    """Check that `array` can be written; device memory always can."""
-    if isinstance(array, np.ndarray) and not array.flags.writeable:
+    """Check that `array` can be written."""
+    if not backend.is_writeable(array):
         raise ArgumentError(f"{name} is read-only: pass an array that can be written")
 
 

@@ -41,7 +41,7 @@ def _adopt(value: Any, known: dict[int, Any]) -> Any:
         return type(value)(*(_adopt(item, known) for item in value))
     if not backend.is_foreign(value):
         return value
-    array = backend.device().adopt(value)
+    array = backend.adopt(value)
     # The key holds as long as the array does: both live until the results are handed over.
     known[id(array)] = value, array
     return array

@@ -335,6 +335,26 @@ def test_the_other_library_waits_also_for_what_was_written_into_its_own_arrays(r
     assert not seen
 
 
+class ReadOnly(Foreign):
+    """An array that its library never changes, such as JAX's."""
+
+    @property
+    def __cuda_array_interface__(self):
+        interface = super().__cuda_array_interface__
+        return {**interface, "data": (interface["data"][0], True)}
+
+
+def test_arrays_that_others_do_not_change_are_not_written(rng):
+    x = rng.normal(size=(4, 3)).astype(np.float32)
+    np.testing.assert_array_equal(F.relu(ReadOnly(x)).host, np.maximum(x, 0))
+    out = np.zeros_like(x)
+    with pytest.raises(ArgumentError, match="out is read-only"):
+        F.relu(Foreign(x), out=ReadOnly(out))
+    with pytest.raises(ArgumentError, match="running_var is read-only"):
+        F.batch_norm(Foreign(x), Foreign(V.copy()), ReadOnly(V.copy()), training=True)
+    assert not out.any()
+
+
 # ---------------------------------------------------------------- the recorded step
 
 
