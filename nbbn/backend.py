@@ -58,19 +58,29 @@ def device_of(array: Any) -> str:
 
 def is_array(value: Any) -> bool:
     """Whether `value` is an array that kernels can take: NumPy's, or one in device memory."""
-    if isinstance(value, np.ndarray):
-        return True
+    return isinstance(value, np.ndarray) or _is_device_class(type(value))  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=256)
+def _is_device_class(kind: type) -> bool:
+    """Whether objects of a class are the arrays in device memory that kernels can take."""
     # Loading CuPy takes a while: not before an array of its own, or of the simulator, turns up.
-    if not type(value).__module__.startswith(("cupy", "nbbn.device")):
+    if not kind.__module__.startswith(("cupy", "nbbn.device")):
         return False
-    return isinstance(value, device().ndarray)
+    return issubclass(kind, device().ndarray)
+
+
+@functools.cache
+def is_bfloat16(dtype: Any) -> bool:
+    """Whether a dtype is the bfloat16 of ml_dtypes."""
+    return str(dtype.name) == "bfloat16"
 
 
 def is_foreign(value: Any) -> bool:
     """Whether `value` is an array in device memory that belongs to another library."""
-    if isinstance(value, np.ndarray | np.generic | int | float | str | tuple) or value is None:
+    if value is None or is_array(value):
         return False
-    if is_array(value):
+    if isinstance(value, np.generic | int | float | str | tuple):
         return False
     # First DLPack: PyTorch's other interface raises for a tensor that requires a gradient.
     where = getattr(value, "__dlpack_device__", None)
@@ -286,7 +296,7 @@ def contiguous(array: Any, dtype: Any) -> np.ndarray:
 
 def _contiguous_on_device(array: Any, dtype: Any) -> np.ndarray:
     device().check_current(array)
-    if array.dtype.name == "bfloat16" and dtype == _UINT16:
+    if dtype == _UINT16 and is_bfloat16(array.dtype):
         return _contiguous_on_device(array, array.dtype).view(_UINT16)
     if array.dtype == dtype and array.flags.c_contiguous:
         return array  # type: ignore[no-any-return]

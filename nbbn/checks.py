@@ -48,7 +48,7 @@ def _placed(
     """Make the layout of an array that kernels get in `shape`."""
     if isinstance(array, np.ndarray):
         return Layout(order, shape, dtype, dtype, _FLOAT64, "cpu")
-    storage = _UINT16 if array.dtype.name == "bfloat16" else array.dtype
+    storage = _UINT16 if backend.is_bfloat16(array.dtype) else array.dtype
     return Layout(order, shape, dtype, storage, dtype, "cuda")
 
 
@@ -59,7 +59,7 @@ def floating(array: Any, name: str) -> np.dtype[Any]:
     found = _COMPUTE.get(array.dtype)
     if found is not None:
         return found
-    if array.dtype.name == "bfloat16":
+    if backend.is_bfloat16(array.dtype):
         return _FLOAT32
     raise DTypeError(
         f"{name} must hold float32 or float64 (float16 and bfloat16 compute in float32), "
@@ -367,7 +367,7 @@ def counter(array: Any, name: str, device: str = "cpu") -> Any:
 def largest(dtype: np.dtype[Any]) -> float:
     """Return the largest finite number of a floating type."""
     # NumPy knows no bfloat16, whose range is that of float32.
-    return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).max)
+    return float(np.finfo(np.float32 if backend.is_bfloat16(dtype) else dtype).max)
 
 
 def labels(array: Any, count: int, classes: int, device: str = "cpu") -> Any:
