@@ -11,7 +11,8 @@ Fault here: an access outside of registered memory or not aligned, a barrier tha
 has left out, threads of a block at different barriers. Memory is sequentially consistent: a missing
 fence goes unseen.
 
-`ptx_parser.py` reads the text, `ptx_ops.py` has the arithmetic, `ptx_memory.py` the memory.
+`ptx_parser.py` reads the text, `ptx_ops.py` has the arithmetic, `ptx_memory.py` the memory,
+`ptx_warp.py` what the threads of a warp do together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import ptx_ops
-from ptx_memory import AccessError, GlobalMemory, Parameters, PrivateMemory
+from ptx_memory import AccessError, GlobalMemory, Parameters, PrivateMemory, SharedMemory
 from ptx_ops import TYPES, U32, U64, WINDOWS
 from ptx_parser import (
     Address,
@@ -37,14 +38,14 @@ from ptx_parser import (
     Vector,
     parse,
 )
+from ptx_warp import EXITED, WARP, WarpInstructions
 
 # Threads that run together, about: enough to hide what one step costs in Python.
 AT_ONCE = 4096
 # More steps than any test needs: a loop that does not end.
 MOST_STEPS = 20_000_000
-WARP = 32
 _EVERY = slice(None)
-_RUNNING, _WAITING, _EXITED = range(3)
+_RUNNING, _WAITING, _EXITED = 0, 1, EXITED
 _SPACES = ("global", "shared", "local", "const", "param")
 
 
@@ -125,7 +126,7 @@ class Program:
                 batch.run(order, draw)
 
 
-class _Batch:
+class _Batch(WarpInstructions):
     """Some blocks of a launch, which run together."""
 
     def __init__(
@@ -160,7 +161,7 @@ class _Batch:
         self.spaces: dict[str, Any] = {
             "global": program.memory,
             "const": program.memory,
-            "shared": PrivateMemory(layouts["shared"], len(places)),
+            "shared": SharedMemory(layouts["shared"], len(places)),
             "local": PrivateMemory(layouts["local"], self.count),
             "param": Parameters(layouts["param"], list(parameters)),
         }
@@ -283,6 +284,7 @@ class _Batch:
                 raise self._fault(instruction, waiting, f"{message} to this barrier")
             if np.unique(self.pc[waiting]).size > 1:
                 raise self._fault(instruction, waiting, "others of the block wait elsewhere")
+            self.spaces["shared"].barrier(int(team))
         self.state[self.state == _WAITING] = _RUNNING
 
     def _fault(self, instruction: Instruction, threads: np.ndarray, message: str) -> Fault:
@@ -401,8 +403,10 @@ class _Batch:
                 raise NotImplementedError("one generic access to several spaces")
             space = {0: "global", 1: "shared", 2: "local"}[int(windows[0])]
             addresses = addresses - U64.type(WINDOWS[space])
-        owners = self._owners.get(space)
-        return self.spaces[space], addresses, None if owners is None else owners[self.active]
+        memory, owners = self.spaces[space], self._owners.get(space)
+        if space == "shared":
+            memory.threads, memory.in_atomic = self.threads, instruction.name in ("atom", "red")
+        return memory, addresses, None if owners is None else owners[self.active]
 
     def _do_ld(self, instruction: Instruction, at: int) -> None:
         target, source = instruction.operands
@@ -432,7 +436,9 @@ class _Batch:
         shape = self.threads.shape
         values = [np.broadcast_to(self._read(source, dtype), shape) for source in sources]
         old = np.empty(shape, dtype)
-        for k in range(self.threads.size):
+        for k, thread in enumerate(self.threads):
+            if isinstance(memory, SharedMemory):
+                memory.threads = thread[None]
             owner = None if owners is None else owners[k : k + 1]
             (found,) = memory.load(addresses[k : k + 1], owner, dtype, 1)
             old[k] = found[0]
@@ -465,77 +471,6 @@ class _Batch:
         """Memory is always up to date here."""
 
     _do_fence = _do_membar
-
-    # ------------------------------------------------------------------------------ warps
-
-    def _active_lanes(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each running thread: the bits of the running lanes of its warp, and their lanes."""
-        lanes = self.lane[self.threads]
-        masks = np.zeros(int(self.warp[-1]) + 1, np.uint32)
-        np.bitwise_or.at(masks, self.warp[self.threads], U32.type(1) << lanes.astype(U32))
-        return masks[self.warp[self.threads]], lanes
-
-    def _do_activemask(self, instruction: Instruction, at: int) -> None:
-        self._write(instruction.operands[0], U32, self._active_lanes()[0])
-
-    def _check_members(self, members: Any) -> None:
-        masks, _ = self._active_lanes()
-        missing = np.asarray(members, U32) & ~masks
-        exited = np.zeros_like(missing)
-        for k in np.flatnonzero(missing):
-            # Lanes that have exited, or that the block has never had, need not come.
-            same = (self.warp == self.warp[self.threads[k]]) & (self.state != _EXITED)
-            alive = np.bitwise_or.reduce(U32.type(1) << self.lane[same].astype(U32))
-            exited[k] = ~alive
-        if (missing & ~exited).any():
-            raise AccessError("not all lanes of the mask are here", 0)
-
-    def _do_vote(self, instruction: Instruction, at: int) -> None:
-        """vote.sync.{any,all,uni,ballot}."""
-        target, predicate, members = instruction.operands
-        mode, kind = instruction.parts[-2:]
-        if "sync" not in instruction.parts:
-            raise NotImplementedError("vote without .sync")
-        wanted = np.broadcast_to(self._read(members, U32), self.threads.shape)
-        self._check_members(wanted)
-        values = np.broadcast_to(self._read(predicate, TYPES["pred"]), self.threads.shape)
-        lanes, warps = self.lane[self.threads].astype(U32), self.warp[self.threads]
-        ballots = np.zeros(int(self.warp[-1]) + 1, np.uint32)
-        np.bitwise_or.at(ballots, warps, values.astype(U32) << lanes)
-        ballot = ballots[warps] & wanted
-        here = self._active_lanes()[0] & wanted
-        found = {"ballot": ballot, "any": ballot != 0, "all": ballot == here,
-                 "uni": (ballot == 0) | (ballot == here)}[mode]  # fmt: skip
-        self._write(target, TYPES[kind], found)
-
-    def _do_shfl(self, instruction: Instruction, at: int) -> None:
-        """shfl.sync.{up,down,bfly,idx}.b32 d|p, a, b, c, mask."""
-        if instruction.parts[:1] != ["sync"]:
-            raise NotImplementedError("shfl without .sync")
-        target, value, distance, control, members = instruction.operands
-        self._check_members(self._read(members, U32))
-        shape = self.threads.shape
-        values = np.broadcast_to(self._read(value, U32), shape)
-        b, c = (np.broadcast_to(self._read(o, U32), shape).astype(int) & 0x1F1F
-                for o in (distance, control))  # fmt: skip
-        lane, b = self.lane[self.threads], b & 31
-        segment, clamp = c >> 8, c & 31
-        lowest = lane & segment
-        highest = lowest | (clamp & ~segment)
-        mode = instruction.parts[1]
-        source = {"up": lane - b, "down": lane + b, "bfly": lane ^ b,
-                  "idx": lowest | (b & ~segment)}[mode]  # fmt: skip
-        inside = source >= highest if mode == "up" else source <= highest
-        source = np.where(inside, source, lane)
-        table = np.full((int(self.warp[-1]) + 1, WARP), -1)
-        table[self.warp[self.threads], lane] = np.arange(self.threads.size)
-        found = table[self.warp[self.threads], source]
-        if (found < 0).any():
-            raise AccessError("the source lane is not here", int(np.flatnonzero(found < 0)[0]))
-        targets = target.parts if isinstance(target, Vector) else (target,)
-        for part, dtype, result in zip(targets, (U32, TYPES["pred"]), (values[found], inside),
-                                       strict=False):  # fmt: skip
-            self._write(part, dtype, result)
 
 
 _BARRIERS = ("bar.sync", "barrier.sync", "barrier.sync.aligned", "bar.cta.sync",

@@ -169,17 +169,101 @@ class PrivateMemory:
 
     def load(self, addresses: np.ndarray, owners: Any, dtype: Any, width: int) -> list[np.ndarray]:
         """`width` neighbouring elements from each address."""
-        index = self._index(addresses, owners, dtype.itemsize * width) // dtype.itemsize
-        view = self._bytes.view(dtype)
+        start = self._index(addresses, owners, dtype.itemsize * width)
+        self._look(start, dtype.itemsize * width)
+        index, view = start // dtype.itemsize, self._bytes.view(dtype)
         return [view[index + k] for k in range(width)]
 
     def store(self, addresses: np.ndarray, owners: Any, values: list[Any]) -> None:
         """Write neighbouring elements to each address."""
-        dtype = values[0].dtype
-        index = self._index(addresses, owners, dtype.itemsize * len(values)) // dtype.itemsize
-        view = self._bytes.view(dtype)
-        for k, value in enumerate(values):
-            view[index + k] = value
+        dtype, size = values[0].dtype, values[0].dtype.itemsize * len(values)
+        start = self._index(addresses, owners, size)
+        index, view = start // dtype.itemsize, self._bytes.view(dtype)
+
+        def write() -> None:
+            for k, value in enumerate(values):
+                view[index + k] = value
+
+        self._change(start, size, values, write)
+
+    def _look(self, start: np.ndarray, size: int) -> None:
+        """Before a load of bytes from `start` on."""
+
+    def _change(self, start: np.ndarray, size: int, values: list[Any], write: Any) -> None:
+        """Do a store."""
+        write()
+
+
+class SharedMemory(PrivateMemory):
+    """Memory of blocks, which also looks for races: accesses that no barrier keeps apart.
+
+    Two threads may write the same value to one place; nothing else, unless both are atomic. Words
+    of four bytes are watched; accesses to parts of a word are not.
+    """
+
+    _NOBODY, _SEVERAL = -1, -2
+
+    def __init__(self, symbols: dict[str, tuple[int, int]], owners: int) -> None:
+        super().__init__(symbols, owners)
+        self._words = self._bytes.view(np.uint32)
+        # Who wrote and read each word since the last barrier, and whether by an atomic.
+        self._writer, self._reader = np.full((2, self._words.size), self._NOBODY)
+        self._atomic = np.zeros(self._words.size, bool)
+        # The batch says who is at work.
+        self.threads: Any = None
+        self.in_atomic = False
+
+    def barrier(self, owner: int) -> None:
+        """A block starts anew."""
+        mine = slice(owner * self.size // 4, (owner + 1) * self.size // 4)
+        self._writer[mine] = self._reader[mine] = self._NOBODY
+        self._atomic[mine] = False
+
+    def _check(self, others: np.ndarray, message: str) -> None:
+        wrong = (others != self._NOBODY) & (others != self.threads)
+        if wrong.any():
+            raise AccessError(f"a race: no barrier after {message}", _first(wrong))
+
+    def _writers(self, word: np.ndarray) -> np.ndarray:
+        """Who has written a word, those left out that may have."""
+        writers = self._writer[word]
+        return np.where(self._atomic[word], self._NOBODY, writers) if self.in_atomic else writers
+
+    def _look(self, start: np.ndarray, size: int) -> None:
+        """Remember who reads, after a look at who has written."""
+        for word in (start // 4 + k for k in range(size // 4)):
+            self._check(self._writers(word), "another thread's store")
+            if not self.in_atomic:
+                readers = self._reader[word]
+                alone = (readers == self._NOBODY) | (readers == self.threads)
+                self._reader[word] = self.threads
+                # Of several threads that read one place now, only one has left its number.
+                alone &= self._reader[word] == self.threads
+                self._reader[word[~alone]] = self._SEVERAL
+
+    def _change(self, start: np.ndarray, size: int, values: list[Any], write: Any) -> None:
+        """Remember who writes, after a look at who has read or written."""
+        words = [start // 4 + k for k in range(size // 4)]
+        for word in words:
+            self._check(self._reader[word], "another thread's load")
+        before = [self._words[word] for word in words]
+        write()
+        if not words:
+            return
+        new = np.stack([np.broadcast_to(value, start.shape) for value in values], 1)
+        new = np.ascontiguousarray(new).view(np.uint32).reshape(len(start), -1)
+        for k, word in enumerate(words):
+            lost = self._words[word] != new[:, k]
+            self._check(np.where(lost, self._SEVERAL, self._NOBODY),
+                        "another thread's store at the same time")  # fmt: skip
+            same = before[k] == new[:, k]
+            self._check(np.where(same, self._NOBODY, self._writers(word)), "another thread's store")
+            if self.in_atomic:
+                # A store that was not atomic stays one.
+                self._atomic[word] |= self._writer[word] == self._NOBODY
+            else:
+                self._atomic[word] = False
+            self._writer[word] = self.threads
 
 
 class Parameters(PrivateMemory):

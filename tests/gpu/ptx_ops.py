@@ -3,7 +3,8 @@
 Arrays hold one value per thread. An opcode that no pattern matches, modifiers included, is an
 error. Exact are: integers, comparisons, conversions, and add, sub, mul, fma, div and sqrt rounded
 to nearest, fma also in the other directions. The approximations (ex2, lg2, rcp, rsqrt, sin, cos,
-tanh, div.approx, div.full) are exact functions rounded once: a device may differ in the last bits.
+tanh, div.approx, div.full) are exact functions rounded once, or off by the errors in `BOUNDS` where
+`errors_of` says so: a device may differ in the last bits.
 
 Source: NVIDIA, "Parallel Thread Execution ISA", version 9.0, chapter 9.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,10 +169,30 @@ _APPROXIMATED = {
 }
 
 
+# The largest relative errors that the ISA allows; for lg2 it allows as much, absolute, around 1.
+BOUNDS = {"ex2": 2**-22, "lg2": 2**-22, "rcp": 2**-23, "sqrt": 2**-23, "rsqrt": 2**-22.9}
+_off_by = 0.0
+
+
+@contextmanager
+def errors_of(share: float) -> Iterator[None]:
+    """Let the approximations be off by a share of their bounds, such as 1 or -1."""
+    global _off_by
+    before, _off_by = _off_by, share
+    try:
+        yield
+    finally:
+        _off_by = before
+
+
 @_op(r"(ex2|lg2|rcp|sqrt|rsqrt|sin|cos|tanh)\.approx(\.ftz)?\.f32")
 def _(name, ftz):
     function = _APPROXIMATED[name]
-    return _float("f32", 1, lambda x: function(x.astype(F64)).astype(F32), ftz, None)
+
+    def run(x: Any) -> Any:
+        return (function(x.astype(F64)) * (1 + _off_by * BOUNDS.get(name, 0))).astype(F32)
+
+    return _float("f32", 1, run, ftz, None)
 
 
 @_op(r"(rcp|rsqrt)\.approx\.ftz\.f64")

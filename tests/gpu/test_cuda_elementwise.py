@@ -54,6 +54,17 @@ def test_activations_of_extremes(name):
         np.testing.assert_allclose(y, getattr(reference, name)(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_gradient_where_the_output_is_not_positive(dtype):
+    y = stored(np.array([np.nan, np.inf, -np.inf, 0, -0.0, 1, -1, 1e-7]), dtype)
+    dy, dx = stored(np.full(8, 3.0), dtype), poisoned(8, dtype)
+    elementwise_cuda.relu_backward(dy, y, dx)
+    assert values(dx).tolist() == [0, 3, 0, 0, 0, 3, 0, 3]
+    dy[:] = stored(np.array([np.nan]), dtype)
+    elementwise_cuda.relu_backward(dy, y, dx)
+    np.testing.assert_array_equal(values(dx), [0, np.nan, 0, 0, 0, np.nan, 0, np.nan])
+
+
 @pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_16_bit_number(dtype, arrange):

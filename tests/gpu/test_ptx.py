@@ -245,12 +245,37 @@ def test_barriers(order):
     np.testing.assert_array_equal(y, x[::-1])
 
 
-def test_a_missing_barrier_is_seen():
-    """What one warp reads too early is the poison that shared memory starts with."""
-    for order in ("reversed", 1):
-        x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
+@pytest.mark.parametrize("order", ["forward", "reversed", 7])
+def test_a_missing_barrier_is_seen(order):
+    x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
+    with pytest.raises(ptx.Fault, match="a race: no barrier after another thread's"):
         run(REVERSE.format(barrier=""), x, y, threads=64, declarations=SHARED, order=order)
-        assert np.isnan(y).any()
+
+
+@pytest.mark.parametrize(("body", "race"), [
+    ("st.shared.u32 [memory], %r1;", "store at the same time"),
+    ("mov.u32 %r2, 7; st.shared.u32 [memory], %r2;", None),
+    ("ld.shared.u32 %r2, [memory]; {barrier} {first} st.shared.u32 [memory], %r1;", "load"),
+    ("{first} st.shared.u32 [memory], %r1; ld.shared.u32 %r2, [memory];", None),
+    ("{first} st.shared.u32 [memory], %r1; $on: ld.shared.u32 %r2, [memory];", "store"),
+    ("atom.shared.add.u32 %r2, [memory], 1; {barrier} ld.shared.u32 %r2, [memory];", "store"),
+    ("{first} st.shared.u32 [memory], %r1; $on: {barrier} atom.shared.add.u32 %r2, [memory], 1;",
+     "store"),
+])  # fmt: skip
+def test_races(body, race):
+    """With the barrier there is none."""
+    first = (
+        "setp.ne.u32 %p1, %r1, 0; @%p1 bra $on;"
+        if "$on" in body
+        else ("setp.ne.u32 %p1, %r1, 0; @%p1 bra $end;")
+    )
+    for barrier in ("", "bar.sync 0;"):
+        text = body.format(barrier=barrier, first=first) + "$end:"
+        if race is None or (barrier and "{barrier}" in body):
+            run(text, np.zeros(8, np.uint32), declarations=SHARED)
+        else:
+            with pytest.raises(ptx.Fault, match=f"another thread's {race}"):
+                run(text, np.zeros(8, np.uint32), declarations=SHARED)
 
 
 def test_blocks_share_atomics_but_no_memory():
