@@ -15,8 +15,11 @@ from .errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["Module", "changes", "float_type", "version"]
 
-# Counts every change of an attribute of any module, so that recorded steps notice it cheaply.
+# Recorded steps notice cheaply by these that an attribute of any module changes: a count, and the
+# sum of the switches that are thrown.
 _version = 0
+_switches = 0
+_lock = threading.Lock()
 
 
 class _Local(threading.local):
@@ -28,14 +31,16 @@ _MISSING = object()
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def version() -> int:
-    """Return a number that changes whenever an attribute of any module does.
+def version() -> tuple[int, int]:
+    """Return numbers that change whenever an attribute of any module does.
+
+    They return to what they were when a bool does, as by ``model.train()`` after ``model.eval()``.
 
     Returns
     -------
-    int
+    tuple of int
     """
-    return _version
+    return _version, _switches
 
 
 def changes() -> int:
@@ -70,10 +75,15 @@ class Module:
     training: bool = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        global _version
-        if vars(self).get(name, _MISSING) is not value:
-            _version += 1
+        global _version, _switches
+        old = vars(self).get(name, getattr(type(self), name, _MISSING))
+        if old is not value:
             _local.changes += 1
+            with _lock:
+                if isinstance(old, bool) and isinstance(value, bool):
+                    _switches ^= hash((id(self), name))
+                else:
+                    _version += 1
         object.__setattr__(self, name, value)
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor:

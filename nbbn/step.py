@@ -46,7 +46,7 @@ class Step:
     def __init__(self, model: Module, loss: Loss, optimizer: Optimizer) -> None:
         self._model, self._loss, self._optimizer = model, loss, optimizer
         self._plans: dict[Any, Recorder | Plan] = {}
-        self._version = -1
+        self._version: Any = None
         self._parameters: list[Parameter] = []
         self.refusal: str | None = None
 

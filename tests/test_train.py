@@ -407,6 +407,14 @@ def trained(rng):
     return pair
 
 
+def test_an_evaluation_in_between_costs_no_new_recording(trained, rng):
+    plans = [*trained.step._plans.values()]
+    trained.model.eval()
+    trained.model.train()
+    assert trained.train(batches(rng, [16] * 2)) == 2
+    assert [*trained.step._plans.values()] == plans
+
+
 def _freeze(parameter):
     parameter.requires_grad = False
 
