@@ -6,8 +6,8 @@ nbbn's kernels reduce lanes of several values at once; here each thread has one 
 from numba import cuda
 
 from ._cuda import device_function
-from ._cuda_lanes import lane, lanes
-from ._cuda_reduction import merge_moments, moments_over_block
+from ._cuda_lanes import lane, lanes, load_any, spread
+from ._cuda_reduction import merge_moments, moments_over_block, position
 
 
 @device_function
@@ -32,7 +32,9 @@ def push(n, mean, m2, value):
     """
     n += 1
     delta = value - mean
-    mean += delta / n
+    # In numba, a float32 over an int is a float64.
+    one = lanes(delta, 1)
+    mean += lane(one / spread(n, one), 0)
     return n, mean, m2 + delta * (value - mean)
 
 
@@ -56,9 +58,12 @@ def merge(n, mean, m2, other_n, other_mean, other_m2):
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
     Variances" (1979).
     """
+    # Only its type matters: the widest of the four.
+    like = lanes(mean + m2 + other_mean + other_m2, 1)
     n, a, b = merge_moments(
-        n, lanes(mean, 1), lanes(m2, 1), other_n, lanes(other_mean, 1), lanes(other_m2, 1)
-    )
+        n, spread(mean, like), spread(m2, like),
+        other_n, spread(other_mean, like), spread(other_m2, like),
+    )  # fmt: skip
     return n, lane(a, 0), lane(b, 0)
 
 
@@ -74,18 +79,22 @@ def merge_over_block(means, m2s, counts, n, mean, m2):
     n : int
         Values that this thread has seen; 0 is allowed.
     mean, m2 : float
-        Their mean and sum of squared deviations, of the type of the shared arrays.
+        Their mean and sum of squared deviations.
 
     Returns
     -------
     n, mean, m2
+        The floats are of the type of the shared arrays, as is the arithmetic.
 
     Notes
     -----
     All threads of the block must call it. The block has one or two dimensions, and a number of
     threads that is a power of two.
     """
-    n, a, b = moments_over_block((means, m2s, counts), 1, n, lanes(mean, 1), lanes(m2, 1))
+    p = position()
+    means[p], m2s[p] = mean, m2
+    a, b = load_any(means, p, lanes(mean, 1)), load_any(m2s, p, lanes(m2, 1))
+    n, a, b = moments_over_block((means, m2s, counts), 1, n, a, b)
     # All threads have read the result before anybody writes to the scratch again.
     cuda.syncthreads()
     return n, lane(a, 0), lane(b, 0)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import mmap
+import struct
 
+import numba
 import numpy as np
+import ptx
 import ptx_engine
 import pytest
 import reference
 from every_launch import every_launch
+from numba import cuda
 from ptx_ops import errors_of
 from storage import DTYPES, ROUNDING, error, poisoned, stored, values
 from test_cuda_batchnorm import Problem, check_against_the_reference
 
+from nbbn import jit_cuda
 from nbbn.kernels import (
     _cuda,
     _cuda_reduction,
@@ -257,6 +262,48 @@ def test_dropout_draws_from_counters_beyond_32_bits():
     kept = np.where(words >= 2**30, np.float32(1 / 0.75), np.float32(0))
     treated = (blocks - 2) * 4 * _cuda.THREADS
     np.testing.assert_array_equal(mask[treated:], kept[treated - 2**34 :])
+
+
+# ------------------------------------------------------------------- building blocks for users
+
+
+@pytest.mark.parametrize(("dtype", "start"), [
+    ("float32", numba.float32), ("float32", float), ("float64", float),
+])  # fmt: skip
+def test_statistics_of_rows_in_a_kernel_of_a_user(dtype, start):
+    kind, threads = getattr(numba, dtype), 64
+
+    def stats_of_rows(x, mean, var):
+        means = cuda.shared.array(threads, kind)
+        m2s = cuda.shared.array(threads, kind)
+        counts = cuda.shared.array(threads, numba.int64)
+        row = cuda.blockIdx.x
+        # Twice: scratch is free again after a merge.
+        all_n, all_m, all_m2 = 0, start(0), start(0)
+        for half in range(2):
+            n, m, m2 = 0, start(0), start(0)
+            for i in range(cuda.threadIdx.x + half * 50, 50 + half * 51, cuda.blockDim.x):
+                n, m, m2 = jit_cuda.push(n, m, m2, x[row, i])
+            n, m, m2 = jit_cuda.merge_over_block(means, m2s, counts, n, m, m2)
+            all_n, all_m, all_m2 = jit_cuda.merge(all_n, all_m, all_m2, n, m, m2)
+        if cuda.threadIdx.x == 0:
+            mean[row] = all_m
+            var[row] = all_m2 / start(all_n)
+
+    signature = kind[:, ::1], kind[::1], kind[::1]
+    text, _ = cuda.compile_ptx(stats_of_rows, signature, cc=ptx_engine.ARCHITECTURE)
+    # Nothing turns float32 into float64 behind the user's back.
+    assert (".f64" in text) == (start is float)
+    x = (1e4 + np.random.default_rng(3).standard_normal((3, 101))).astype(dtype)
+    mean, var = np.zeros((2, 3), dtype)
+    program, fields = ptx.Program(text), []
+    for array in (x, mean, var):
+        start = program.memory.add(array)
+        fields += [0, 0, array.size, array.itemsize, start, *array.shape, *array.strides]
+    program.launch(None, (3,), (threads,), [struct.pack("q", field) for field in fields])
+    fine = 1e-12 if dtype == "float64" else 2e-7
+    np.testing.assert_allclose(mean, x.mean(axis=1, dtype=float), rtol=fine)
+    np.testing.assert_allclose(var, x.var(axis=1, dtype=float), rtol=2e4 * fine)
 
 
 # ---------------------------------------------------------------------------- completeness
