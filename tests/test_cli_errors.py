@@ -293,6 +293,14 @@ def test_a_folder_for_data_belongs_to_a_named_data_set(own, trained, tmp_path, c
 def test_three_sources(trained, capsys):
     error = refused(capsys, "eval", trained, "--data", "a", "b", "c")
     assert "expected a name, one path, or those of images and labels, got 3" in error
+    error = refused(capsys, "eval", trained, "--data", "")
+    assert "expected a name, one path, or those of images and labels, got ''" in error
+
+
+def test_an_archive_is_named_alone(own, trained, tmp_path, capsys):
+    np.save(tmp_path / "labels.npy", digits(40, 1)[1])
+    error = refused(capsys, "eval", trained, "--data", own, tmp_path / "labels.npy")
+    assert f"{own} is an archive, which holds images and labels: name it alone" in error
 
 
 def test_plot_of_a_run_by_the_api(trained, tmp_path, capsys):

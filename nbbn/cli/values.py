@@ -73,9 +73,10 @@ class Source(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, given: Any, option: Any = None) -> None:
         """Store one or two."""
-        if len(given) > 2:
+        if len(given) > 2 or not all(given):
+            found = len(given) if all(given) else "''"
             raise argparse.ArgumentError(
-                self, f"expected a name, one path, or those of images and labels, got {len(given)}"
+                self, f"expected a name, one path, or those of images and labels, got {found}"
             )
         setattr(namespace, self.dest, given)
 

@@ -116,6 +116,8 @@ def _in_archive(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _array(path: Path) -> np.ndarray:
+    if path.suffix == ".npz":
+        raise DataError(f"{path} is an archive, which holds images and labels: name it alone")
     if path.suffix != ".npy":
         return read_idx(path)
     return read_npy(path, mapped=True)
