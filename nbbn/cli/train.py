@@ -65,8 +65,6 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
     if keeper is not None:
         keeper.config = training.description() | {"threads": _threads(found)}
-    if not arguments.quiet and arguments.threads is None and found is None and device == "cpu":
-        callbacks.append(_Crowded())
     if found is not None:
         _check_data(found, config, training)
     history = train.fit(
@@ -209,6 +207,9 @@ def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:
     found: list[Callback] = []
     if not arguments.quiet:
         found.append(progress.Bar() if sys.stderr.isatty() else progress.Lines())
+        # A resumed run keeps its number of threads, for the results to be the same.
+        if arguments.threads is None and arguments.resume is None and arguments.device == "cpu":
+            found.append(_Crowded())
     if config.patience is not None:
         found.append(EarlyStopping(config.patience))
     path = arguments.log_file
