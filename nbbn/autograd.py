@@ -55,6 +55,11 @@ class Tensor:
     def __init__(self, data: Any, *, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             raise DTypeError("data is a Tensor already: use it directly, or pass its .data")
+        if type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray | np.matrix):
+            raise DTypeError(
+                f"a Tensor takes a plain numpy.ndarray, got {type(data).__name__}: convert it with "
+                "numpy.asarray, or .filled(value) where it has a mask"
+            )
         if not isinstance(data, np.ndarray | np.floating) and not backend.is_array(data):
             data = np.asarray(data)
             if data.dtype.kind in "biuf":

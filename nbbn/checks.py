@@ -70,16 +70,21 @@ def floating(array: Any, name: str) -> np.dtype[Any]:
 def _check_kind(array: Any, name: str) -> None:
     """Check that something other than a plain ndarray can be used as one."""
     kind = type(array).__name__
-    if isinstance(array, np.ma.MaskedArray):
-        raise DTypeError(
-            f"{name} is a masked array, whose mask would be lost: give the mask as weights "
-            f"(weighted_batch_norm_train), or convert it with {name}.filled(value)"
-        )
+    unmasked(array, name)
     if isinstance(array, np.matrix) or not backend.is_array(array):
         if backend.is_foreign(array):
             raise DeviceError(f"{name}, a {kind}, is on a device but other operands are on the cpu")
         raise DTypeError(
             f"{name} must be a numpy.ndarray, got {kind}: convert it with numpy.asarray"
+        )
+
+
+def unmasked(array: Any, name: str) -> None:
+    """Check that `array` has no mask, which kernels would not see."""
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} is a masked array, whose mask would be lost: give the mask as weights "
+            f"(weighted_batch_norm_train), or convert it with {name}.filled(value)"
         )
 
 
@@ -270,7 +275,10 @@ def real(value: Any, name: str) -> float:
         value = value[()]
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ArgumentError(f"{name} must be finite, got {number}")
     return number
@@ -324,17 +332,22 @@ def output(
     if out.dtype != dtype:
         raise DTypeError(f"{name} must have the result's dtype {dtype}, got {out.dtype}")
     writeable(out, name)
+    no_overlap_within(out, name)
 
 
-def no_overlap_within(out: Any) -> None:
+def no_overlap_within(out: Any, name: str) -> None:
     """Check that no element of `out` is another one too, as after broadcasting."""
-    if out.size and any(
-        step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)
-    ):
-        raise ArgumentError(
-            f"out repeats its memory (shape {out.shape}, strides {out.strides}), so that it cannot "
-            "hold the result: pass an array with an element for each value"
-        )
+    if out.size == 0 or out.flags.c_contiguous:
+        return
+    # From the shortest step to the longest, each must pass what lies between.
+    reach = out.dtype.itemsize
+    for step, n in sorted((abs(step), n) for step, n in zip(out.strides, out.shape, strict=True)):
+        if n > 1 and step < reach:
+            raise ArgumentError(
+                f"{name} repeats its memory (shape {out.shape}, strides {out.strides}), so that it "
+                "cannot hold the result: pass an array with an element for each value"
+            )
+        reach += step * (n - 1)
 
 
 def separate(first: Any, second: Any, names: str) -> None:
@@ -355,6 +368,7 @@ def writeable(array: Any, name: str) -> None:
 
 def counter(array: Any, name: str, device: str = "cpu") -> Any:
     """Check that `array` is one int64 that can be counted up; return it as a view of shape (1,)."""
+    unmasked(array, name)
     given = backend.is_array(array)
     if not given or array.dtype != np.int64 or array.size != 1:
         found = f"{array.dtype} {array.shape}" if given else type(array)
@@ -372,6 +386,7 @@ def largest(dtype: np.dtype[Any]) -> float:
 
 def labels(array: Any, count: int, classes: int, device: str = "cpu") -> Any:
     """Check class labels (N,) against the number of rows and classes; return them as int64."""
+    unmasked(array, "labels")
     given = backend.is_array(array)
     if not given or array.dtype.kind not in "iu":
         found = array.dtype if given else type(array).__name__

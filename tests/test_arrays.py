@@ -217,11 +217,45 @@ def test_results_that_share_memory_are_refused():
             F.batch_norm_backward(x, x, stats, out=out, **{name: out[1]})
 
 
+# All rows one; each row the next but for its ends; columns that share bytes.
+@pytest.mark.parametrize("strides", [(0, 8), (8, 8), (8, 16), (24, 4)])
 @pytest.mark.parametrize("function", [F.relu, F.batch_norm_train, F.softmax])
-def test_an_out_that_repeats_its_memory_is_refused(function):
-    out = np.lib.stride_tricks.as_strided(np.zeros(3), (4, 3), (0, 8))
-    with pytest.raises(ArgumentError, match="repeats its memory"):
+def test_an_out_that_repeats_its_memory_is_refused(function, strides):
+    out = np.lib.stride_tricks.as_strided(np.zeros(20), (4, 3), strides)
+    with pytest.raises(ArgumentError, match="out repeats its memory"):
         function(np.ones((4, 3)), out=out)
+
+
+def test_results_per_channel_that_repeat_their_memory_are_refused():
+    x = np.arange(12.0).reshape(4, 3)
+    stats = F.batch_norm_train(x)[1]
+    one = np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))
+    for name, call in {
+        "running_mean": lambda: F.update_running_stats(one, np.ones(3), stats),
+        "running_var": lambda: F.batch_norm(x, np.zeros(3), one, training=True),
+        "out_dgamma": lambda: F.batch_norm_backward(x, x, stats, out_dgamma=one),
+    }.items():
+        with pytest.raises(ArgumentError, match=f"{name} repeats its memory"):
+            call()
+    assert one[0] == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5)])
+@pytest.mark.parametrize("name", ["mean", "inv_std"])
+@pytest.mark.parametrize("out", ["out_dgamma", "out_dbeta"])
+def test_gradients_of_parameters_written_over_the_statistics(rng, shape, name, out):
+    dy, x = rng.normal(size=(2, *shape))
+    gamma = rng.normal(size=3)
+    stats = F.batch_norm_train(x)[1]
+    expected = F.batch_norm_backward(dy, x, stats, gamma)
+    kept = np.zeros(4)
+    kept[:3] = getattr(stats, name)
+    for view in (kept[:3], kept[1:], kept[2::-1]):
+        kept[:3] = getattr(stats, name)
+        over = stats._replace(**{name: kept[:3]})
+        found = F.batch_norm_backward(dy, x, over, gamma, **{out: view})
+        for own, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(own, other)
 
 
 # ------------------------------------------------------------------------- values
@@ -270,6 +304,7 @@ def test_extreme_values_stay_in_their_channel(rng, kind, shape, dtype):
 
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
+LABELS = np.zeros(4, np.int64)
 REFUSED = {
     "masked": (np.ma.masked_less(X, 3), "masked.*weighted_batch_norm_train"),
     "matrix": (X.view(np.matrix), "numpy.ndarray.*matrix"),
@@ -311,6 +346,12 @@ def test_a_masked_operand_or_result_is_refused():
         lambda: F.batch_norm_train(X, ones),
         lambda: F.batch_norm_infer(X, ones, np.ones(3)),
         lambda: F.update_running_stats(ones, np.ones(3), F.batch_norm_train(X)[1]),
+        lambda: F.weighted_batch_norm_train(X, np.ma.array(np.ones(4), mask=[1, 0, 0, 0])),
+        lambda: F.cross_entropy(X, np.ma.zeros(4, np.int64)),
+        lambda: F.cross_entropy_backward(X, LABELS, np.ma.ones(4), reduction="none"),
+        lambda: F.batch_norm(
+            X, np.zeros(3), np.ones(3), training=True, skipped=np.ma.zeros(1, np.int64)
+        ),
     ):
         with pytest.raises(DTypeError, match="masked"):
             call()

@@ -569,6 +569,8 @@ def test_numbers_and_lists_become_float32(data):
         ("abc", "U3"),
         (None, "object"),
         (Tensor([1.0]), "Tensor"),
+        (np.ma.array([1.0, 2.0]), "MaskedArray"),
+        (np.ones((2, 2)).view(np.matrix), "matrix"),
     ],
 )
 def test_a_tensor_holds_floats_only(data, found):

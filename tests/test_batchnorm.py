@@ -981,7 +981,7 @@ def test_one_value_per_channel(shape, axis):
     assert np.all(np.equal(buffers, 0.5))
 
 
-@pytest.mark.parametrize("eps", [0, 0.0, -1e-5, np.nan])
+@pytest.mark.parametrize("eps", [0, 0.0, -1e-5, np.nan, 10**400])
 def test_eps_in_training(eps):
     for call in (
         lambda: fn.batch_norm_train(X, eps=eps),

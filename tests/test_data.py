@@ -1005,3 +1005,15 @@ def gather_cases():
 
 def test_any_thread_count_gives_the_same_bits(check_thread_identity):
     check_thread_identity(gather_cases)
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "rows"])
+def test_masks_are_not_lost(name):
+    given = {
+        "images": np.zeros((4, 3), np.uint8),
+        "labels": np.zeros(4, np.int64),
+        "rows": np.arange(4),
+    }
+    given[name] = np.ma.array(given[name])
+    with pytest.raises(DTypeError, match=f"{name} must have no mask"):
+        Batches(given.pop("images"), given.pop("labels"), 2, **given)

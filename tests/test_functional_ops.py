@@ -635,7 +635,13 @@ def test_reduction_unknown(function):
 
 
 @pytest.mark.parametrize(
-    ("dloss", "reduction"), [(np.ones(3), "none"), (np.ones(4), "mean"), ("one", "mean")]
+    ("dloss", "reduction"),
+    [
+        (np.ones(3), "none"),
+        (np.ones(4), "mean"),
+        ("one", "mean"),
+        *((np.full(4, value), "none") for value in (1j, None, "1", True)),
+    ],
 )
 def test_dloss_must_fit(dloss, reduction):
     with pytest.raises(NbbnError, match="dloss"):

@@ -146,6 +146,12 @@ def test_mean_and_var_along_an_axis(rng, shape, dtype, view):
             np.testing.assert_allclose(found, expected, rtol=tolerance)
 
 
+def test_merging_a_sample_with_itself_moves_nothing():
+    mean, var = np.array([3.0]), np.array([2.0])
+    assert jit.merge_stats(10, mean, var, 10, mean, var) == 20
+    assert (mean, var) == (3.0, 2.0)
+
+
 def test_mean_and_var_of_nothing():
     nothing = np.empty((0, 3), np.float32)
     assert np.isnan(jit.mean(nothing, 0)).all()

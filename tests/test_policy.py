@@ -122,6 +122,27 @@ def test_running_statistics_that_share_memory_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"mean": np.ones(2)}, ShapeError, r"stats.var.*\(2,\).*\(3,\)"),
+        ({"var": np.ones(1)}, ShapeError, r"stats.var.*\(3,\).*\(1,\)"),
+        ({"mean": np.ones((3, 1))}, ShapeError, r"stats.mean.*\(3,\).*\(3, 1\)"),
+        ({"mean": np.ones(2), "var": np.ones(2)}, ShapeError, r"running_mean.*\(2,\)"),
+        ({"mean": [1.0, 2.0, 3.0]}, DTypeError, "stats.mean.*list"),
+        ({"var": np.ones(3, complex)}, DTypeError, "stats.var.*complex"),
+        ({"count": None}, DTypeError, "stats.count.*NoneType"),
+        ({"count": -4}, ArgumentError, "stats.count.*-4"),
+    ],
+)
+def test_statistics_that_do_not_fit_together_are_refused(change, error, match):
+    stats = F.batch_norm_train(np.arange(12.0).reshape(4, 3))[1]._replace(**change)
+    mean, var = buffers()
+    with pytest.raises(error, match=match):
+        F.update_running_stats(mean, var, stats)
+    np.testing.assert_array_equal((mean, var), buffers())
+
+
+@pytest.mark.parametrize(
     "call",
     [
         lambda mean, var, stats, out: F.update_running_stats(mean, var, stats),

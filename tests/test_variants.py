@@ -342,7 +342,7 @@ def test_ghosts_are_never_smaller_than_asked(count, size, groups, rng):
 def test_merged_statistics_are_those_of_the_whole(rng):
     x = rng.normal(size=(50, 3)) + 1e6
     parts = [F.batch_norm_train(part)[1] for part in np.split(x, [2, 20, 20, 31])]
-    merged, (_, want) = F.merge_stats(parts), F.batch_norm_train(x)
+    merged, (_, want) = F.merge_stats(part for part in parts), F.batch_norm_train(x)
     assert merged.count == 50
     np.testing.assert_allclose(merged.mean, want.mean, rtol=1e-15)
     np.testing.assert_allclose(merged.var, want.var, rtol=1e-9)
@@ -358,6 +358,10 @@ def test_merged_statistics_are_those_of_the_whole(rng):
         ([], ArgumentError, "at least one"),
         ([np.ones(3)], DTypeError, "ndarray"),
         ([F.BatchNormStats(*3 * [np.ones(n)], 2) for n in (2, 3)], ShapeError, "2 and 3"),
+        ([F.BatchNormStats(np.ones(3), np.ones(1), np.ones(3), 2)], ShapeError, r"stats.var.*\(1,"),
+        ([F.BatchNormStats([1.0], np.ones(1), np.ones(1), 2)], DTypeError, "stats.mean.*list"),
+        ([F.BatchNormStats(*3 * [np.ones(3)], -1)], ArgumentError, "count.*-1"),
+        (None, DTypeError, "list of BatchNormStats, got NoneType"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(parts, error, words):

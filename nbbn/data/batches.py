@@ -360,6 +360,7 @@ def standardization(
 
 def _check_images(images: Any) -> np.ndarray:
     """Return the images as C-contiguous rows (N, F)."""
+    _unmasked(images, "images")
     if not isinstance(images, np.ndarray):
         raise DTypeError(f"images must be a numpy.ndarray, got {type(images).__name__}")
     if images.dtype not in (np.uint8, np.float32, np.float64):
@@ -374,8 +375,17 @@ def _check_images(images: Any) -> np.ndarray:
     return np.ascontiguousarray(images).reshape(len(images), -1)
 
 
+def _unmasked(array: Any, name: str) -> None:
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} must have no mask, which would be lost: leave masked examples out with "
+            f"rows=numpy.flatnonzero(...), or pass {name}.filled(value)"
+        )
+
+
 def _check_labels(labels: Any, count: int, num_classes: int | None) -> np.ndarray:
     """Return a copy of the labels (N,) as int64."""
+    _unmasked(labels, "labels")
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         found = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
         raise DTypeError(f"labels must be an integer numpy.ndarray, got {found}")
@@ -405,6 +415,7 @@ def _positive(value: Any, name: str) -> int:
 
 def _check_rows(rows: Any, count: int) -> np.ndarray:
     """Return a copy of the rows (K,) as int64."""
+    _unmasked(rows, "rows")
     if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu":
         found = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
         raise DTypeError(f"rows must be an integer numpy.ndarray, got {found}")

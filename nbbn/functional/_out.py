@@ -45,7 +45,6 @@ class Target:
         if apart and whole and direct.dtype == dtype:
             target = direct if direct.shape == layout.shape else direct.reshape(layout.shape)
         else:
-            checks.no_overlap_within(out)
             target = backend.empty(layout.shape, dtype, layout.device)
             self._copy_to = direct
         self._whole = target

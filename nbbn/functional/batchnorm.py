@@ -18,7 +18,7 @@ from .. import backend, checks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._kind import in_kind
 from ._out import Target, unchanged_by
-from .stats import BatchNormStats, WeightedStats
+from .stats import BatchNormStats, WeightedStats, check_stats
 
 __all__ = [
     "batch_norm",
@@ -230,7 +230,7 @@ def update_running_stats(
         momentum = number
     if not isinstance(stats, BatchNormStats | WeightedStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
-    device = backend.device_of(stats.mean)
+    device = check_stats(stats)
     _check_running(running_mean, running_var, stats.mean.size, device)
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
     if isinstance(stats.count, np.ndarray):
@@ -333,6 +333,7 @@ def _check_running(
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):
         checks.channel_array(array, channels, name, device)
         checks.writeable(array, name)
+        checks.no_overlap_within(array, name)
     checks.separate(running_mean, running_var, "running_mean and running_var")
     if device == "cpu" and (running_var < 0).any():
         raise ArgumentError(

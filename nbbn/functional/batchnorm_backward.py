@@ -184,8 +184,9 @@ def _backward(
         checks.same_shape(y, x, "y")
         target = Target(out, x, layout, dy, x, y)
         mask = checks.fold(y, layout)
-    dgamma = _gradient(out_dgamma, layout, "out_dgamma", x, dy, mask, gamma)
-    dbeta = _gradient(out_dbeta, layout, "out_dbeta", x, dy, mask, gamma)
+    read = x, dy, mask, gamma, mean, inv_std
+    dgamma = _gradient(out_dgamma, layout, "out_dgamma", *read)
+    dbeta = _gradient(out_dbeta, layout, "out_dbeta", *read)
     if out_dgamma is not None or out_dbeta is not None:
         checks.separate(out_dgamma, out_dbeta, "out_dgamma and out_dbeta")
         checks.separate(out, out_dgamma, "out and out_dgamma")

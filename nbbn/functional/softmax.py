@@ -218,6 +218,9 @@ def cross_entropy_backward(
     layout, rows, labels = _operands(logits, labels, reduction)
     count = rows.shape[0]
     if backend.is_array(dloss):
+        checks.unmasked(dloss, "dloss")
+        if dloss.dtype.kind not in "iu":
+            checks.floating(dloss, "dloss")
         checks.on_device(dloss, layout.device, "dloss")
         weights = backend.contiguous(dloss, layout.dtype).reshape(-1)
     else:

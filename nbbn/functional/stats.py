@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,18 @@ class WeightedStats(NamedTuple):
     weight: np.ndarray
 
 
-def merge_stats(parts: Sequence[BatchNormStats], *, eps: float = 1e-5) -> BatchNormStats:
+def check_stats(stats: BatchNormStats | WeightedStats) -> str:
+    """Check that mean and variance belong together; return the device that they are on."""
+    checks.floating(stats.mean, "stats.mean")
+    device = backend.device_of(stats.mean)
+    checks.channel_array(stats.mean, stats.mean.size, "stats.mean", device)
+    checks.channel_array(stats.var, stats.mean.size, "stats.var", device)
+    if not isinstance(stats.count, np.ndarray) and checks.integer(stats.count, "stats.count") < 0:
+        raise ArgumentError(f"stats.count must be at least 0, got {stats.count}")
+    return device
+
+
+def merge_stats(parts: Iterable[BatchNormStats], *, eps: float = 1e-5) -> BatchNormStats:
     """Statistics of several batches together, as if they had been one.
 
     With weights p = count / sum(count): ``mean = sum(p * mean)``,
@@ -61,7 +72,7 @@ def merge_stats(parts: Sequence[BatchNormStats], *, eps: float = 1e-5) -> BatchN
 
     Parameters
     ----------
-    parts : sequence of BatchNormStats
+    parts : iterable of BatchNormStats
         Empty batches change nothing.
     eps : float, default 1e-5
         For `inv_std`.
@@ -83,12 +94,16 @@ def merge_stats(parts: Sequence[BatchNormStats], *, eps: float = 1e-5) -> BatchN
     variances" (1979).
     """
     eps = checks.epsilon(eps, zero_allowed=False)
+    if not isinstance(parts, Iterable):
+        raise DTypeError(f"parts must be a list of BatchNormStats, got {type(parts).__name__}")
+    parts = tuple(parts)
     if not parts:
         raise ArgumentError("merge_stats needs the statistics of at least one batch, got none")
     for part in parts:
         if not isinstance(part, BatchNormStats):
             raise DTypeError(f"parts must be BatchNormStats, got {type(part).__name__}")
         checks.host_only(part.mean, "merge_stats")
+        check_stats(part)
         if part.mean.shape != parts[0].mean.shape:
             raise ShapeError(
                 f"parts must have one number of channels, got {parts[0].mean.size} "

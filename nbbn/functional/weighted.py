@@ -207,6 +207,7 @@ def _fold_weights(
 def _spread(weights: np.ndarray, x: np.ndarray, axis: int) -> np.ndarray:
     """View weights with an element for each position of x, axes in their own order."""
     checks.host_only(x, "weighted batch normalization")
+    checks.unmasked(weights, "weights")
     if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "biuf":
         found = weights.dtype if isinstance(weights, np.ndarray) else type(weights).__name__
         raise DTypeError(

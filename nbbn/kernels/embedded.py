@@ -159,9 +159,11 @@ def merge_stats(count, mean, var, other_count, other_mean, other_var):
         mean[:] = other_mean
         var[:] = other_var
         return total
+    # Before var is written, which may be the other's.
+    other_m2 = other_var * other_count
     for j in range(var.size):
         var[j] *= count
-    merge(float(count), mean, var, float(other_count), other_mean, other_var * other_count)
+    merge(float(count), mean, var, float(other_count), other_mean, other_m2)
     for j in range(var.size):
         var[j] /= total
     return total
