@@ -203,16 +203,27 @@ class Memory:
 
 def matmul(a: Any, b: Any, out: Any) -> None:
     """Write ``a @ b`` to `out`: by cuBLAS, in full precision of the type."""
-    plain = a.ndim == b.ndim == out.ndim == 2 and a.dtype == b.dtype == out.dtype
-    if SIMULATED or not plain or not out.flags.c_contiguous or not out.size or not a.size:
+    usual = a.dtype == b.dtype == out.dtype and out.dtype in cublas.TYPES
+    if SIMULATED or not usual or not out.flags.c_contiguous or not out.size or not a.size:
         np.matmul(a, b, out)
         return
-    cublas.gemm(_unit_stride(a), _unit_stride(b), out, xp.cuda.get_current_stream().ptr)
+    stack = out.shape[:-2]
+    a, b = _matrices(a, stack), _matrices(b, stack)
+    if stack:
+        out = out.reshape(-1, *out.shape[-2:])
+    cublas.gemm(a, b, out, xp.cuda.get_current_stream().ptr)
 
 
-def _unit_stride(array: Any) -> Any:
-    dense = array.flags.c_contiguous or array.flags.f_contiguous
-    return array if dense else xp.ascontiguousarray(array)
+def _matrices(array: Any, stack: tuple[int, ...]) -> Any:
+    """Return an operand as `cublas.gemm` takes it: (rows, columns), or (count, rows, columns)."""
+    if array.ndim > 2 and array.shape[:-2] != stack:
+        array = xp.broadcast_to(array, (*stack, *array.shape[-2:]))
+    leading = (-1,) if array.ndim > 2 else ()
+    rows, columns = array.shape[-2:]
+    by_columns = array.swapaxes(-1, -2)
+    if by_columns.flags.c_contiguous:
+        return by_columns.reshape(*leading, columns, rows).swapaxes(-1, -2)
+    return xp.ascontiguousarray(array).reshape(*leading, rows, columns)
 
 
 def add_at(target: Any, index: Any, values: Any) -> None:

@@ -16,15 +16,13 @@ import numpy as np
 
 from ..errors import DeviceError
 
-__all__ = ["forget", "gemm", "library"]
+__all__ = ["TYPES", "forget", "gemm", "library"]
 
 # NVIDIA's advice for the Hopper generation; older ones need less.
 _WORKSPACE_BYTES = 32 << 20
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
-_GEMM = {
-    np.dtype(np.float32): ("cublasSgemm_v2_64", ctypes.c_float),
-    np.dtype(np.float64): ("cublasDgemm_v2_64", ctypes.c_double),
-}
+# Types of products, and what cuBLAS calls them.
+TYPES = {np.dtype(np.float32): ("S", ctypes.c_float), np.dtype(np.float64): ("D", ctypes.c_double)}
 
 
 @functools.cache
@@ -88,8 +86,8 @@ def forget(stream: int) -> None:
 
 def _operand(array: Any) -> tuple[int, int]:
     """Whether a matrix is stored by columns, transposed to cuBLAS, and its leading dimension."""
-    rows, columns = array.shape
-    down, right = (stride // array.dtype.itemsize for stride in array.strides)
+    rows, columns = array.shape[-2:]
+    down, right = (stride // array.dtype.itemsize for stride in array.strides[-2:])
     if (right == 1 or columns == 1) and (down >= columns or rows == 1):
         return _NO_TRANSPOSE, max(down if rows > 1 else columns, columns, 1)
     return _TRANSPOSE, max(right if columns > 1 else rows, rows, 1)
@@ -103,9 +101,10 @@ def gemm(a: Any, b: Any, out: Any, stream: int) -> None:
     Parameters
     ----------
     a, b : device array, shapes (m, k) and (k, n)
-        By rows or by columns without gaps inside a row or column.
-    out : device array, shape (m, n)
-        C-contiguous.
+        By rows or by columns without gaps inside a row or column. Where out is a stack, also stacks
+        of as many matrices, or one matrix for all.
+    out : device array, shape (m, n) or (count, m, n)
+        C-contiguous, of a type in `TYPES`.
     stream : int
         CUDA stream.
 
@@ -114,16 +113,23 @@ def gemm(a: Any, b: Any, out: Any, stream: int) -> None:
     DeviceError
         cuBLAS is missing or reports an error.
     """
-    name, scalar = _GEMM[out.dtype]
-    (m, k), n = a.shape, b.shape[1]
+    letter, scalar = TYPES[out.dtype]
+    stacked = out.ndim == 3
+    name = f"cublas{letter}gemm{'StridedBatched' if stacked else '_v2'}_64"
+    (m, k), n = a.shape[-2:], b.shape[-1]
     (a_transposed, lda), (b_transposed, ldb) = _operand(a), _operand(b)
-    one, zero = scalar(1), scalar(0)
-    sizes = map(ctypes.c_int64, (n, m, k))
-    leading = [ctypes.c_int64(step) for step in (ldb, lda, max(n, 1))]
+    one, zero = ctypes.byref(scalar(1)), ctypes.byref(scalar(0))
+    places = []
+    for array, leading in ((b, ldb), (a, lda), (out, max(n, 1))):
+        place = [ctypes.c_void_p(array.data.ptr), ctypes.c_int64(leading)]
+        if stacked:
+            step = array.strides[0] // array.dtype.itemsize if array.ndim == 3 else 0
+            place.append(ctypes.c_int64(step))
+        places.append(place)
+    count = [ctypes.c_int64(len(out))] if stacked else []
     with _lock:
         status = getattr(library(), name)(
-            _prepared(stream), b_transposed, a_transposed, *sizes, ctypes.byref(one),
-            ctypes.c_void_p(b.data.ptr), leading[0], ctypes.c_void_p(a.data.ptr), leading[1],
-            ctypes.byref(zero), ctypes.c_void_p(out.data.ptr), leading[2],
+            _prepared(stream), b_transposed, a_transposed, *map(ctypes.c_int64, (n, m, k)),
+            one, *places[0], *places[1], zero, *places[2], *count,
         )  # fmt: skip
     _check(status, name)

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from nbbn import device
 from nbbn.device import cublas
 from nbbn.errors import DeviceError
 
@@ -17,7 +18,10 @@ class Array:
 
     def __init__(self, host):
         self.host, self.shape, self.strides, self.dtype = host, host.shape, host.strides, host.dtype
-        self.data = types.SimpleNamespace(ptr=host.ctypes.data)
+        self.ndim, self.data = host.ndim, types.SimpleNamespace(ptr=host.ctypes.data)
+
+    def __len__(self):
+        return len(self.host)
 
 
 class Library:
@@ -25,26 +29,40 @@ class Library:
 
     def __init__(self):
         self.calls = []
-        self.cublasSgemm_v2_64 = self._gemm(np.float32)
-        self.cublasDgemm_v2_64 = self._gemm(np.float64)
+        for letter, kind in (("S", ctypes.c_float), ("D", ctypes.c_double)):
+            for form in ("_v2", "StridedBatched"):
+                setattr(self, f"cublas{letter}gemm{form}_64", self._gemm(kind, form != "_v2"))
 
-    def _gemm(self, dtype):
-        kind = ctypes.c_float if dtype == np.float32 else ctypes.c_double
-
-        def matrix(pointer, rows, columns, leading):
+    def _gemm(self, kind, stacked):
+        def stack(pointer, count, rows, columns, leading, step=0):
             assert leading >= max(rows, 1)
             memory = ctypes.cast(pointer, ctypes.POINTER(kind))
-            flat = np.ctypeslib.as_array(memory, (leading * (columns - 1) + rows,))
-            strides = (flat.itemsize, leading * flat.itemsize)
-            return np.lib.stride_tricks.as_strided(flat, (rows, columns), strides)
+            size = (count - 1) * step + leading * (columns - 1) + rows
+            flat = np.ctypeslib.as_array(memory, (size,))
+            strides = [n * flat.itemsize for n in (step, 1, leading)]
+            return np.lib.stride_tricks.as_strided(flat, (count, rows, columns), strides)
 
-        def call(handle, first_op, second_op, m, n, k, one, first, ld1, second, ld2, zero, c, ldc):
-            m, n, k, ld1, ld2, ldc = (size.value for size in (m, n, k, ld1, ld2, ldc))
+        def call(handle, first_op, second_op, m, n, k, one, *rest):
+            m, n, k = (size.value for size in (m, n, k))
+            width = 3 if stacked else 2
+            count = rest[-1].value if stacked else 1
+            first, second, result = (
+                (pointer, *(number.value for number in numbers))
+                for pointer, *numbers in (
+                    rest[:width], rest[width : 2 * width], rest[2 * width + 1 : 3 * width + 1]
+                )
+            )  # fmt: skip
             assert one._obj.value == 1
-            assert zero._obj.value == 0
-            x = matrix(first, *((k, m) if first_op else (m, k)), ld1)
-            y = matrix(second, *((n, k) if second_op else (k, n)), ld2)
-            matrix(c, m, n, ldc)[...] = (x.T if first_op else x) @ (y.T if second_op else y)
+            assert rest[2 * width]._obj.value == 0
+
+            def operand(place, flipped, rows, columns):
+                pointer, *numbers = place
+                if flipped:
+                    return stack(pointer, count, columns, rows, *numbers).swapaxes(1, 2)
+                return stack(pointer, count, rows, columns, *numbers)
+
+            x, y = operand(first, first_op, m, k), operand(second, second_op, k, n)
+            operand(result, False, m, n)[...] = x @ y
             self.calls.append((m, n, k))
             return 0
 
@@ -82,6 +100,39 @@ def test_rows_with_gaps_between_them(library, rng):
     out = np.empty((3, 5))
     cublas.gemm(Array(a), Array(b), Array(out), 0)
     np.testing.assert_allclose(out, a @ b)
+
+
+STACKS = [
+    ((2, 3, 4), (2, 4, 5)),
+    ((2, 3, 4), (4, 5)),
+    ((3, 4), (2, 4, 5)),
+    ((2, 1, 3, 4), (1, 6, 4, 5)),
+    ((1, 3, 4), (2, 4, 5)),
+    ((2, 3, 1), (2, 1, 5)),
+    ((1, 1, 4), (1, 4, 1)),
+]
+
+
+@pytest.mark.parametrize(("a_shape", "b_shape"), STACKS)
+@pytest.mark.parametrize("by_columns", [(False, False), (True, False), (False, True)])
+def test_products_of_stacks(library, rng, monkeypatch, a_shape, b_shape, by_columns):
+    """The operands as `device.matmul` lays them out, with NumPy in CuPy's place."""
+    monkeypatch.setattr(device, "xp", np)
+    a, b = (
+        np.swapaxes(rng.normal(size=(*shape[:-2], shape[-1], shape[-2])), -1, -2)
+        if flipped else rng.normal(size=shape)
+        for shape, flipped in zip((a_shape, b_shape), by_columns, strict=True)
+    )  # fmt: skip
+    expected = a @ b
+    operands = [device._matrices(array, expected.shape[:-2]) for array in (a, b)]
+    out = np.full((expected.size // np.prod(expected.shape[-2:]), *expected.shape[-2:]), np.nan)
+    cublas.gemm(*map(Array, operands), Array(out), 0)
+    np.testing.assert_allclose(out.reshape(expected.shape), expected)
+    assert len(library.calls) == 1
+    # Matrices without gaps are not copied, unless they are spread over others.
+    for array, operand in zip((a, b), operands, strict=True):
+        spread = array.ndim > 2 and array.shape[:-2] != expected.shape[:-2]
+        assert np.may_share_memory(array, operand) is not spread
 
 
 def test_a_status_that_is_not_0_is_an_error(library, monkeypatch):
