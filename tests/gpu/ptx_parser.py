@@ -96,16 +96,27 @@ class Variable(NamedTuple):
     data: bytes
 
 
+class DeviceFunction(NamedTuple):
+    """A function that kernels call: its parameters, the returned ones first, and its statements."""
+
+    parameters: list[str]
+    body: list[tuple[int, str]]
+
+
 class Function:
-    """A kernel.
+    """A kernel. Calls are replaced by what they call.
 
     Parameters
     ----------
     name : str
     parameters : list of Variable
+    devices : dict of str to DeviceFunction
     """
 
-    def __init__(self, name: str, parameters: list[Variable]) -> None:
+    def __init__(
+        self, name: str, parameters: list[Variable], devices: dict[str, DeviceFunction]
+    ) -> None:
+        self._devices, self._calls, self._suffix = devices, 0, ""
         self.name, self.parameters = name, parameters
         self.variables = list(parameters)
         self.code: list[Instruction] = []
@@ -128,8 +139,8 @@ class Function:
                     end = start + size + 16
         return found
 
-    def _register(self, name: str) -> Register | None:
-        """The register of a name, in the innermost scope that has it."""
+    def _register(self, name: str) -> Any:
+        """The register of a name, or the variable by which a call gets or returns something."""
         prefix = name.rstrip("0123456789")
         for scope in reversed(self._scopes):
             if name in scope:
@@ -161,14 +172,37 @@ class Function:
         elif statement == "}":
             self._scopes.pop()
         elif statement.endswith(":"):
-            self.labels[statement[:-1]] = len(self.code)
+            self.labels[statement[:-1] + self._suffix] = len(self.code)
         elif statement.startswith(".reg"):
             self._declare(statement)
         elif found := _variable(statement):
+            if found.space == "param":
+                # What goes to and from a function is a variable of the thread.
+                found = found._replace(space="local", name=f"{found.name}@{len(self.variables)}")
+                self._scopes[-1][statement.split()[-1].split("[")[0]] = Symbol(found.name)
             self.variables.append(found)
+        elif (call := _CALL.fullmatch(statement)) and call[2] in self._devices:
+            self._inline(call)
+        elif self._suffix and (returned := _RETURN.fullmatch(statement)):
+            text = f"{returned[1] or ''}bra $return"
+            self.code.append(self._instruction(line, text))
+            self.visited.append(0)
         elif not statement.startswith((".pragma", ".loc", ".branchtargets")):
             self.code.append(self._instruction(line, statement))
             self.visited.append(0)
+
+    def _inline(self, call: re.Match[str]) -> None:
+        """Take in the body of a function, with labels of its own."""
+        device, before = self._devices[call[2]], self._suffix
+        self._calls += 1
+        arguments = [self._register(name) for part in (1, 3) for name in _split(call[part] or "")]
+        self._scopes.append(dict(zip(device.parameters, arguments, strict=True)))
+        self._suffix = f"@{self._calls}"
+        for line, statement in device.body:
+            self.add(line, statement)
+        self.labels["$return" + self._suffix] = len(self.code)
+        self._suffix = before
+        self._scopes.pop()
 
     def _instruction(self, line: int, text: str) -> Instruction:
         found = _INSTRUCTION.fullmatch(text)
@@ -182,6 +216,8 @@ class Function:
         name, *parts = opcode.replace("::", "@").split(".")
         parts = [part for part in parts if part not in ("uni", "aligned")]
         operands = tuple(self._operand(operand, name) for operand in _split(rest))
+        if any(isinstance(o, Address) and "@" in getattr(o.base, "name", "") for o in operands):
+            parts = ["local" if part == "param" else part for part in parts]
         return Instruction(line, text, guard, opcode, name, parts, operands)
 
     def _operand(self, text: str, name: str) -> Any:
@@ -203,7 +239,7 @@ class Function:
             return Special(text[1:])
         if constant := _immediate(text):
             return constant
-        return Label(text) if name == "bra" else Symbol(text)
+        return Label(text + self._suffix) if name == "bra" else Symbol(text)
 
 
 class Module(NamedTuple):
@@ -240,6 +276,9 @@ _VARIABLE = re.compile(
     r"(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?([\w$.%]+)(?:\[(\d*)\])?(?:\s*=\s*(.*))?",
     re.DOTALL,
 )
+_CALL = re.compile(r"call(?:\.uni)?\s*(?:\(([^)]*)\)\s*,)?\s*([\w$]+)\s*(?:,\s*\(([^)]*)\)\s*)?")
+_RETURN = re.compile(r"(@!?[%\w]+\s+)?ret(?:\.uni)?")
+_DEVICE = re.compile(r".*\.func\s*(?:\(([^)]*)\))?\s*([\w$.]+)\s*(?:\(([^)]*)\))?.*", re.DOTALL)
 _HEADER = re.compile(r".*\.entry\s+([\w$.]+)\s*(?:\((.*)\))?.*", re.DOTALL)
 
 
@@ -293,27 +332,34 @@ def _variable(statement: str) -> Variable | None:
 
 def parse(text: str) -> Module:
     """Read a text."""
-    module = Module({}, [])
-    function, depth = None, 0
+    variables: list[Variable] = []
+    kernels: list[tuple[str, str, list[tuple[int, str]]]] = []
+    devices: dict[str, DeviceFunction] = {}
+    body: list[tuple[int, str]] = []
+    depth = 0
     for line, statement in _statements(text):
-        if function is None:
-            if found := _HEADER.fullmatch(statement):
-                name, inside = found.groups()
-                parameters = [_variable(part) for part in _split(inside or "")]
-                function = module.functions[name] = Function(name, parameters)  # type: ignore[arg-type]
-            elif found_variable := _variable(statement):
-                module.variables.append(found_variable)
-            else:
-                raise SyntaxError(f"line {line}: {statement[:80]!r}")
-        elif statement == "{" and depth == 0:
-            depth = 1
+        depth += {"{": 1, "}": -1}.get(statement, 0)
+        if depth or statement == "}":
+            if (statement, depth) not in (("{", 1), ("}", 0)):
+                body.append((line, statement))
+        elif found := _HEADER.fullmatch(statement):
+            body = []
+            kernels.append((found[1], found[2] or "", body))
+        elif found := _DEVICE.fullmatch(statement):
+            # A declaration comes before its definition, which replaces it.
+            body = []
+            names = [part.split()[-1] for k in (1, 3) for part in _split(found[k] or "")]
+            devices[found[2]] = DeviceFunction([name.split("[")[0] for name in names], body)
+        elif found_variable := _variable(statement):
+            variables.append(found_variable)
         else:
-            depth += {"{": 1, "}": -1}.get(statement, 0)
-            if depth == 0:
-                function = None
-            else:
-                function.add(line, statement)
-    for kernel in module.functions.values():
+            raise SyntaxError(f"line {line}: {statement[:80]!r}")
+    module = Module({}, variables)
+    for name, parameters, statements in kernels:
+        kernel = Function(name, [_variable(p) for p in _split(parameters)], devices)  # type: ignore[misc]
+        for line, statement in statements:
+            kernel.add(line, statement)
         # What lies outside of kernels is shared by all of them.
-        kernel.variables += [v for v in module.variables if v.space in ("shared", "local")]
+        kernel.variables += [v for v in variables if v.space in ("shared", "local")]
+        module.functions[name] = kernel
     return module

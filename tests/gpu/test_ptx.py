@@ -353,6 +353,38 @@ def test_parameters_tables_local_memory_and_packing():
     assert found.tolist() == [[11, 22, -6, k, swapped, 5, 250, 0] for k in range(3)]
 
 
+def test_calls():
+    """A function called twice, whose labels and registers are its own; odd threads return early."""
+    text = """
+    .version 9.0
+    .func (.param .b32 returned) twice(.param .b32 twice_0);
+    .visible .entry kernel(.param .u64 out)
+    {
+        .reg .b64 %rd<9>; .reg .b32 %r<9>; .reg .pred %p<3>;
+        ld.param.u64 %rd1, [out]; mov.u32 %r1, %tid.x;
+        { .param .b32 param0; st.param.b32 [param0+0], %r1; .param .b32 retval0;
+          call.uni (retval0), twice, (param0); ld.param.b32 %r2, [retval0+0]; }
+        { .param .b32 param0; st.param.b32 [param0+0], %r2; .param .b32 retval0;
+          call.uni (retval0), twice, (param0); ld.param.b32 %r2, [retval0+0]; }
+        mul.wide.u32 %rd2, %r1, 4; add.s64 %rd2, %rd1, %rd2; st.global.u32 [%rd2], %r2;
+        ret;
+    }
+    .func (.param .b32 returned) twice(.param .b32 twice_0)
+    {
+        .reg .b32 %r<9>; .reg .pred %p<3>;
+        ld.param.u32 %r1, [twice_0]; st.param.b32 [returned+0], %r1;
+        and.b32 %r2, %r1, 1; setp.ne.u32 %p1, %r2, 0;
+        @%p1 bra $odd;
+        add.u32 %r1, %r1, %r1; st.param.b32 [returned+0], %r1;
+    $odd:
+        ret;
+    }
+    """
+    program, found = ptx.Program(text), np.zeros(6, np.uint32)
+    program.launch(None, (1,), (6,), [struct.pack("Q", program.memory.add(found))])
+    assert found.tolist() == [0, 1, 8, 3, 16, 5]
+
+
 # ----------------------------------------------------------------------- what must be found
 
 
