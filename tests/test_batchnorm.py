@@ -629,6 +629,20 @@ def test_adversarial_orders(rng, arrange, as_planes):
     assert_forward(y, want, np.float32)
 
 
+@pytest.mark.parametrize("shape", [(4096, 20), (64, 32, 8, 8), (8, 2, 128, 128), (1, 2, 400_000)])
+@pytest.mark.parametrize("far", [1e4, 1e8])
+def test_the_first_values_may_lie_far_from_the_others(rng, shape, far):
+    """As a black margin does: sums begin with a shift that is of no use for the rest."""
+    x = rng.normal(size=shape).astype(np.float32)
+    x.reshape(*shape[:2], -1)[0, :, :16] = far
+    y, stats = fn.batch_norm_train(x)
+    want, want_stats = reference.batch_norm_train(x)
+    # Where rows are the layout, a run of them holds the outliers.
+    assert np.max(np.abs(stats.var / want_stats.var - 1)) < 5e-7
+    assert np.max(np.abs(stats.mean - want_stats.mean) / np.sqrt(want_stats.var)) < 5e-7
+    assert np.max(np.abs(y - want) / np.maximum(np.abs(want), 1)) < 1e-6
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e12, 1e18, 1e25])
 @pytest.mark.parametrize(("shape", "axis"), [((500, 8), 1), ((4, 8, 10, 10), 1)])
 def test_scale_of_the_data_does_not_matter(rng, shape, axis, scale):

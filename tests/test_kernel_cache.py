@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import nbbn
+from nbbn.kernels import _cache
 
 ROOT = Path(__file__).resolve().parents[1]
 WARNING = "nbbn kernel cache: "
@@ -274,6 +275,13 @@ def test_a_folder_where_the_file_should_be(folder):
 
 
 # --------------------------------------------------------------------------------- staleness
+
+
+def test_another_python_has_entries_of_its_own(monkeypatch):
+    digest = _cache.source_digest.__wrapped__
+    own = digest()
+    monkeypatch.setattr(sys.implementation, "cache_tag", "cpython-39")
+    assert digest() != own
 
 
 def test_other_options_are_another_entry(folder):

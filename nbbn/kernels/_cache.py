@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import pickle
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -49,8 +50,10 @@ def cache_dir() -> Path | None:
 
 @functools.cache
 def source_digest() -> str:
-    """Digest of the library version, its compilers and the text of every kernel file."""
-    digest = hashlib.sha256(repr((__version__, numba.__version__, llvmlite.__version__)).encode())
+    """Digest of the versions of library, compilers and Python and the text of every kernel file."""
+    # An entry is a pickle, and its machine code calls into the interpreter that made it.
+    versions = __version__, numba.__version__, llvmlite.__version__, sys.implementation.cache_tag
+    digest = hashlib.sha256(repr(versions).encode())
     paths = sorted(Path(__file__).parent.glob("*.py"))
     if not paths:
         raise FileNotFoundError("the kernels' source files, which entries are keyed on")

@@ -51,6 +51,20 @@ def slabs_of_channels(x, arrays):
 
 
 @device_function
+def _sums_about(x, n0, n1, c, s0, s1, center):
+    """Sums of x - center and of its square over x[n0:n1, c, s0:s1], in float64."""
+    total = 0.0
+    square = 0.0
+    for n in range(n0, n1):
+        plane = x[n, c]
+        for s in range(s0, s1):
+            d = plane[s] - center
+            total += d
+            square += d * d
+    return total, square
+
+
+@device_function
 def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
     """Write mean and M2 (sum of squared deviations) of x[n0:n1, c, s0:s1] for channels c0..c1.
 
@@ -81,6 +95,12 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
         offset = mean[j] / count
         deviation = m2[j] - mean[j] * offset
         mean[j] = shift[j] + offset
+        # A shift far from the mean, of outliers or a margin, has cost digits: sum about the mean.
+        if 64.0 * deviation < m2[j]:
+            total, m2[j] = _sums_about(x, n0, n1, c0 + j, s0, s1, mean[j])
+            offset = total / count
+            mean[j] += offset
+            deviation = m2[j] - total * offset
         m2[j] = 0.0 if deviation < 0.0 else deviation
 
 
