@@ -40,6 +40,9 @@ def missing() -> str | None:
     if SIMULATED:
         return None
     try:
+        # Without a driver CUDA complains that its version is too low.
+        if not xp.cuda.runtime.driverGetVersion():
+            return "there is no NVIDIA driver here"
         if not xp.cuda.runtime.getDeviceCount():
             return "the driver reports no device"
     except Exception as error:  # CuPy's errors have no common class

@@ -1,4 +1,4 @@
-"""Streams, graphs and pinned copies of `nbbn.device`, with stand-ins for CuPy's."""
+"""Devices, streams, graphs and pinned copies of `nbbn.device`, with stand-ins for CuPy's."""
 
 from __future__ import annotations
 
@@ -154,3 +154,19 @@ def test_products_of_two_streams_have_two_workspaces(monkeypatch):
     assert [name for name, _ in calls[1:]] == list(functions[1:]) * 4
     cublas.forget(5)
     assert [*cublas._workspaces] == [(6, 0)]
+
+
+def refuse():
+    raise RuntimeError("cudaErrorUnknown:\n the device fell off the bus")
+
+
+@pytest.mark.parametrize(("version", "count", "reason"), [
+    (0, refuse, "there is no NVIDIA driver here"),
+    (13000, lambda: 0, "the driver reports no device"),
+    (13000, refuse, "no CUDA device can be used (cudaErrorUnknown: the device fell off the bus): "
+     "see nvidia-smi"),
+])  # fmt: skip
+def test_what_is_missing_is_one_line(queue, monkeypatch, version, count, reason):
+    runtime = types.SimpleNamespace(driverGetVersion=lambda: version, getDeviceCount=count)
+    monkeypatch.setattr(queue, "runtime", runtime, raising=False)
+    assert device.missing.__wrapped__() == reason
