@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import os
 import signal
 import threading
@@ -196,7 +197,8 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int, measure: str = "loss") -> None:
-        if not isinstance(patience, int) or patience < 1:
+        whole = isinstance(patience, numbers.Integral) and not isinstance(patience, bool)
+        if not whole or patience < 1:
             raise ArgumentError(f"patience must be an integer of at least 1, got {patience!r}")
         if measure not in ("loss", "accuracy"):
             raise ArgumentError(f"measure must be loss or accuracy, got {measure!r}")

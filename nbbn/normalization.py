@@ -157,11 +157,13 @@ class BatchNorm(Module):
         default = CONVENTIONS[checks.choice(convention, tuple(CONVENTIONS), "convention")]
         self.convention = convention
         self.eps = checks.epsilon(default.eps if eps is None else eps, zero_allowed=False)
-        if momentum == "default":
+        if isinstance(momentum, str) and momentum == "default":
             momentum = default.momentum
         self.momentum = None if momentum is None else checks.fraction(momentum, "momentum")
         self.momentum_weighs = checks.choice(
-            momentum_weighs or default.momentum_weighs, ("new", "old"), "momentum_weighs"
+            default.momentum_weighs if momentum_weighs is None else momentum_weighs,
+            ("new", "old"),
+            "momentum_weighs",
         )
         self.axis = default.axis if axis is None else checks.integer(axis, "axis")
         self.unbiased = default.unbiased if unbiased is None else bool(unbiased)

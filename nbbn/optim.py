@@ -279,9 +279,7 @@ class Optimizer:
 
     def _advance(self) -> None:
         """Count the step and write its numbers to where the kernel reads them."""
-        lr = self.schedule(self.step_count)
-        if not 0 <= lr < math.inf:
-            raise ArgumentError(f"lr must be finite and >= 0, but the schedule gave {lr}")
+        lr = _rate(self.schedule(self.step_count), "lr, which the schedule gave,")
         self.step_count += 1
         numbers = self._hyper(lr)
         for arena in self.arenas:
@@ -316,23 +314,34 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned.
 
+        Nothing is changed unless everything fits.
+
         Raises
         ------
         ArgumentError
-            The state belongs to another optimizer or another set of parameters.
+            The state belongs to another optimizer or another set of parameters, or its step count
+            is no count.
+        DTypeError
+            It is no mapping, or holds something else than numbers.
         """
         checks.mapping(state, "state")
         own = self.state_dict()
-        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+        given = {name: backend.host(array) for name, array in state.items()}
+        if own.keys() != given.keys() or any(own[k].shape != given[k].shape for k in own):
             raise ArgumentError(
                 "the state belongs to another optimizer or model: expected "
                 f"{ {k: v.shape for k, v in own.items()} }, "
-                f"got { {k: np.shape(v) for k, v in state.items()} }"
+                f"got { {k: v.shape for k, v in given.items()} }"
             )
-        self.step_count = int(state["step_count"])
+        for name, array in given.items():
+            if array.dtype.kind not in "fiu":
+                raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
+        count = given["step_count"]
+        checks.running_statistic(count, checks.COUNTERS[0], count.dtype, "step_count")
+        self.step_count = int(count)
         for a, arena in enumerate(self.arenas):
             for s, array in enumerate(arena.states):
-                backend.assign(array, state[f"arena{a}.state{s}"])
+                backend.assign(array, given[f"arena{a}.state{s}"])
 
 
 class SGD(Optimizer):

@@ -9,7 +9,7 @@ import nbbn
 from nbbn import losses, optim, plots, train
 from nbbn.callbacks import EarlyStopping
 from nbbn.config import Config
-from nbbn.data import Batches
+from nbbn.data import Batches, split
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 
 RNG = np.random.default_rng(0)
@@ -77,6 +77,14 @@ MISUSES = {
     "curves of a path": (
         lambda: plots.curves("run"), DTypeError, "runs must map names.*got str: pass {'name'"
     ),
+    "patience of a truth": (lambda: EarlyStopping(True), ArgumentError, "patience must.*True"),
+    "momentum of each channel": (
+        lambda: nbbn.BatchNorm(3, momentum=np.ones(3)), DTypeError, "momentum.*ndarray"
+    ),
+    "weighs nothing": (
+        lambda: nbbn.BatchNorm(3, momentum_weighs=""), ArgumentError, "momentum_weighs must be one"
+    ),
+    "std of no float": (lambda: Batches(X, Y, 5, std=10**400), ArgumentError, "std must be finite"),
     "format of many": (lambda: f"{nbbn.Tensor(X):.3f}", ShapeError, "one element"),
 }  # fmt: skip
 
@@ -85,6 +93,11 @@ MISUSES = {
 def test_misuse_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert EarlyStopping(np.int64(3)).patience == 3
+    assert len(split(10, np.float32(0.25))[1]) == 2
 
 
 def test_a_loss_formats_as_a_number():

@@ -11,6 +11,8 @@ import nbbn
 from nbbn import Parameter, Tape, optim
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 
+NAN = float("nan")
+
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 SHAPES = [(4, 3), (3,), (), (2, 1, 5)]
 
@@ -392,11 +394,42 @@ def test_a_state_that_does_not_fit_changes_nothing(rng):
         np.testing.assert_array_equal(array, before[name])
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "error", "words"),
+    [
+        ("step_count", -5, ArgumentError, "step_count must be a whole number.*-5"),
+        ("step_count", 2.5, ArgumentError, "step_count must be a whole number.*2.5"),
+        ("step_count", NAN, ArgumentError, "step_count must be a whole number.*nan"),
+        ("step_count", "7", DTypeError, "step_count must hold numbers.*<U"),
+        ("arena0.state1", 1j, DTypeError, "arena0.state1 must hold numbers.*complex"),
+        ("arena0.state1", None, DTypeError, "arena0.state1 must hold numbers.*object"),
+    ],
+)
+def test_a_state_of_something_else_changes_nothing(rng, name, wrong, error, words):
+    optimizer = optim.Adam(parameters(rng))
+    advance(optimizer, 0)
+    before = optimizer.state_dict()
+    other = optim.Adam(parameters(rng)).state_dict()
+    with pytest.raises(error, match=words):
+        optimizer.load_state_dict({**other, name: np.full(before[name].shape, wrong)})
+    for key, array in optimizer.state_dict().items():
+        np.testing.assert_array_equal(array, before[key])
+
+
+def test_a_state_may_be_lists(rng):
+    optimizer = optim.Adam(parameters(rng))
+    advance(optimizer, 0)
+    state = optimizer.state_dict()
+    again = optim.Adam(parameters(rng))
+    again.load_state_dict({name: array.tolist() for name, array in state.items()})
+    for name, array in again.state_dict().items():
+        np.testing.assert_array_equal(array, state[name])
+
+
 # ------------------------------------------------------------------------------------ errors
 
 
 P = Parameter([1.0, 2.0])
-NAN = float("nan")
 
 REFUSED = {
     "no parameters": (lambda: optim.SGD([]), ArgumentError, "at least one parameter"),
@@ -447,13 +480,18 @@ def test_arguments_that_do_not_fit_are_refused(call, error, words):
         call()
 
 
-def test_a_schedule_that_fails_later_leaves_everything_as_it_was(rng):
+@pytest.mark.parametrize(
+    ("late", "error"), [(NAN, ArgumentError), (-1.0, ArgumentError), (None, DTypeError)]
+)
+def test_a_schedule_that_fails_later_leaves_everything_as_it_was(rng, late, error):
     own = parameters(rng)
-    optimizer = optim.Adam(own, lambda step: 0.1 if step < 2 else NAN)
+    optimizer = optim.Adam(own, lambda step: 0.1 if step < 2 else late)
     advance(optimizer, 0)
     advance(optimizer, 1)
     before, state = bits(own), optimizer.state_dict()
-    with pytest.raises(ArgumentError, match=r"lr.*nan"):
+    with pytest.raises(
+        error, match=f"lr, which the schedule gave.*{'None' if late is None else late}"
+    ):
         advance(optimizer, 2)
     assert bits(own) == before
     for name, array in optimizer.state_dict().items():

@@ -307,7 +307,7 @@ def split(
     """
     if _positive(count, "count") < 2:
         raise ArgumentError(f"a split needs at least 2 examples, got {count}")
-    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+    if not isinstance(fraction, int | float | np.floating) or not 0 < fraction < 1:
         raise ArgumentError(f"fraction must lie between 0 and 1, got {fraction!r}")
     held = min(max(round(count * fraction), 1), count - 1)
     order = _generator(rng).permutation(count)
@@ -432,6 +432,8 @@ def _finite(value: Any, name: str, features: int) -> np.ndarray:
         array = np.array(value, np.float64)
     except (TypeError, ValueError):
         raise DTypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    except OverflowError:
+        array = np.array(np.inf)
     if array.ndim and array.shape != (features,):
         raise ShapeError(f"{name} must be a number or have shape ({features},), got {array.shape}")
     if not np.isfinite(array).all():
