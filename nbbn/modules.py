@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -20,6 +21,16 @@ __all__ = ["Module", "changes", "float_type", "version"]
 _version = 0
 _switches = 0
 _lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    # Whoever holds the lock in the parent does not exist in the child.
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 class _Local(threading.local):

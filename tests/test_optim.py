@@ -394,6 +394,19 @@ def test_a_state_that_does_not_fit_changes_nothing(rng):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_a_parameter_that_is_two_inputs_gets_both_gradients(rng):
+    both = Parameter(np.ones(3, np.float32))
+    optimizer = optim.SGD([both], lr=1.0)
+    x, dy = rng.normal(size=(2, 8, 3)).astype(np.float32)
+    with nbbn.Tape() as tape:
+        y, stats = nbbn.ops.batch_norm_train(x, both, both)
+    tape.backward(y, dy)
+    _, dgamma, dbeta = nbbn.functional.batch_norm_backward(dy, x, stats, both.data)
+    np.testing.assert_array_equal(both.grad, dgamma + dbeta)
+    optimizer.step()
+    np.testing.assert_array_equal(both.data, 1 - (dgamma + dbeta))
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "error", "words"),
     [

@@ -185,12 +185,18 @@ def test_a_bad_batch_is_counted_and_kept_out(rng, bad, shape, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value"), [(np.float32, 1e30), (np.float16, 3e4), (np.float64, 1e200)]
+    ("mean_dtype", "dtype", "value"),
+    [
+        (np.float32, np.float32, 1e30),
+        (np.float16, np.float16, 3e4),
+        (np.float64, np.float64, 1e200),
+        (np.float64, np.float32, 1e30),
+    ],
 )
-def test_statistics_beyond_the_range_are_kept_out(dtype, value):
+def test_statistics_beyond_the_range_are_kept_out(mean_dtype, dtype, value):
     """Finite data can have a variance that the running one cannot hold."""
     x = np.array([[value, 1.0], [-value, 2.0]])
-    mean, var = np.zeros(2, dtype), np.ones(2, dtype)
+    mean, var = np.zeros(2, mean_dtype), np.ones(2, dtype)
     skipped = np.zeros(1, np.int64)
     F.update_running_stats(mean, var, F.batch_norm_train(x)[1], skipped=skipped)
     assert skipped == 1

@@ -119,3 +119,23 @@ def test_other_threads_go_on_during_a_long_kernel(layer):
     assert set(found) == {"serial", "parallel"}
     assert all(seconds > 100 for seconds, _, _ in found.values()), f"too short to tell: {found}"
     assert worst < 50, f"milliseconds of work, longest pause, longest pause in a sleep: {found}"
+
+
+def test_child_made_while_another_thread_sets_an_attribute():
+    code = """
+import os, signal
+import nbbn
+from nbbn import modules
+
+model = nbbn.mlp((3, 2))
+with modules._lock:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        model.eval()
+        os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+model.eval()
+"""
+    result = execute(code, "workqueue")
+    assert (result.returncode, result.stdout) == (0, "7\n"), result.stderr
