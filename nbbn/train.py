@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -140,26 +141,26 @@ def fit(
     CheckpointError
         `resume` belongs to another model, optimizer or data set.
     """
-    checks.positive(epochs, "epochs")
-    if until is not None:
-        checks.fraction(until, "until")
-        if test is None and validation is None:
-            raise ArgumentError("until watches an accuracy: pass validation or test as well")
-    check_step(model, loss, optimizer)
-    _check_batches(batches, *(data for data in (validation, test) if data is not None))
     _check_callbacks(callbacks)
-    if isinstance(batches, Batches):
-        _check_batch_size(model, batches)
-    counts = any(callback.counts_right for callback in callbacks)
-    watched = _Watched(loss, counts, optimizer.parameters[0].device)
-    step = record_step(model, watched, optimizer)
-    run = Run(model, batches, optimizer, epochs)
-    if resume is not None:
-        own = batches if isinstance(batches, Batches) else None
-        checkpoint.restore(resume, model, optimizer, own, strict=strict)
-        run.load_state_dict(resume.progress)
-        run.history = [_epoch(values) for values in run.history]
-    try:
+    with _closing(callbacks):
+        checks.positive(epochs, "epochs")
+        if until is not None:
+            checks.fraction(until, "until")
+            if test is None and validation is None:
+                raise ArgumentError("until watches an accuracy: pass validation or test as well")
+        check_step(model, loss, optimizer)
+        _check_batches(batches, *(data for data in (validation, test) if data is not None))
+        if isinstance(batches, Batches):
+            _check_batch_size(model, batches)
+        counts = any(callback.counts_right for callback in callbacks)
+        watched = _Watched(loss, counts, optimizer.parameters[0].device)
+        step = record_step(model, watched, optimizer)
+        run = Run(model, batches, optimizer, epochs)
+        if resume is not None:
+            own = batches if isinstance(batches, Batches) else None
+            checkpoint.restore(resume, model, optimizer, own, strict=strict)
+            run.load_state_dict(resume.progress)
+            run.history = [_epoch(values) for values in run.history]
         # The last one first: Checkpoints refuse a folder before a log in it is begun anew.
         for callback in reversed(callbacks):
             callback.start(run)
@@ -188,10 +189,16 @@ def fit(
                 callback.epoch(run, result)
         for callback in callbacks:
             callback.end(run)
-    finally:
-        for callback in callbacks:
-            callback.close()
     return run.history
+
+
+@contextlib.contextmanager
+def _closing(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Close every callback in the end, those behind one that fails too."""
+    with contextlib.ExitStack() as stack:
+        for callback in reversed(callbacks):
+            stack.callback(callback.close)
+        yield
 
 
 def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Callback]) -> None:

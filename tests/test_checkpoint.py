@@ -694,3 +694,32 @@ def test_a_kill_at_any_moment(tmp_path):
             child.kill()
             said = [first, *map(int, child.stdout.read().split())]
         check_after_kill(folder, said[-1])
+
+
+def test_a_refused_fit_gives_its_folder_back_and_the_next_takes_it_again(tmp_path):
+    model, batches, optimizer, _ = training()
+    keeper = Checkpoints(tmp_path)
+    with pytest.raises(ArgumentError, match="epochs must be at least 1"):
+        fit(model, batches, optimizer, epochs=0, callbacks=[keeper])
+    Checkpoints(tmp_path).close()
+
+    class Other(Callback):
+        def step(self, run):
+            with pytest.raises(ArgumentError, match="another run writes to"):
+                Checkpoints(tmp_path)
+
+    fit(model, batches, optimizer, epochs=1, callbacks=[keeper, Other()])
+    assert checkpoint.latest(tmp_path).progress["epoch"] == 2
+    Checkpoints(tmp_path).close()
+
+
+def test_every_callback_is_closed_though_one_fails(tmp_path):
+    class Failing(Callback):
+        def close(self):
+            raise OSError("no room")
+
+    model, batches, optimizer, _ = training()
+    keeper = Checkpoints(tmp_path)
+    with pytest.raises(OSError, match="no room"):
+        fit(model, batches, optimizer, epochs=1, callbacks=[Failing(), keeper])
+    Checkpoints(tmp_path).close()

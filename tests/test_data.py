@@ -1017,3 +1017,11 @@ def test_masks_are_not_lost(name):
     given[name] = np.ma.array(given[name])
     with pytest.raises(DTypeError, match=f"{name} must have no mask"):
         Batches(given.pop("images"), given.pop("labels"), 2, **given)
+
+
+def test_the_fingerprint_is_that_of_the_rows_in_use(rng):
+    images, labels = rng.normal(size=(12, 3)).astype(np.float32), rng.integers(0, 9, 12)
+    first, second = (Batches(images, labels, 2, rows=rows) for rows in np.split(np.arange(12), 2))
+    assert first.fingerprint == Batches(images[:6], labels[:6], 2).fingerprint
+    assert second.fingerprint == Batches(images[6:], labels[6:], 2).fingerprint
+    assert first.fingerprint != second.fingerprint

@@ -137,6 +137,9 @@ class Checkpoints(Callback):
 
     def start(self, run: Run) -> None:
         """Refuse to mix this run with another one's checkpoints."""
+        if not self._release.alive:
+            # An earlier `fit` has given the folder back.
+            self._release = weakref.finalize(self, _close, _take(self.folder))
         found = _numbered(self.folder)
         if found and _step(found[-1]) > run.step:
             raise ArgumentError(
