@@ -8,8 +8,9 @@ A register is an array of one value per thread, of as many blocks as run togethe
 program counter; those whose counter is the smallest go on together, so that branches of structured
 code meet again. A barrier waits for all threads of its block. What a device leaves undefined is a
 Fault here: an access outside of registered memory or not aligned, a barrier that part of a block
-has left out, threads of a block at different barriers. Memory is sequentially consistent: a missing
-fence goes unseen.
+has left out, threads of a block at different barriers, races in shared memory, and what a block
+reads of another's without a fence or through its own cache. Otherwise, memory is sequentially
+consistent.
 
 `ptx_parser.py` reads the text, `ptx_ops.py` has the arithmetic, `ptx_memory.py` the memory,
 `ptx_warp.py` what the threads of a warp do together.
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import ptx_ops
-from ptx_memory import AccessError, GlobalMemory, Parameters, PrivateMemory, SharedMemory
+from ptx_memory import AccessError, GlobalMemory, Parameters, PrivateMemory, SharedMemory, Traffic
 from ptx_ops import TYPES, U32, U64, WINDOWS
 from ptx_parser import (
     Address,
@@ -119,9 +120,11 @@ class Program:
             draw.shuffle(places)
         for name, table in self._tables.items():
             self.memory.add(table, name)
+        self.memory.traffic = Traffic(threads * len(places), threads)
         for k in range(0, len(places), together):
             batch = _Batch(self, function, (gx, gy, gz), block, places[k : k + together],
                            parameters, dynamic_shared_bytes)  # fmt: skip
+            batch.first = k * threads
             with np.errstate(all="ignore"):
                 batch.run(order, draw)
 
@@ -170,6 +173,8 @@ class _Batch(WarpInstructions):
         for space in ("shared", "local", "param"):
             self.symbols |= {name: start for name, (start, _) in layouts[space].items()}
         self.steps = 0
+        # Number of the first thread in the launch.
+        self.first = 0
 
     # -------------------------------------------------------------------- which threads run
 
@@ -404,8 +409,13 @@ class _Batch(WarpInstructions):
             space = {0: "global", 1: "shared", 2: "local"}[int(windows[0])]
             addresses = addresses - U64.type(WINDOWS[space])
         memory, owners = self.spaces[space], self._owners.get(space)
+        atomic = instruction.name in ("atom", "red")
         if space == "shared":
-            memory.threads, memory.in_atomic = self.threads, instruction.name in ("atom", "red")
+            memory.threads, memory.in_atomic = self.threads, atomic
+        elif space == "global":
+            traffic = memory.traffic
+            traffic.threads = self.first + self.threads
+            traffic.fresh = None if atomic else not _FRESH.isdisjoint(instruction.parts)
         return memory, addresses, None if owners is None else owners[self.active]
 
     def _do_ld(self, instruction: Instruction, at: int) -> None:
@@ -468,11 +478,15 @@ class _Batch(WarpInstructions):
         raise self._fault(instruction, self.threads, "trap")
 
     def _do_membar(self, instruction: Instruction, at: int) -> None:
-        """Memory is always up to date here."""
+        """Memory is always up to date here; but what has gone before others may read."""
+        if not {"gl", "gpu", "sys"}.isdisjoint(instruction.parts):
+            self.spaces["global"].traffic.fences[self.first + self.threads] += 1
 
     _do_fence = _do_membar
 
 
+# Loads that do not find what a cache of the multiprocessor still holds.
+_FRESH = {"volatile", "relaxed", "acquire", "cg", "cv"}
 _BARRIERS = ("bar.sync", "barrier.sync", "barrier.sync.aligned", "bar.cta.sync",
              "barrier.cta.sync", "barrier.cta.sync.aligned")  # fmt: skip
 _ATOMICS = {

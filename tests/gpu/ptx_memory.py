@@ -32,10 +32,61 @@ def _check_alignment(addresses: np.ndarray, size: int) -> None:
         raise AccessError(f"{size} bytes at the misaligned address {int(addresses[k]):#x}", k)
 
 
+class Traffic:
+    """What the blocks of one launch pass to each other through global memory.
+
+    A block may read what another has stored only past the first-level cache, and only if the one
+    that stored it has let a fence follow. Regions of more than 16 MiB are not watched.
+
+    Parameters
+    ----------
+    threads, per_block : int
+        Threads of the launch and of a block.
+    """
+
+    _MOST = 1 << 24
+
+    def __init__(self, threads: int, per_block: int) -> None:
+        self._per_block = per_block
+        self._stores: dict[int, np.ndarray] = {}
+        self.fences = np.zeros(threads, np.int32)
+        # The batch says who is at work, and whether its loads go past the cache; None: an atomic.
+        self.threads: Any = None
+        self.fresh: bool | None = False
+
+    def look(self, region: Any, at: np.ndarray, which: Any) -> None:
+        """Before a load of elements, `at` bytes from the start of a region."""
+        stores = self._stores.get(region[0])
+        if stores is None or self.fresh is None:
+            return
+        writers, fences = stores[0, at] - 1, stores[1, at]
+        threads = self.threads[which]
+        others = (writers >= 0) & (writers // self._per_block != threads // self._per_block)
+        for wrong, message in (
+            (others & (not self.fresh), "an ordinary load of another block's store"),
+            (others & (self.fences[writers] == fences), "no fence after another block's store"),
+        ):
+            if wrong.any():
+                raise AccessError(message, int(np.arange(self.threads.size)[which][_first(wrong)]))
+
+    def note(self, region: Any, at: np.ndarray, which: Any) -> None:
+        """Remember a store."""
+        start, end, _ = region
+        if end - start > self._MOST or self.fresh is None:
+            return
+        if start not in self._stores:
+            self._stores[start] = np.zeros((2, end - start), np.int32)
+        threads = self.threads[which]
+        self._stores[start][0, at] = threads + 1
+        self._stores[start][1, at] = self.fences[threads]
+
+
 class GlobalMemory:
     """Regions of this process's memory, by address."""
 
     def __init__(self) -> None:
+        # Between the blocks of the launch that runs.
+        self.traffic: Traffic | None = None
         self._starts: list[int] = []
         self._regions: list[tuple[int, int, str]] = []
         self._views: dict[Any, np.ndarray] = {}
@@ -122,6 +173,9 @@ class GlobalMemory:
             start, view = self._view(region, dtype)
             index = (addresses[which] - np.uint64(start)) // np.uint64(dtype.itemsize)
             for k in range(width):
+                if self.traffic is not None:
+                    at = (index + np.uint64(k)) * np.uint64(dtype.itemsize)
+                    self.traffic.look(region, at, which)
                 found[k][which] = view[index + np.uint64(k)]
         return found
 
@@ -134,6 +188,9 @@ class GlobalMemory:
             index = (addresses[which] - np.uint64(start)) // np.uint64(dtype.itemsize)
             for k, value in enumerate(values):
                 value = np.broadcast_to(value, addresses.shape)
+                if self.traffic is not None:
+                    at = (index + np.uint64(k)) * np.uint64(dtype.itemsize)
+                    self.traffic.note(region, at, which)
                 view[index + np.uint64(k)] = value[which]
 
 

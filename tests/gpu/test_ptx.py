@@ -301,6 +301,35 @@ def test_blocks_share_atomics_but_no_memory():
         assert largest[0] == 55
 
 
+@pytest.mark.parametrize(("fence", "load", "message"), [
+    ("membar.gl;", "ld.volatile.global.u32", None),
+    ("fence.acq_rel.gpu;", "ld.relaxed.gpu.global.u32", None),
+    ("", "ld.volatile.global.u32", "no fence after another block's store"),
+    ("membar.cta;", "ld.volatile.global.u32", "no fence after another block's store"),
+    ("membar.gl;", "ld.global.u32", "an ordinary load of another block's store"),
+])  # fmt: skip
+def test_blocks_pass_values_by_fences(fence, load, message):
+    """The last block of two reads what the other has left."""
+    body = f"""
+        mov.u32 %r2, %ctaid.x; mul.wide.u32 %rd20, %r2, 4; add.s64 %rd20, %rd0, %rd20;
+        st.global.u32 [%rd20], %r2; {fence}
+        atom.global.inc.u32 %r3, [%rd1], 1; setp.eq.u32 %p1, %r3, 0;
+        @%p1 bra $end;
+        {load} %r4, [%rd0]; {load} %r5, [%rd0+4]; add.u32 %r4, %r4, %r5;
+        st.global.u32 [%rd2], %r4;
+    $end:
+    """
+    for order in ("forward", "reversed"):
+        parts, ticket, total = np.zeros(2, np.uint32), np.zeros(1, np.uint32), np.zeros(1, "u4")
+        options = {"threads": 1, "grid": 2, "order": order}
+        if message is None:
+            run(body, parts, ticket, total, **options)
+            assert total[0] == 1
+        else:
+            with pytest.raises(ptx.Fault, match=message):
+                run(body, parts, ticket, total, **options)
+
+
 def test_shuffles():
     found = np.zeros(32, np.uint32)
     step = "shfl.sync.bfly.b32 %r3, %r2, {0}, 31, -1; add.u32 %r2, %r2, %r3;"
