@@ -203,8 +203,13 @@ class Sequential(Module):
         for layer in self.layers:
             if weights is not None and isinstance(layer, BatchNorm | Sequential):
                 x = layer(x, weights=weights)
-            else:
-                x = layer(x)
+                continue
+            if weights is not None and any(isinstance(m, BatchNorm) for m in layer.modules()):
+                raise ArgumentError(
+                    f"weights do not reach the BatchNorm inside {layer!r}: apply the layers one by "
+                    "one, and hand them over yourself"
+                )
+            x = layer(x)
         return x
 
     def __call__(self, x: Tensor | np.ndarray, weights: np.ndarray | None = None) -> Tensor:

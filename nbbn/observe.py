@@ -59,7 +59,7 @@ def observed(model: Module, see: See) -> Iterator[None]:
 def first_nonfinite(model: Module, x: np.ndarray) -> str:
     """Find where the first infinity or NaN of a forward pass comes from.
 
-    The model computes in the mode that it is in; its state is restored.
+    The model computes in the mode that it is in; parameters and buffers stay as they are.
 
     Parameters
     ----------

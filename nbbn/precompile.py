@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ _DTYPES = ("float32", "float64")
 
 
 def warmup(
-    dtypes: tuple[str, ...] = _DTYPES, *, on_compile: Callable[[str], None] | None = None
+    dtypes: str | Iterable[str] = _DTYPES, *, on_compile: Callable[[str], None] | None = None
 ) -> int:
     """Compile every CPU kernel, serial and parallel, and store it in the cache.
 
@@ -24,7 +24,7 @@ def warmup(
 
     Parameters
     ----------
-    dtypes : tuple of {"float32", "float64"}
+    dtypes : {"float32", "float64"}, or several
         Types to compile for.
     on_compile : callable, optional
         Called with each kernel's name as its compilation begins.
@@ -39,6 +39,7 @@ def warmup(
     ArgumentError
         An unknown dtype.
     """
+    dtypes = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
     for dtype in dtypes:
         checks.choice(dtype, _DTYPES, "dtypes")
     from .kernels import _cache, _jit

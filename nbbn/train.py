@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     loss : float
         Mean loss per example.
     accuracy : float
-        Fraction of examples whose largest output is their label.
+        Fraction of examples whose largest output is their label; NaN where targets are no labels.
     count : int
         Number of examples.
     """
@@ -315,9 +315,13 @@ class _Watched:
         value = self._loss(output, y)
         if isinstance(value, Tensor) and value.size == 1 and value.device == "cpu":
             backend.run(_check_finite, value.data)
-        if self.counts and output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu":
+        if self.counts and _are_labels(y, output):
             backend.run(_count_right, output.data, y, self.right)
         return value
+
+
+def _are_labels(y: Any, output: Tensor) -> bool:
+    return output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu"
 
 
 def _check_finite(loss: np.ndarray) -> None:
@@ -355,12 +359,15 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     Evaluation
     """
     _check_batches(batches)
-    total, right, count = 0.0, 0, 0
+    total, right, count = 0.0, 0.0, 0
     with _evaluating(model):
         for x, y in _pairs(batches):
             output = model(x)
             total += loss(output, y).item() * len(y)
-            right += int(np.count_nonzero(output.data.argmax(axis=1) == y))
+            if _are_labels(y, output):
+                right += int(np.count_nonzero(output.data.argmax(axis=1) == y))
+            else:
+                right = math.nan
             count += len(y)
     if not count:
         raise ArgumentError("there is nothing to evaluate: batches is empty")

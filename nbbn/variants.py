@@ -275,15 +275,18 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
     merged = [merge_stats(found) if found else None for found in seen]
     if all(stats is None or stats.count == 0 for stats in merged):
         raise ArgumentError("recalibrate saw no data: pass batches of examples")
-    if not all(
-        np.isfinite(array).all() for stats in merged if stats is not None for array in stats[:2]
-    ):
-        raise ArgumentError(
-            "recalibrate saw statistics that are not finite: look for NaN and Inf in the batches "
-            "and in the parameters"
-        )
+    found = []
     for layer, stats in zip(layers, merged, strict=True):
-        if stats is not None and stats.count and layer.running_mean is not None:
+        if stats is not None and stats.count:
             factor = stats.count / (stats.count - 1) if layer.unbiased else 1.0
-            layer.running_mean[...] = stats.mean
-            np.multiply(stats.var, factor, out=layer.running_var, casting="same_kind")
+            found.append((layer, stats.mean, stats.var * factor))
+    for layer, mean, var in found:
+        for array, own in ((mean, layer.running_mean), (var, layer.running_var)):
+            if own is not None and not np.abs(array).max() <= checks.largest(own.dtype):
+                raise ArgumentError(
+                    f"recalibrate saw statistics that are not finite in {own.dtype}: look for NaN, "
+                    "Inf and huge numbers in the batches and in the parameters"
+                )
+    for layer, mean, var in found:
+        if layer.running_mean is not None and layer.running_var is not None:
+            layer.running_mean[...], layer.running_var[...] = mean, var

@@ -619,6 +619,13 @@ def test_reshape_takes_a_list_as_numpy_does():
     assert Tensor(np.ones((2, 3))).reshape([3, 2]).shape == (3, 2)
 
 
+def test_the_shape_of_a_read_only_array_changes_but_not_the_array():
+    memory = np.arange(6, dtype=np.float32).tobytes()
+    x = Tensor(np.frombuffer(memory, np.float32))
+    assert not x.reshape(2, 3).data.flags.writeable
+    assert Tensor(np.zeros(6)).reshape(2, 3).data.flags.writeable
+
+
 def test_repr_shows_values_and_flag():
     assert repr(Tensor([1.0, 2.0])) == "Tensor([1., 2.])"
     assert repr(Parameter([1.0])) == "Tensor([1.], requires_grad=True)"

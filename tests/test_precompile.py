@@ -84,10 +84,10 @@ def test_what_fresh_memory_holds_does_not_matter(monkeypatch):
         return array
 
     monkeypatch.setattr(backend, "empty", full)
-    nbbn.warmup(("float32",))
+    nbbn.warmup("float32")
 
 
-@pytest.mark.parametrize("dtypes", [("float16",), ("float32", "int8")])
+@pytest.mark.parametrize("dtypes", [("float16",), ("float32", "int8"), "float3", iter(["int8"])])
 def test_unknown_types_are_refused(dtypes):
     with pytest.raises(ArgumentError, match="dtypes must be one of"):
         nbbn.warmup(dtypes)

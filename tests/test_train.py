@@ -943,6 +943,17 @@ def test_evaluate_measures_and_restores(small, rng):
     assert found.loss == pytest.approx(losses.cross_entropy(output, y).item(), rel=1e-6)
 
 
+def test_evaluate_of_a_regression_has_a_loss_and_no_accuracy(rng):
+    model = nbbn.Dense(4, 3, rng=0)
+    x, y = rng.normal(size=(2, 9, 4)).astype(np.float32)
+    found = evaluate(
+        model, [(x, y[:, :3])], loss=lambda output, target: ((output - target) ** 2).mean()
+    )
+    np.testing.assert_allclose(found.loss, np.mean((model(x).data - y[:, :3]) ** 2), rtol=1e-6)
+    assert np.isnan(found.accuracy)
+    assert found.count == 9
+
+
 def test_evaluate_restores_after_an_error(rng):
     model, _ = adam_mlp()
     images = rng.normal(size=(8, FEATURES)).astype(np.float32)

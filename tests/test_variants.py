@@ -237,6 +237,21 @@ def test_wrong_weights_are_refused(weights, error, words):
     assert layer.num_batches_tracked == 0
 
 
+def test_weights_that_would_be_lost_in_a_module_are_refused():
+    class Block(nbbn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nbbn.BatchNorm(3)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    x, weights = np.ones((4, 3), np.float32), np.ones(4)
+    with pytest.raises(ArgumentError, match=r"weights do not reach.*Block"):
+        nbbn.Sequential(Block())(x, weights=weights)
+    nbbn.Sequential(nbbn.Dense(3, 3), nbbn.BatchNorm(3))(x, weights=weights)
+
+
 def test_misuse_of_the_functional_pair_is_refused(rng):
     x, weights = rng.normal(size=(4, 3)), np.ones(4)
     y, _ = F.weighted_batch_norm_train(x, weights)
@@ -615,6 +630,18 @@ def test_a_failed_recalibration_changes_nothing(batches, error, words):
         np.testing.assert_array_equal(array, before[name])
     assert all(module.training for module in model.modules())
     assert model[1]._observed is None
+
+
+def test_a_recalibration_beyond_the_range_of_its_statistics_changes_nothing(rng):
+    """Float64 inputs of a layer with float32 statistics."""
+    model = nbbn.Sequential(nbbn.BatchNorm(2, dtype=np.float32), nbbn.BatchNorm(2))
+    before = model.state_dict()
+    x = rng.normal(size=(6, 2))
+    x[:, 1] *= 1e22
+    with pytest.raises(ArgumentError, match="not finite in float32"):
+        nbbn.recalibrate(model, [x.astype(np.float32)])
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 def test_recalibration_needs_something_to_recalibrate():
