@@ -24,6 +24,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import ptx_convert  # noqa: F401 - fills the table of operations
+import ptx_floats  # noqa: F401
+import ptx_integers  # noqa: F401
 import ptx_ops
 from ptx_memory import AccessError, GlobalMemory, Parameters, PrivateMemory, SharedMemory, Traffic
 from ptx_ops import TYPES, U32, U64, WINDOWS

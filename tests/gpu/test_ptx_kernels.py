@@ -13,7 +13,7 @@ import pytest
 import reference
 from every_launch import every_launch
 from numba import cuda
-from ptx_ops import errors_of
+from ptx_floats import errors_of
 from storage import DTYPES, ROUNDING, error, poisoned, stored, values
 from test_cuda_batchnorm import Problem, check_against_the_reference
 
