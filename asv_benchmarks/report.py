@@ -143,7 +143,7 @@ def table(head, rows):
 
 
 def plot(result, path):
-    """Bytes per second over array size beside copyto's, and steps over their matrix products."""
+    """Bytes per second at every shape beside copyto's, and steps over their matrix products."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -154,12 +154,19 @@ def plot(result, path):
     if not panels:
         return
     figure, axes = plt.subplots(
-        1, panels, figsize=(4.5 * panels, 4), squeeze=False, layout="constrained"
+        1, panels, figsize=(4.5 * panels, 4.5), squeeze=False, layout="constrained"
     )
     for axis, kind in zip(axes[0], kinds, strict=False):
         draw_roofline(axis, [case for case in result["bn"] if case["kind"] == kind], kind)
     if "step" in result:
         draw_steps(axes[0, -1], result["step"])
+    # Of the first panel of each sort: the others show the same contenders.
+    shown = {
+        label: line
+        for axis in (axes[0, 0], axes[0, -1])
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(shown))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -171,17 +178,14 @@ def draw_roofline(axis, cases, kind):
         # For a roof, what copying moves; for a contender, the bytes that its passes need.
         roof = name in (COPY, COPY_ALL)
         passes = 2 if roof else PASSES[kind]
-        points = [
-            (nbytes[case["shape"]] / 1e6, passes * nbytes[case["shape"]] / case["seconds"][name])
+        rates = [
+            passes * nbytes[case["shape"]] / case["seconds"].get(name, math.nan) / 1e9
             for case in cases
-            if name in case["seconds"]
         ]
-        sizes, rates = zip(*points, strict=True) if points else ((), ())
-        style = {"color": "black", "linestyle": "--" if name == COPY else ":"} if roof else {}
-        axis.plot(sizes, [rate / 1e9 for rate in rates], label=name, marker=".", **style)
-    axis.set(xscale="log", yscale="log", title=f"batch norm, {kind}")
-    axis.set(xlabel="array, MB (float32)", ylabel="GB/s, as counted in passes")
-    axis.legend(fontsize="small")
+        line = ("--" if name == COPY else ":") if roof else "-"
+        axis.plot(range(len(cases)), rates, line, label=name, marker=".", color=color(name))
+    name_cases(axis, [f"{case['shape']}, {nbytes[case['shape']] / 1e6:.2g} MB" for case in cases])
+    axis.set(yscale="log", title=f"batch norm, {kind}", ylabel="GB/s, as counted in passes")
 
 
 def draw_steps(axis, cases):
@@ -192,16 +196,22 @@ def draw_steps(axis, cases):
             quotient(case["seconds"].get(name), case["seconds"].get(PRODUCTS)) or math.nan
             for case in cases
         ]
-        axis.bar([k + position * width for k in range(len(cases))], ratios, width, label=name)
+        places = [k + position * width for k in range(len(cases))]
+        axis.bar(places, ratios, width, label=name, color=color(name))
     axis.axhline(1, color="black", linestyle="--")
-    axis.set_xticks(
-        [k + 0.4 - width / 2 for k in range(len(cases))],
-        [case["net"] for case in cases],
-        rotation=20,
-        ha="right",
-    )
+    name_cases(axis, [case["net"] for case in cases], 0.4 - width / 2)
     axis.set(title="training step", ylabel="time over its matrix products")
-    axis.legend(fontsize="small")
+
+
+def color(name):
+    """The same in every panel."""
+    order = (NBBN, NBBN_OUT, "NumPy", "PyTorch", "torch.compile", "JAX")
+    return f"C{order.index(name)}" if name in order else "black"
+
+
+def name_cases(axis, names, offset=0):
+    positions = [k + offset for k in range(len(names))]
+    axis.set_xticks(positions, names, rotation=40, ha="right", rotation_mode="anchor")
 
 
 def dimensions(shape):
