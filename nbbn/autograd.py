@@ -409,6 +409,8 @@ class Tape:
             The tape was consumed before, or did not record `loss`.
         ShapeError
             `grad` is missing for a loss of several elements, or has another shape.
+        DTypeError, DeviceError
+            `grad` is no array of floating numbers, or lies where the loss does not.
         """
         if self._consumed:
             raise TapeError("this tape was consumed by an earlier backward: record the step again")
@@ -417,22 +419,8 @@ class Tape:
                 "this tape did not record the loss: compute it inside `with nbbn.Tape():` from "
                 "tensors that require gradients"
             )
-        if grad is None:
-            if loss.data.size != 1:
-                raise ShapeError(
-                    f"backward needs a loss of one element, got shape {loss.shape}: reduce it with "
-                    ".sum() or .mean(), or pass grad"
-                )
-            grad = backend.ones(loss.data.shape, loss.data.dtype, loss.device)
-        elif not backend.is_array(grad) or grad.dtype.kind != "f":
-            found = grad.dtype if backend.is_array(grad) else type(grad).__name__
-            raise DTypeError(f"grad must be a numpy.ndarray of floating numbers, got {found}")
-        elif grad.shape != loss.data.shape:
-            raise ShapeError(f"grad must have shape {loss.shape}, got {grad.shape}")
-        elif backend.device_of(grad) != loss.device:
-            raise DeviceError(f"grad is on {backend.device_of(grad)}, the loss on {loss.device}")
+        grads = {loss: _seed(loss, grad)}
         self._consumed = True
-        grads = {loss: backend.contiguous(grad, loss.data.dtype)}
         fresh: set[Tensor] = set()
         nodes = self._nodes
         while nodes:
@@ -447,24 +435,7 @@ class Tape:
                 continue
             ctx.needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
             ctx.buffers = _buffers(inputs, dy.dtype)
-            gradients = op.backward(ctx, dy)
-            if not isinstance(gradients, tuple):
-                gradients = (gradients,)
-            if len(gradients) != len(inputs):
-                raise TapeError(
-                    f"{op.__name__}.backward must return a gradient, or None, for each of its "
-                    f"{len(inputs)} inputs, got {len(gradients)}"
-                )
-            for x, needed, gradient in zip(inputs, ctx.needs, gradients, strict=True):
-                if not needed or gradient is None:
-                    continue
-                if not backend.is_array(gradient) or gradient.shape != x.data.shape:
-                    raise ShapeError(
-                        f"{op.__name__}.backward must return a gradient of shape {x.shape}, "
-                        f"got {getattr(gradient, 'shape', type(gradient).__name__)}"
-                    )
-                if gradient.dtype != x.data.dtype:
-                    gradient = backend.contiguous(gradient, x.data.dtype)
+            for x, gradient in _wanted(op, ctx.needs, inputs, op.backward(ctx, dy)):
                 if x._tape is not self:
                     x._accumulate(gradient)
                 elif x in grads:
@@ -477,6 +448,49 @@ class Tape:
                     grads[x] = gradient
                     if op.fresh:
                         fresh.add(x)
+
+
+def _seed(loss: Tensor, grad: np.ndarray | None) -> np.ndarray:
+    """Return the gradient that backward starts from: the given one, checked, or 1."""
+    if grad is None:
+        if loss.data.size != 1:
+            raise ShapeError(
+                f"backward needs a loss of one element, got shape {loss.shape}: reduce it with "
+                ".sum() or .mean(), or pass grad"
+            )
+        return backend.ones(loss.data.shape, loss.data.dtype, loss.device)
+    if not backend.is_array(grad) or grad.dtype.kind != "f":
+        found = grad.dtype if backend.is_array(grad) else type(grad).__name__
+        raise DTypeError(f"grad must be a numpy.ndarray of floating numbers, got {found}")
+    if grad.shape != loss.data.shape:
+        raise ShapeError(f"grad must have shape {loss.shape}, got {grad.shape}")
+    if backend.device_of(grad) != loss.device:
+        raise DeviceError(f"grad is on {backend.device_of(grad)}, the loss on {loss.device}")
+    return backend.contiguous(grad, loss.data.dtype)
+
+
+def _wanted(
+    op: type[Op], needs: tuple[bool, ...], inputs: tuple[Any, ...], gradients: Any
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Yield what an operation's backward returned for each input that wants it, checked."""
+    if not isinstance(gradients, tuple):
+        gradients = (gradients,)
+    if len(gradients) != len(inputs):
+        raise TapeError(
+            f"{op.__name__}.backward must return a gradient, or None, for each of its "
+            f"{len(inputs)} inputs, got {len(gradients)}"
+        )
+    for x, needed, gradient in zip(inputs, needs, gradients, strict=True):
+        if not needed or gradient is None:
+            continue
+        if not backend.is_array(gradient) or gradient.shape != x.data.shape:
+            raise ShapeError(
+                f"{op.__name__}.backward must return a gradient of shape {x.shape}, "
+                f"got {getattr(gradient, 'shape', type(gradient).__name__)}"
+            )
+        if gradient.dtype != x.data.dtype:
+            gradient = backend.contiguous(gradient, x.data.dtype)
+        yield x, gradient
 
 
 def _buffers(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray | None, ...]:
