@@ -50,8 +50,9 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     rows.append(("threads", f"{threads} of {cores}, layer {layer}{serial}"))
     if hasattr(os, "getloadavg"):
         load = os.getloadavg()[0]
-        # Threads that wait for one that has lost its core cost more than they bring.
-        busy = ": busy, --threads 1 may train faster" if round(load) + threads > cores > 1 else ""
+        # Threads that wait for one that has lost its core cost more than they bring. A load below 1
+        # may be the echo of one's own last run.
+        busy = ": busy, --threads 1 may train faster" if int(load) + threads > cores > 1 else ""
         rows.append(("load", f"{load:.1f} on {cores} cores{busy}"))
     rows += [
         ("processor", llvm.get_host_cpu_name()),
