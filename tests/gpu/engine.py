@@ -5,7 +5,7 @@ milliseconds. Here a CUDA thread is a greenlet: a switch costs a microsecond, an
 of those that could is chosen, across blocks too, so that a kernel that lacks a barrier fails every
 time and not once in a while. Shared memory starts out as NaN.
 
-`install()` replaces the simulator's engine for the process; `schedule(order)` chooses the order.
+`install()` replaces the simulator's engine for the process; `order.schedule` chooses the order.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from __future__ import annotations
 import heapq
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import greenlet
 import numpy as np
+import order
 from numba.cuda.np import numpy_support
 from numba.cuda.simulator import kernel, kernelapi
-
-# "forward", "reversed", or the seed of a shuffle: which threads are the most urgent.
-_order: str | int = "forward"
 
 
 class DivergentBarrierError(RuntimeError):
@@ -108,12 +105,13 @@ class _Blocks:
     def _turns(threads: list[_Thread]) -> Callable[[_Thread], tuple[float, int, _Thread]]:
         """Make a function that puts a thread's turn, the smallest first, before it."""
         number = {thread: n for n, thread in enumerate(threads)}
-        if _order == "forward":
+        urgent = order.current()
+        if urgent == "forward":
             return lambda thread: (0, number[thread], thread)
-        if _order == "reversed":
+        if urgent == "reversed":
             return lambda thread: (0, -number[thread], thread)
         # Each time anew, and now and then so late that others get far ahead.
-        draw = random.Random(_order).random
+        draw = random.Random(urgent).random
         return lambda thread: (1 / (1 - draw()), number[thread], thread)
 
 
@@ -139,14 +137,3 @@ def install() -> None:
     module.blockIdx = property(lambda _: _current.blockIdx)
     module.syncthreads = _syncthreads
     kernelapi.FakeCUDAShared.array = _shared_array
-
-
-@contextmanager
-def schedule(order: str | int) -> Iterator[None]:
-    """Let the first threads of the first blocks go first, the last ones, or some by a seed."""
-    global _order
-    before, _order = _order, order
-    try:
-        yield
-    finally:
-        _order = before

@@ -1,10 +1,22 @@
-"""`schedule(order)` of the engine that runs the kernels: the simulator's, or the interpreter's."""
+"""In which order the simulator's engine and the interpreter let the threads of a block go on."""
 
-from nbbn.kernels._cuda_lanes import SIMULATED
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-if SIMULATED:
-    from engine import schedule
-else:
-    from ptx_engine import schedule
+_order: str | int = "forward"
 
-__all__ = ["schedule"]
+
+def current() -> str | int:
+    """The order in force: "forward", "reversed" or a seed."""
+    return _order
+
+
+@contextmanager
+def schedule(order: str | int) -> Iterator[None]:
+    """Let the first threads of the first blocks go first, the last ones, or some by a seed."""
+    global _order
+    before, _order = _order, order
+    try:
+        yield
+    finally:
+        _order = before

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import order
 from numba.cuda import dispatcher
 from ptx import Program
 
@@ -24,8 +25,6 @@ ARCHITECTURE = (9, 0)
 # Compiled once for all tests.
 compile_kernel = functools.cache(_cuda.compile_kernel)
 packed = _cuda.packed
-# Which threads go first: see `Program.launch`.
-_order: str | int = "forward"
 
 
 class Status(int):
@@ -72,7 +71,7 @@ class Driver:
         program.memory.clear()
         for k, array in enumerate(self.operands):
             program.memory.add(array, f"array {k} ({array.dtype}, {array.size} elements)")
-        program.launch(name, (x, y, z), (bx, by, bz), values, shared, _order, self.blocks)
+        program.launch(name, (x, y, z), (bx, by, bz), values, shared, order.current(), self.blocks)
         return (Status(0),)
 
 
@@ -106,17 +105,6 @@ def install(patch: Any) -> None:
     patch.setattr(_cuda, "packed", _packed)
     patch.setattr(_cuda, "_scratch", _scratch)
     patch.setattr(_cuda, "_zeros", np.zeros)
-
-
-@contextmanager
-def schedule(order: str | int) -> Iterator[None]:
-    """Let the first threads of the first blocks go first, the last ones, or some by a seed."""
-    global _order
-    before, _order = _order, order
-    try:
-        yield
-    finally:
-        _order = before
 
 
 @contextmanager
