@@ -213,8 +213,11 @@ class EarlyStopping(Callback):
         """Compare the epochs so far."""
         if result.watched is None:
             raise ArgumentError("early stopping needs data to watch: pass validation or test")
-        values = [getattr(epoch.watched, self.measure) for epoch in run.history]
-        best = values.index(min(values) if self.measure == "loss" else max(values))
+        found = [getattr(epoch.watched, self.measure) for epoch in run.history]
+        better, worst = (min, math.inf) if self.measure == "loss" else (max, -math.inf)
+        # No comparison with NaN holds: left in, it would count as the best.
+        values = [worst if math.isnan(value) else value for value in found]
+        best = values.index(better(values))
         if len(values) - 1 - best >= self.patience:
             run.stop(f"no better {self.measure} than in epoch {run.history[best].epoch}")
 

@@ -11,6 +11,7 @@ from . import checkpoint, files, functional
 from .checkpoint import Checkpoint
 from .config import Config
 from .data import Batches, read_idx
+from .data.finite import check_finite
 from .data.own import read_npy
 from .errors import ArgumentError, CheckpointError, DataError, DTypeError, ShapeError
 from .layers import Sequential
@@ -109,7 +110,7 @@ class Classifier:
             )
         if images.dtype != np.uint8 and self.dtype == np.uint8:
             raise DTypeError(f"this model was trained on bytes (uint8), got {images.dtype}")
-        _check_finite(images)
+        check_finite(images)
         labels = np.zeros(len(images), np.int64) if labels is None else labels
         return Batches(images, labels, 1000, shuffle=False, mean=self.mean, std=self.std)
 
@@ -127,23 +128,6 @@ class Classifier:
         """
         outputs = [self.model(x).numpy() for x, _ in self.batches(images)]
         return functional.softmax(np.concatenate(outputs))
-
-
-def _check_finite(images: np.ndarray) -> None:
-    """Refuse images for which any label would be made up."""
-    if images.dtype.kind != "f":
-        return
-    bad: list[int] = []
-    # A few at a time: they may lie in a file larger than memory.
-    for start in range(0, len(images), 1000):
-        part = images[start : start + 1000].reshape(len(images[start : start + 1000]), -1)
-        bad += (start + np.flatnonzero(~np.isfinite(part).all(axis=1))).tolist()
-    if bad:
-        rows = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise DataError(
-            f"{len(bad)} of {len(images)} images hold NaN or Inf (number {rows}, counted from 0): "
-            "repair them or leave them out"
-        )
 
 
 def _description(found: Checkpoint) -> tuple[Config, tuple[int, ...], int, str]:

@@ -13,7 +13,10 @@ from . import backend
 from .autograd import Tensor
 from .modules import Module
 
-__all__ = ["first_nonfinite", "observed"]
+__all__ = ["BATCH", "first_nonfinite", "observed"]
+
+# What `first_nonfinite` says of a batch that is not finite itself.
+BATCH = "the batch itself"
 
 See = Callable[[str, Module, Tensor, Tensor], None]
 
@@ -74,7 +77,7 @@ def first_nonfinite(model: Module, x: np.ndarray) -> str:
         of, if everything before it is finite.
     """
     if not np.isfinite(backend.host(x)).all():
-        return "the batch itself"
+        return BATCH
     for name, module in model.named_modules():
         own = [(n, a) for n, a in module.state_dict().items() if "." not in n]
         for attribute, array in own:

@@ -144,19 +144,31 @@ class _Arena:
         self.data, self.grad = (backend.zeros(size, dtype, device) for _ in range(2))
         self.states = [backend.zeros(size, dtype, device) for _ in range(states)]
         self.hyper = backend.zeros(numbers, dtype, device)
+        self._lay_out()
+        for p in parameters:
+            p.grad = None
+        self.adopt()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the views, which a copy would turn into arrays of their own."""
+        return {k: v for k, v in vars(self).items() if k not in ("views", "buffers", "ends")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Move the parameters of a copy into the flat arrays of the copy."""
+        vars(self).update(state)
+        self._lay_out()
+        self.adopt()
+
+    def _lay_out(self) -> None:
+        """Give every parameter its place."""
         self.views: list[np.ndarray] = []
         self.buffers: list[np.ndarray] = []
         self.ends: list[int] = []
         end = 0
-        for p in parameters:
+        for p in self.parameters:
             start, end = end, end + p.size
-            view = self.data[start:end].reshape(p.shape)
-            view[...] = p.data
-            p.data = view
-            p.grad = None
-            p._buffer = self.grad[start:end].reshape(p.shape)
-            self.views.append(view)
-            self.buffers.append(p._buffer)
+            self.views.append(self.data[start:end].reshape(p.shape))
+            self.buffers.append(self.grad[start:end].reshape(p.shape))
             self.ends.append(end)
 
     def adopt(self) -> None:

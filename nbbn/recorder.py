@@ -414,7 +414,10 @@ def difference(first: Recorder, second: Recorder) -> str | None:
         for index, (x, y) in enumerate(zip(own.arguments, other.arguments, strict=True)):
             if (position, index) not in first.places and not _same(x, y, first.memories):
                 name = getattr(own.launcher, "__name__", repr(own.launcher))
-                return f"an argument of {name} is computed outside the recorded operations"
+                return (
+                    f"an argument of {name} is computed outside the recorded operations, "
+                    "by NumPy instead of Tensors, say"
+                )
     return None
 
 

@@ -20,7 +20,7 @@ from .errors import ArgumentError, DivergenceError, DTypeError
 from .layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
 from .losses import cross_entropy
 from .modules import Module
-from .observe import first_nonfinite
+from .observe import BATCH, first_nonfinite
 from .optim import Optimizer
 from .step import Loss, Step, check_step, record_step
 
@@ -337,9 +337,14 @@ def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> N
 def _diverged(run: Run, step: int, loss: float, x: np.ndarray) -> DivergenceError:
     first = first_nonfinite(run.model, x)
     saved = f"the last good checkpoint is {run.saved}" if run.saved else "no checkpoint was saved"
+    where = f"the loss is {loss} at step {step} of epoch {run.epoch}"
+    if first == BATCH:
+        return DivergenceError(
+            f"{where}: {first} holds NaN or Inf; repair such examples or leave them out; {saved}"
+        )
     return DivergenceError(
-        f"the loss is {loss} at step {step} of epoch {run.epoch}: training has diverged; "
-        f"{first} is the first that is not finite; {saved}; try a smaller learning rate"
+        f"{where}: training has diverged; {first} is the first that is not finite; {saved}; "
+        "try a smaller learning rate"
     )
 
 
@@ -363,7 +368,11 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     with _evaluating(model):
         for x, y in _pairs(batches):
             output = model(x)
-            total += loss(output, y).item() * len(y)
+            value = loss(output, y).item()
+            if math.isfinite(total) and not math.isfinite(value):
+                first = first_nonfinite(model, x)
+                _log.warning("the loss is %s in evaluation: %s is not finite", value, first)
+            total += value * len(y)
             if _are_labels(y, output):
                 right += int(np.count_nonzero(output.data.argmax(axis=1) == y))
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import random
 import signal
@@ -18,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 
 import nbbn
 from nbbn import checkpoint, optim
-from nbbn.callbacks import Callback, EarlyStopping
+from nbbn.callbacks import Callback, EarlyStopping, Run
 from nbbn.checkpoint import Checkpoints
 from nbbn.data import Batches
 from nbbn.errors import ArgumentError, CheckpointError, DivergenceError, DTypeError
 from nbbn.logs import LogFile, read_log
-from nbbn.train import fit
+from nbbn.train import Epoch, Evaluation, fit
 
 FEATURES, CLASSES, ROWS = 12, 4, 70
 
@@ -148,6 +149,19 @@ def test_any_generator_resumes(kind, tmp_path):
     np.testing.assert_array_equal(again[1].rng.random(9), model[1].rng.random(9))
     np.testing.assert_array_equal(others.rng.random(9), batches.rng.random(9))
     np.testing.assert_array_equal(others.order, batches.order)
+
+
+@pytest.mark.parametrize(("measure", "better"), [("loss", -1), ("accuracy", 1)])
+def test_early_stopping_takes_nan_for_no_improvement(measure, better):
+    run = Run(None, None, None, 9)
+    values = [math.nan, 0.5, 0.5 + better / 8, math.nan, 0.5]
+    stopped = []
+    for number, value in enumerate(values, 1):
+        result = Evaluation(value, value, 1)
+        run.history.append(Epoch(number, 0.0, None, 1.0, 1.0, result, None))
+        EarlyStopping(2, measure).epoch(run, run.history[-1])
+        stopped.append(run.stopped)
+    assert stopped == [None] * 4 + [f"no better {measure} than in epoch 3"]
 
 
 def test_early_stopping_and_until_hold_after_a_resume(tmp_path):

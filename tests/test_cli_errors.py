@@ -231,6 +231,16 @@ def test_a_run_that_has_ended_says_so(own, tmp_path, capsys):
     )
 
 
+def test_a_run_that_was_stopped_early_says_what_goes_on(own, tmp_path, capsys):
+    flags = ("--data", own, *FLAGS, "--epochs", 3, "--until", 0.001)
+    call(capsys, "train", *flags, "--out", tmp_path)
+    status, lines, _ = call(capsys, "train", "--resume", tmp_path)
+    assert status == 0
+    assert (
+        "nothing was left to train: the run had ended after epoch 1; more --until goes on" in lines
+    )
+
+
 # -------------------------------------------------------------------- single examples, sizes
 
 

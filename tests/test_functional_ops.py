@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import reference
@@ -653,3 +658,30 @@ def test_cross_entropy_backward_out_must_fit():
         fn.cross_entropy_backward(Y, LABELS, out=np.ones((3, 4)))
     with pytest.raises(DTypeError, match="out"):
         fn.cross_entropy_backward(Y, LABELS, out=np.ones((4, 3), np.float32))
+
+
+UNCOMPILED = """
+import numpy as np, reference
+import nbbn.functional as F
+
+for dtype, tolerance in (np.float32, 1e-6), (np.float64, 1e-13):
+    x = np.random.default_rng(0).normal(0.0, 5.0, (6, 5)).astype(dtype)
+    for name in ("sigmoid", "tanh", "softmax", "log_softmax"):
+        y = getattr(F, name)(x)
+        np.testing.assert_allclose(y, getattr(reference, name)(x), rtol=tolerance)
+        assert y.dtype == dtype
+    loss = F.cross_entropy(x, np.arange(6) % 5)
+    np.testing.assert_allclose(loss, reference.cross_entropy(x, np.arange(6) % 5), rtol=tolerance)
+"""
+
+
+def test_without_compilation():
+    """Under NUMBA_DISABLE_JIT, as somebody sets who debugs kernels of their own."""
+    here = Path(__file__).parent
+    path = f"{here.parent}{os.pathsep}{here}"
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", UNCOMPILED],
+        env={**os.environ, "PYTHONPATH": path, "NUMBA_DISABLE_JIT": "1"},
+        check=True,
+        timeout=120,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -509,3 +511,27 @@ def test_a_schedule_that_fails_later_leaves_everything_as_it_was(rng, late, erro
     assert bits(own) == before
     for name, array in optimizer.state_dict().items():
         np.testing.assert_array_equal(array, state[name])
+
+
+@pytest.mark.parametrize("trained", [0, 3])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))]
+)
+def test_a_copy_of_model_and_optimizer_trains_as_the_original_would(duplicate, trained, rng):
+    x, y = rng.normal(size=(12, 5)).astype(np.float32), rng.integers(0, 3, 12)
+    model = nbbn.mlp((5, 4, 3), rng=0)
+    optimizer = optim.Adam(model.parameters(), optim.Cosine(0.1, 10))
+
+    def train(model, optimizer):
+        step = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)
+        return [step(x, y) for _ in range(3)]
+
+    for _ in range(trained):
+        train(model, optimizer)
+    other, others = duplicate((model, optimizer))
+    assert others.gradient_norm() == optimizer.gradient_norm()
+    before = bits(model.parameters())
+    losses = train(other, others)
+    assert bits(model.parameters()) == before != bits(other.parameters())
+    assert train(model, optimizer) == losses
+    assert bits(model.parameters()) == bits(other.parameters())

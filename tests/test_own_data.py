@@ -109,13 +109,18 @@ def test_two_files(arrays, tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"x_train": None}, "holds no train_images: call it x_train or"),
+        (
+            {"x_train": None},
+            "holds no train_images, but y_train, x_test, y_test: call it x_train or",
+        ),
         ({"y_train": None}, "holds no train_labels"),
         ({"y_test": None}, "a test set without labels"),
         ({"x_test": None}, "a test set without images"),
         ({"y_train": np.zeros(8, int)}, r"shape \(9, 2, 3\) and labels \(8,\)"),
         ({"y_train": np.zeros(9)}, "train labels must be integers from 0, got float64"),
-        ({"y_train": np.full(9, -1)}, "got int64 from -1"),
+        ({"y_train": np.full(9, -1)}, "got int64 from -1: numpy.unique"),
+        ({"y_train": np.full(9, "a")}, "from 0, got <U1: numpy.unique"),
+        ({"y_train": np.full(9, "a", "S1")}, r"from 0, got \|S1: numpy.unique"),
         ({"x_train": np.zeros((9, 6), np.int32)}, "train images are int32"),
         ({"x_test": np.zeros((4, 7), np.uint8)}, r"test images have shape \(7,\), training"),
         ({"x_train": np.zeros((0, 6)), "y_train": np.zeros(0, int)}, r"\(0, 6\)"),
@@ -140,8 +145,13 @@ def test_files_that_cannot_be_read(arrays, tmp_path):
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-5])
     with pytest.raises(DataError, match=r"x.npy cannot be read as .npy"):
         data.load(tmp_path / "x.npy", tmp_path / "y.npy")
-    with pytest.raises(DataError, match="holds no train_images"):
-        data.load(tmp_path / "..")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "X.npy").touch()
+    with pytest.raises(DataError, match=r"other holds no train_images, but X.npy: call it"):
+        data.load(tmp_path / "other")
+    (tmp_path / "x.csv").write_text("1,2,3")
+    with pytest.raises(DataError, match=r"x.csv is neither.*; numpy.save turns text into .npy"):
+        data.load(tmp_path / "x.csv")
     np.save(tmp_path / "object.npy", np.array([{}], object))
     with pytest.raises(DataError, match=r"object.npy cannot be read as .npy"):
         data.load(tmp_path / "object.npy", tmp_path / "y.npy")
@@ -216,6 +226,32 @@ def test_standardization_survives_a_large_offset(rng):
     images = 1e7 + rng.normal(size=(5000, 2))
     _, std = data.standardization(images)
     assert std == pytest.approx(images.std(), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_standardization_names_the_images_that_are_not_finite(value, rng):
+    images = rng.normal(size=(3000, 2, 2))
+    images[[5, 1700, 2999], 0, 1] = value, -np.inf, value
+    with pytest.raises(
+        DataError, match=r"3 of 3000 images hold NaN or Inf \(number 5, 1700, 2999,"
+    ):
+        data.standardization(images)
+    rows = np.arange(1000, 2000)
+    with pytest.raises(DataError, match=r"1 of 1000 images hold NaN or Inf \(number 1700,"):
+        data.standardization(images, rows, per_feature=True)
+    mean, _ = data.standardization(images, rows[:700])
+    assert np.isfinite(mean)
+
+
+def test_labels_that_do_not_begin_at_0(arrays, tmp_path, caplog):
+    np.savez(tmp_path / "good.npz", **arrays)
+    data.load(tmp_path / "good.npz")
+    assert not caplog.messages
+    arrays["y_train"] = arrays["y_train"] + 1
+    np.savez(tmp_path / "a.npz", **arrays)
+    data.load(tmp_path / "a.npz")
+    assert "labels begin at 1: the model gets outputs for the classes below too" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

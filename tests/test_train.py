@@ -976,6 +976,31 @@ def test_fit_stops_when_training_diverges(rng):
     assert all(np.isfinite(p.data).all() for p in model.parameters())
 
 
+def test_fit_tells_data_that_are_not_finite_from_divergence(rng):
+    images = rng.normal(size=(8, FEATURES))
+    images[5, 2] = np.nan
+    model, optimizer = adam_mlp()
+    train = Batches(images, np.zeros(8, int), 4, shuffle=False)
+    pattern = "step 2 of epoch 1: the batch itself holds NaN or Inf; repair such examples"
+    with pytest.raises(DivergenceError, match=pattern) as told:
+        fit(model, train, optimizer, epochs=1)
+    assert "learning rate" not in str(told.value)
+
+
+def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
+    images = rng.normal(size=(12, FEATURES))
+    images[[5, 9], 2] = np.nan
+    model, _ = adam_mlp()
+    before = model.state_dict()
+    evaluate(model, Batches(images, np.zeros(12, int), 4, rows=np.array([0, 1, 2, 3])))
+    assert not caplog.messages
+    found = evaluate(model, Batches(images, np.zeros(12, int), 4, shuffle=False))
+    assert math.isnan(found.loss)
+    assert caplog.messages == ["the loss is nan in evaluation: the batch itself is not finite"]
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, "3", None, True])
 def test_fit_checks_the_number_of_epochs(epochs, rng):
     model, optimizer = adam_mlp()

@@ -58,6 +58,8 @@ def _of_one(path: Path, rows: list[dict[str, Any]], data_dir: Path | None) -> It
     source = classifier.config.data
     found = data.load(*source, data_dir=data_dir if source[0] in NAMED else None)
     if found.test_images is None or found.test_labels is None:
+        name = " ".join(source)
+        print(f"nbbn: no confusion matrix and mistakes: {name} has no test set", file=sys.stderr)
         return
     probabilities = classifier.probabilities(found.test_images)
     yield "confusion", plots.confusion(found.test_labels, probabilities.argmax(axis=1))

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         return signals.status
     if found is not None and training.optimizer.step_count == int(found.optimizer["step_count"]):
         say(f"nothing was left to train: the run had ended after epoch {history[-1].epoch}; "
-            "more --epochs go on")  # fmt: skip
+            f"{_advice(config, history[-1].epoch)}")  # fmt: skip
     result = _result(training, history)
     result |= {"seconds": round(time.perf_counter() - start, 3), "device": device}
     result["seed"] = config.seed
@@ -176,6 +176,14 @@ def _check_data(found: Checkpoint, config: Config, training: Training) -> None:
             f"{found.path} was trained on {before}, {there}; {now} holds {here}: give the data "
             "that it was trained on, or begin a new run"
         )
+
+
+def _advice(config: Config, epoch: int) -> str:
+    """Say how a run goes on that had ended."""
+    if epoch >= config.epochs:
+        return "more --epochs go on"
+    limits = [name for name in ("patience", "until") if getattr(config, name) is not None]
+    return f"more --{' or --'.join(limits)} goes on"
 
 
 def _flag(name: str, value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
+from .finite import check_finite
 
 __all__ = ["Batches", "split", "standardization"]
 
@@ -336,6 +337,11 @@ def standardization(
     (ndarray of float64, ndarray of float64)
         Mean and standard deviation, each of shape () or (F,). A standard deviation of 0 is
         returned as 1.
+
+    Raises
+    ------
+    DataError
+        Images with NaN or Inf, by number.
     """
     flat = _check_images(images)
     rows = None if rows is None else _check_rows(rows, len(flat))
@@ -345,7 +351,10 @@ def standardization(
         stop = min(start + _CHUNK, total)
         part = (flat[start:stop] if rows is None else flat[rows[start:stop]]).astype(np.float64)
         part = part if per_feature else part.reshape(-1, 1)
-        more, more_mean = len(part), part.mean(axis=0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            more, more_mean = len(part), part.mean(axis=0)
+        if not np.isfinite(more_mean).all():
+            check_finite(flat, rows)
         delta = more_mean - mean
         moment = moment + np.square(part - more_mean).sum(axis=0)
         moment = moment + delta**2 * (count * more / (count + more))

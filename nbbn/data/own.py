@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..files import as_path
 from .idx import read_idx, reason
 from .named import Dataset, load_fashion_mnist, load_mnist
 
+_log = logging.getLogger(__name__)
+
 __all__ = ["NAMED", "load", "read_npy"]
 
 NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
@@ -27,6 +30,7 @@ _NAMES = {
 }
 # Beyond this no label is the number of a class: an identifier, or a fill value, was meant.
 _LARGEST_LABEL = 2**24
+_TEXT = (".csv", ".tsv", ".txt")
 _SUFFIXES = (".npy", ".idx", ".idx.gz", ".gz", "")
 
 
@@ -83,8 +87,10 @@ def load(
     elif path.suffix == ".npz":
         found = dict(_in_archive(path))
     elif path.exists():
+        convert = "; numpy.save turns text into .npy" if path.suffix in _TEXT else ""
         raise DataError(
             f"{path} is neither a folder nor an .npz file: name the file of the labels after it"
+            f"{convert}"
         )
     else:
         raise DataError(
@@ -115,6 +121,17 @@ def _in_archive(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise DataError(f"{path} cannot be read as .npz: {reason(error)}") from error
 
 
+def _instead(path: Path) -> str:
+    """List the arrays of an archive, or the files of a folder."""
+    if path.is_dir():
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    else:
+        with np.load(path) as archive:
+            names = list(archive)
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f", but {shown}" if names else ""
+
+
 def _array(path: Path) -> np.ndarray:
     if path.suffix == ".npz":
         raise DataError(f"{path} is an archive, which holds images and labels: name it alone")
@@ -139,7 +156,9 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
 def _checked(path: Path, found: dict[str, Any]) -> Dataset:
     for part in ("train_images", "train_labels"):
         if part not in found:
-            raise DataError(f"{path} holds no {part}: call it {' or '.join(_NAMES[part])}")
+            raise DataError(
+                f"{path} holds no {part}{_instead(path)}: call it {' or '.join(_NAMES[part])}"
+            )
     if ("test_images" in found) != ("test_labels" in found):
         lacking = "labels" if "test_images" in found else "images"
         raise DataError(f"{path} has a test set without {lacking}: add them or leave both out")
@@ -157,9 +176,10 @@ def _checked(path: Path, found: dict[str, Any]) -> Dataset:
                 "expected (N, ...) and (N,)"
             )
         if labels.dtype.kind not in "iu" or labels.min() < 0:
+            lowest = f" from {labels.min()}" if labels.dtype.kind in "iuf" else ""
             raise DataError(
-                f"{path}: {name} labels must be integers from 0, got {labels.dtype} "
-                f"from {labels.min()}"
+                f"{path}: {name} labels must be integers from 0, got {labels.dtype}{lowest}: "
+                "numpy.unique(labels, return_inverse=True)[1] numbers any classes so"
             )
         if labels.max() > _LARGEST_LABEL:
             raise DataError(
@@ -170,6 +190,11 @@ def _checked(path: Path, found: dict[str, Any]) -> Dataset:
             raise DataError(
                 f"{path}: {name} images are {images.dtype}; expected uint8, float32 or float64"
             )
+        if name == "train" and labels.min() > 0:
+            _log.warning(
+                "%s: labels begin at %d: the model gets outputs for the classes below too; "
+                "number the classes from 0 if there are none", path, labels.min(),
+            )  # fmt: skip
         if images.shape[1:] != data.train_images.shape[1:]:
             raise DataError(
                 f"{path}: test images have shape {images.shape[1:]}, training images "
