@@ -146,6 +146,13 @@ def test_read_only_install(tmp_path, folder, home):
     assert len(entries(folder)) == int(home)
 
 
+def test_an_archive_instead_of_a_folder(tmp_path, folder):
+    package = copy_of_the_package(tmp_path)
+    archive = Path(shutil.make_archive(str(tmp_path / "nbbn"), "zip", package.parent))
+    run(from_copy(archive / "nbbn", CALL), folder, warns=True)
+    assert entries(folder) == []
+
+
 def test_no_home():
     """A user without an entry in the password file and without HOME: nothing is stored or said."""
     script = "import os\nos.path.expanduser = lambda path: path\n" + COUNTING

@@ -976,6 +976,29 @@ def test_fit_stops_when_training_diverges(rng):
     assert all(np.isfinite(p.data).all() for p in model.parameters())
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_loss_weighted_by_class_is_recorded_and_pytorchs(rng):
+    torch = pytest.importorskip("torch")
+    weights = nbbn.Tensor(rng.uniform(0.1, 3.0, CLASSES).astype(np.float32))
+
+    def weighted(output, y):
+        weight = weights[y]
+        each = losses.cross_entropy(output, y, reduction="none")
+        return (each * weight).sum() / weight.sum()
+
+    model, optimizer = adam_mlp()
+    step = record_step(model, weighted, optimizer)
+    criterion = torch.nn.CrossEntropyLoss(weight=torch.from_numpy(weights.numpy()))
+    for _ in range(4):
+        x = rng.normal(size=(9, FEATURES)).astype(np.float32)
+        y = rng.integers(0, CLASSES, 9)
+        state = model.state_dict()
+        output = torch.from_numpy(model(x).numpy())
+        model.load_state_dict(state)
+        assert step(x, y) == pytest.approx(criterion(output, torch.from_numpy(y)).item(), rel=1e-5)
+    assert step.refusal is None
+
+
 def test_fit_tells_data_that_are_not_finite_from_divergence(rng):
     images = rng.normal(size=(8, FEATURES))
     images[5, 2] = np.nan

@@ -56,7 +56,9 @@ def source_digest() -> str:
     digest = hashlib.sha256(repr(versions).encode())
     paths = sorted(Path(__file__).parent.glob("*.py"))
     if not paths:
-        raise FileNotFoundError("the kernels' source files, which entries are keyed on")
+        raise FileNotFoundError(
+            "the kernels' .py files, which entries are keyed on, are not in a folder"
+        )
     for path in paths:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
@@ -106,7 +108,7 @@ class KernelCache(_Cache):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # whatever is wrong with the file, compiling is right
-            _warn(f"could not read {path} ({error}); compiling instead")
+            _warn(f"could not read {path or 'entries'} ({error}); compiling instead")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -118,7 +120,7 @@ class KernelCache(_Cache):
                 return
             _write(path, dumps(data._reduce()))
         except Exception as error:  # a full disk or a read-only folder must not stop the caller
-            _warn(f"could not write {path} ({error}); kernels compile again in the next process")
+            _warn_unwritten(path, error)
 
     def _path(self, sig: Any, codegen: Any) -> Path | None:
         if not self._enabled:
@@ -136,7 +138,7 @@ def cached(name: str, key: Any, build: Callable[[], bytes]) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except Exception as error:  # whatever is wrong with the file, compiling is right
-        _warn(f"could not read {path} ({error}); compiling instead")
+        _warn(f"could not read {path or 'entries'} ({error}); compiling instead")
     if on_compile is not None:
         on_compile(name)
     payload = build()
@@ -144,7 +146,7 @@ def cached(name: str, key: Any, build: Callable[[], bytes]) -> bytes:
         if path is not None:
             _write(path, payload)
     except Exception as error:  # a full disk or a read-only folder must not stop the caller
-        _warn(f"could not write {path} ({error}); kernels compile again in the next process")
+        _warn_unwritten(path, error)
     return payload
 
 
@@ -185,6 +187,11 @@ def _write(path: Path, payload: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _warn_unwritten(path: Path | None, error: Exception) -> None:
+    place = path or "entries"
+    _warn(f"could not write {place} ({error}); kernels compile again in the next process")
 
 
 def _warn(message: str) -> None:
