@@ -24,19 +24,19 @@ import numpy as np
 
 __all__ = ["Arena", "GraphPlan", "Note", "Plan", "Recorder", "difference"]
 
-_ALIGNMENT = 64
-
 
 class HostMemory:
     """Raw memory of the host; a device has a class with the same members."""
 
     kind = np.ndarray
+    # A cache line.
+    alignment = 64
 
     @staticmethod
     def allocate(nbytes: int) -> np.ndarray:
         """Bytes that start on a cache line."""
-        raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-        start = -HostMemory.address(raw) % _ALIGNMENT
+        raw = np.empty(nbytes + HostMemory.alignment, np.uint8)
+        start = -HostMemory.address(raw) % HostMemory.alignment
         return raw[start : start + nbytes]
 
     @staticmethod
@@ -114,7 +114,8 @@ class Arena:
         # Largest first, each at the lowest address that is free for all of its life.
         for number in sorted(range(len(self.sizes)), key=lambda n: -self.sizes[n]):
             own = recorder.allocations[number]
-            length = -(-own.nbytes // _ALIGNMENT) * _ALIGNMENT
+            alignment = recorder.memories[own.device].alignment
+            length = -(-own.nbytes // alignment) * alignment
             offset = 0
             for start, end, other in sorted(placed, key=lambda item: item[0]):
                 apart = own.birth >= other.death or other.birth >= own.death

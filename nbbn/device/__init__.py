@@ -49,6 +49,8 @@ def missing() -> str | None:
         return f"no CUDA device can be used ({_line(error)}): see nvidia-smi"
     try:
         importlib.import_module("numba_cuda")
+        # The compiler's part that a NumPy newer than it breaks.
+        importlib.import_module("numba.cuda.np.arrayobj")
     except Exception as error:
         return f"numba-cuda cannot be imported ({_line(error)}): {_INSTALL}"
     try:
@@ -160,6 +162,8 @@ class Memory:
     """Raw memory of the device for a `nbbn.recorder.Recorder`: see its `HostMemory`."""
 
     kind = ndarray
+    # CUDA's own: cuBLAS may choose its algorithm, and so the bits, by the alignment.
+    alignment = 256
 
     @staticmethod
     def allocate(nbytes: int) -> Any:

@@ -33,7 +33,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 from device_targets import Skipped, show, targets  # noqa: E402
 
 PACKAGES = (
-    "nbbn", "numpy", "numba", "numba-cuda", "cuda-bindings", "cuda-core", "cuda-toolkit",
+    "numpy", "numba", "numba-cuda", "cuda-bindings", "cuda-core", "cuda-toolkit",
     "cupy-cuda12x", "cupy-cuda13x", "nvidia-cublas", "nvidia-cublas-cu12", "nvidia-nvjitlink",
     "nvidia-nvjitlink-cu12", "nvidia-nvvm", "torch", "ml-dtypes",
 )  # fmt: skip
@@ -231,9 +231,10 @@ def section(name: str) -> Any:
 
 
 def versions(notes: dict[str, Any]) -> None:
+    import nbbn
     from nbbn import backend
 
-    packages = notes["packages"] = {}
+    packages = notes["packages"] = {"nbbn": nbbn.__version__}
     for name in PACKAGES:
         try:
             packages[name] = version(name)

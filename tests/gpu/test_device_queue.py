@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import types
 
@@ -170,3 +171,12 @@ def test_what_is_missing_is_one_line(queue, monkeypatch, version, count, reason)
     runtime = types.SimpleNamespace(driverGetVersion=lambda: version, getDeviceCount=count)
     monkeypatch.setattr(queue, "runtime", runtime, raising=False)
     assert device.missing.__wrapped__() == reason
+
+
+def test_a_numpy_that_breaks_the_compiler_is_found_before_the_first_kernel(queue, monkeypatch):
+    runtime = types.SimpleNamespace(driverGetVersion=lambda: 13000, getDeviceCount=lambda: 1)
+    monkeypatch.setattr(queue, "runtime", runtime, raising=False)
+    monkeypatch.setitem(sys.modules, "numba.cuda.np.arrayobj", None)
+    reason = device.missing.__wrapped__()
+    assert reason.startswith("numba-cuda cannot be imported (import of numba.cuda.np.arrayobj")
+    assert reason.endswith("pip install 'nbbn[cuda13]' (or cuda12)")

@@ -9,7 +9,7 @@ import pytest
 
 import nbbn
 from nbbn import backend, data, optim, train
-from nbbn.recorder import GraphPlan
+from nbbn.recorder import Arena, GraphPlan, Recorder
 
 IMAGES, TESTED = 256, 50
 
@@ -116,3 +116,11 @@ def test_a_run_on_the_device_is_logged_saved_and_resumed(mnist, monkeypatch, cap
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(row["gradient_norm"] > 0 and row["1.p15"] < row["1.p85"] for row in steps)
     assert cli.main(["eval", str(tmp_path)]) == 0
+
+
+def test_arrays_of_a_recorded_step_are_aligned_as_cuda_aligns_its_own():
+    recorder = Recorder((), device=backend.device().Memory)
+    kept = [recorder.empty(size, np.float32, "cuda") for size in (7, 100, 3, 65)]
+    arena = Arena(recorder)
+    assert len(kept) == len(set(arena.offsets)) == 4
+    assert not any(offset % 256 for offset in arena.offsets)
