@@ -390,7 +390,9 @@ def labels(array: Any, count: int, classes: int, device: str = "cpu") -> Any:
     given = backend.is_array(array)
     if not given or array.dtype.kind not in "iu":
         found = array.dtype if given else type(array).__name__
-        raise DTypeError(f"labels must be an integer numpy.ndarray, got {found}")
+        raise DTypeError(
+            f"labels must be an integer numpy.ndarray, a class per row and not one-hot, got {found}"
+        )
     on_device(array, device, "labels")
     if array.shape != (count,):
         raise ShapeError(f"labels must have shape ({count},), one per row, got {array.shape}")

@@ -327,6 +327,19 @@ def test_plot_of_a_run_by_the_api(trained, tmp_path, capsys):
 # -------------------------------------------------------------------------- where output goes
 
 
+def test_plot_of_a_run_without_a_test_set(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    images, labels = digits(40, 1)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels)
+    run = tmp_path / "run"
+    flags = (*FLAGS, "--epochs", 1, "--validation", 0.5)
+    call(capsys, "train", "--data", tmp_path / "a.npz", *flags, "--out", run)
+    status, lines, error = call(capsys, "plot", run)
+    assert (status, lines) == (0, [str(run / "curves.png")])
+    assert f"no confusion matrix and mistakes: {tmp_path / 'a.npz'} has no test set" in error
+    assert "has no test set: name other data with --data" in refused(capsys, "eval", run)
+
+
 def test_output_that_cannot_be_written(trained, own, tmp_path, capsys):
     (tmp_path / "file").touch()
     for command, reason in (

@@ -244,6 +244,15 @@ def test_standardization_names_the_images_that_are_not_finite(value, rng):
     assert np.isfinite(mean)
 
 
+def test_what_is_no_array_says_how_it_becomes_one(rng):
+    images, labels = rng.normal(size=(6, 4)), rng.integers(0, 3, 6)
+    with pytest.raises(DTypeError, match=r"got list: convert them with numpy.asarray\(images"):
+        Batches(images.tolist(), labels, 2)
+    for wrong, found in ((labels.tolist(), "list"), (labels.astype(float), "float64")):
+        with pytest.raises(DTypeError, match=rf"{found}: convert them with numpy.asarray\(labels"):
+            Batches(images, wrong, 2)
+
+
 def test_labels_that_do_not_begin_at_0(arrays, tmp_path, caplog):
     np.savez(tmp_path / "good.npz", **arrays)
     data.load(tmp_path / "good.npz")

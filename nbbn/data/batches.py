@@ -371,7 +371,10 @@ def _check_images(images: Any) -> np.ndarray:
     """Return the images as C-contiguous rows (N, F)."""
     _unmasked(images, "images")
     if not isinstance(images, np.ndarray):
-        raise DTypeError(f"images must be a numpy.ndarray, got {type(images).__name__}")
+        raise DTypeError(
+            f"images must be a numpy.ndarray, got {type(images).__name__}: convert them with "
+            "numpy.asarray(images, numpy.float32)"
+        )
     if images.dtype not in (np.uint8, np.float32, np.float64):
         raise DTypeError(
             f"images must hold uint8, float32 or float64, got {images.dtype}: convert them first"
@@ -397,7 +400,10 @@ def _check_labels(labels: Any, count: int, num_classes: int | None) -> np.ndarra
     _unmasked(labels, "labels")
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         found = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise DTypeError(f"labels must be an integer numpy.ndarray, got {found}")
+        raise DTypeError(
+            f"labels must be an integer numpy.ndarray, got {found}: convert them with "
+            "numpy.asarray(labels, numpy.int64)"
+        )
     if labels.shape != (count,):
         raise ShapeError(f"labels must have shape ({count},), one per image, got {labels.shape}")
     if num_classes is not None:
