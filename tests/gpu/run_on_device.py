@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def run(name: str, options: argparse.Namespace, deadline: float) -> dict[str, An
                 found = json.loads(out.read_text()) if out.exists() else {"status": "failed"}
             if status != 0:
                 found |= {"status": "failed", "error": ending(status, seconds)}
-                found["last lines"] = tail(log, 12)
+                found["last lines"] = tail(log, 20)
         except Skipped as reason:
             found = {"status": "skipped", "reason": str(reason)}
     return {**found, "seconds": round(time.monotonic() - start, 1)}
@@ -199,19 +200,22 @@ def work(options: argparse.Namespace) -> None:
     """Run one section, and write what becomes of it."""
     notes: dict[str, Any] = {}
     found: dict[str, Any] = {"status": "failed", "found": notes}
+
+    def keep() -> None:
+        write(options.out, found)
+
     try:
         if options.simulate:
             importlib.import_module("conftest")  # sets the simulator up, as for the tests
         if options.worker == "versions":
-            versions(notes)
+            versions(notes, keep)
         else:
             from device_checks import Setting
 
             deadline = time.monotonic() + options.budget
             setting = Setting(
-                options.seed, options.simulate, options.data_dir, deadline, notes,
-                lambda: write(options.out, found),
-            )  # fmt: skip
+                options.seed, options.simulate, options.data_dir, deadline, notes, keep
+            )
             section(options.worker)(setting)
         found["status"] = "passed"
     except Skipped as reason:
@@ -230,7 +234,7 @@ def section(name: str) -> Any:
     return getattr(device_times if hasattr(device_times, name) else device_checks, name)
 
 
-def versions(notes: dict[str, Any]) -> None:
+def versions(notes: dict[str, Any], keep: Callable[[], None]) -> None:
     import nbbn
     from nbbn import backend
 
@@ -251,6 +255,7 @@ def versions(notes: dict[str, Any]) -> None:
             notes["nvidia-smi"] = (done.stdout or done.stderr).strip().splitlines()
         except (OSError, subprocess.TimeoutExpired) as error:
             notes["nvidia-smi"] = str(error)
+    keep()
     notes["devices"] = backend.describe_devices()
     backend.require("cuda")
 
