@@ -209,7 +209,7 @@ def test_bad_splits(count, fraction):
 @pytest.mark.parametrize("per_feature", [False, True])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_standardization_measures_what_numpy_does(dtype, per_feature, rng, monkeypatch):
-    monkeypatch.setattr(data.batches, "_CHUNK", 7)
+    monkeypatch.setattr(data.preparation, "_CHUNK", 7)
     images = (rng.normal(size=(40, 2, 3)) * 20 + 100).astype(dtype)
     images[:, 1, 2] = 7
     rows = np.sort(rng.permutation(40)[:25])

@@ -4,10 +4,11 @@ Whatever the source of a named data set, SHA-256 decides. Nothing reaches a fold
 complete and verified.
 """
 
-from .batches import Batches, split, standardization
+from .batches import Batches
 from .idx import read_idx
 from .named import Dataset, load_fashion_mnist, load_mnist
 from .own import load
+from .preparation import split, standardization
 
 __all__ = [
     "Batches",

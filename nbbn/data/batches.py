@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
-from .finite import check_finite
+from ..errors import ArgumentError, CheckpointError
+from ._checks import check_images, check_labels, check_rows, finite, generator, positive
 
-__all__ = ["Batches", "split", "standardization"]
-
-# Images whose moments are measured at once.
-_CHUNK = 4096
+__all__ = ["Batches"]
 
 
 class Batches:
@@ -89,14 +86,14 @@ class Batches:
         reuse: bool = False,
         device: str = "cpu",
     ) -> None:
-        self._images = _check_images(images)
-        self._labels = _check_labels(labels, len(images), num_classes)
-        self.batch_size = _positive(batch_size, "batch_size")
+        self._images = check_images(images)
+        self._labels = check_labels(labels, len(images), num_classes)
+        self.batch_size = positive(batch_size, "batch_size")
         self.shuffle = bool(shuffle)
         self.drop_last = bool(drop_last)
         self.reuse = bool(reuse)
-        self.rng = _generator(rng)
-        self._rows = None if rows is None else _check_rows(rows, len(images))
+        self.rng = generator(rng)
+        self._rows = None if rows is None else check_rows(rows, len(images))
         if self.drop_last and self.batch_size > self.count:
             raise ArgumentError(
                 f"batch_size {batch_size} with drop_last leaves no batch of {self.count} images: "
@@ -142,7 +139,7 @@ class Batches:
         -------
         (ndarray of float32, ndarray of int64)
         """
-        places = self._places(np.arange(min(_positive(count, "count"), self.count)))
+        places = self._places(np.arange(min(positive(count, "count"), self.count)))
         x, y = self._allocate(places.size)
         self._gatherer()(self._images, places, self._labels, self._scale, self._offset, x, y)
         return x, y
@@ -218,7 +215,7 @@ class Batches:
 
     def _standardize(self, mean: Any, std: Any) -> None:
         features = self._images.shape[1]
-        self.mean, self.std = _finite(mean, "mean", features), _finite(std, "std", features)
+        self.mean, self.std = finite(mean, "mean", features), finite(std, "std", features)
         if (self.std <= 0).any():
             raise ArgumentError(f"std must be positive, got {self.std.min()}")
         top = 255.0 if self._images.dtype == np.uint8 else 1.0
@@ -280,190 +277,3 @@ class Batches:
         shape = rows, self._images.shape[1]
         x = backend.empty(shape, np.float32, self.device)
         return x, backend.empty(rows, np.int64, self.device)
-
-
-def split(
-    count: int, fraction: float, rng: np.random.Generator | int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split examples at random into those to train on and those to validate with.
-
-    Parameters
-    ----------
-    count : int
-        Number of examples.
-    fraction : float
-        Fraction for validation, above 0 and below 1; each part gets at least one example.
-    rng : numpy.random.Generator or int, optional
-        Source of the split, or its seed.
-
-    Returns
-    -------
-    (ndarray of int64, ndarray of int64)
-        The rows of both parts, each sorted: the `rows` of `Batches`.
-
-    Raises
-    ------
-    ArgumentError
-        Fewer than two examples, or a fraction outside (0, 1).
-    """
-    if _positive(count, "count") < 2:
-        raise ArgumentError(f"a split needs at least 2 examples, got {count}")
-    if not isinstance(fraction, int | float | np.floating) or not 0 < fraction < 1:
-        raise ArgumentError(f"fraction must lie between 0 and 1, got {fraction!r}")
-    held = min(max(round(count * fraction), 1), count - 1)
-    order = _generator(rng).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
-
-
-def standardization(
-    images: np.ndarray, rows: np.ndarray | None = None, *, per_feature: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Measure the mean and standard deviation that `Batches` standardizes with.
-
-    Reads a few thousand images at a time, so that they may lie in a file larger than memory, and
-    merges their moments in float64 (Chan, Golub and LeVeque, 1979).
-
-    Parameters
-    ----------
-    images : ndarray of uint8, float32 or float64, shape (N, ...)
-        Bytes are scaled to [0, 1] first.
-    rows : ndarray of an integer type, optional
-        Measure these images only, those that are trained on. All by default.
-    per_feature : bool
-        Measure every feature by itself instead of all together.
-
-    Returns
-    -------
-    (ndarray of float64, ndarray of float64)
-        Mean and standard deviation, each of shape () or (F,). A standard deviation of 0 is
-        returned as 1.
-
-    Raises
-    ------
-    DataError
-        Images with NaN or Inf, by number.
-    """
-    flat = _check_images(images)
-    rows = None if rows is None else _check_rows(rows, len(flat))
-    count, mean, moment = 0, np.zeros(()), np.zeros(())
-    total = len(flat) if rows is None else len(rows)
-    for start in range(0, total, _CHUNK):
-        stop = min(start + _CHUNK, total)
-        part = (flat[start:stop] if rows is None else flat[rows[start:stop]]).astype(np.float64)
-        part = part if per_feature else part.reshape(-1, 1)
-        with np.errstate(invalid="ignore", over="ignore"):
-            more, more_mean = len(part), part.mean(axis=0)
-        if not np.isfinite(more_mean).all():
-            check_finite(flat, rows)
-        delta = more_mean - mean
-        moment = moment + np.square(part - more_mean).sum(axis=0)
-        moment = moment + delta**2 * (count * more / (count + more))
-        mean = mean + delta * (more / (count + more))
-        count += more
-    std = np.sqrt(moment / count)
-    std = np.where(std > 0, std, 1.0)
-    if flat.dtype == np.uint8:
-        mean, std = mean / 255, np.where(moment > 0, std / 255, 1.0)
-    return (mean, std) if per_feature else (mean.reshape(()), std.reshape(()))
-
-
-def _check_images(images: Any) -> np.ndarray:
-    """Return the images as C-contiguous rows (N, F)."""
-    _unmasked(images, "images")
-    if not isinstance(images, np.ndarray):
-        raise DTypeError(
-            f"images must be a numpy.ndarray, got {type(images).__name__}: convert them with "
-            "numpy.asarray(images, numpy.float32)"
-        )
-    if images.dtype not in (np.uint8, np.float32, np.float64):
-        raise DTypeError(
-            f"images must hold uint8, float32 or float64, got {images.dtype}: convert them first"
-        )
-    if images.ndim < 2 or images.size == 0:
-        raise ShapeError(
-            f"images must have shape (N, ...) with at least one image and one value each, "
-            f"got {images.shape}"
-        )
-    return np.ascontiguousarray(images).reshape(len(images), -1)
-
-
-def _unmasked(array: Any, name: str) -> None:
-    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
-        raise DTypeError(
-            f"{name} must have no mask, which would be lost: leave masked examples out with "
-            f"rows=numpy.flatnonzero(...), or pass {name}.filled(value)"
-        )
-
-
-def _check_labels(labels: Any, count: int, num_classes: int | None) -> np.ndarray:
-    """Return a copy of the labels (N,) as int64."""
-    _unmasked(labels, "labels")
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        found = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise DTypeError(
-            f"labels must be an integer numpy.ndarray, got {found}: convert them with "
-            "numpy.asarray(labels, numpy.int64)"
-        )
-    if labels.shape != (count,):
-        raise ShapeError(f"labels must have shape ({count},), one per image, got {labels.shape}")
-    if num_classes is not None:
-        classes = _positive(num_classes, "num_classes")
-        bad = np.flatnonzero((labels < 0) | (labels >= classes))
-        if bad.size:
-            raise ArgumentError(
-                f"labels must lie in [0, {classes}), got {labels[bad[0]]} at position {bad[0]}"
-            )
-    return labels.astype(np.int64)
-
-
-def _positive(value: Any, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if number < 1:
-        raise ArgumentError(f"{name} must be at least 1, got {number}")
-    return number
-
-
-def _check_rows(rows: Any, count: int) -> np.ndarray:
-    """Return a copy of the rows (K,) as int64."""
-    _unmasked(rows, "rows")
-    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu":
-        found = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise DTypeError(f"rows must be an integer numpy.ndarray, got {found}")
-    if rows.ndim != 1 or rows.size == 0:
-        raise ShapeError(f"rows must have shape (K,) with K at least 1, got {rows.shape}")
-    if rows.min() < 0 or rows.max() >= count:
-        raise ArgumentError(f"rows must lie in [0, {count}), got {rows.min()} to {rows.max()}")
-    return rows.astype(np.int64)
-
-
-def _finite(value: Any, name: str, features: int) -> np.ndarray:
-    """Return a copy of one number, or of one per feature, as float64."""
-    try:
-        array = np.array(value, np.float64)
-    except (TypeError, ValueError):
-        raise DTypeError(f"{name} must be a number, got {type(value).__name__}") from None
-    except OverflowError:
-        array = np.array(np.inf)
-    if array.ndim and array.shape != (features,):
-        raise ShapeError(f"{name} must be a number or have shape ({features},), got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ArgumentError(f"{name} must be finite, got {value}")
-    return array
-
-
-def _generator(rng: Any) -> np.random.Generator:
-    if isinstance(rng, np.random.Generator):
-        return rng
-    try:
-        return np.random.default_rng(None if rng is None else operator.index(rng))
-    except TypeError:
-        raise DTypeError(
-            f"rng must be a numpy.random.Generator or an integer seed, got {type(rng).__name__}"
-        ) from None
-    except ValueError:
-        raise ArgumentError(f"rng must be a seed of at least 0, got {rng}") from None

@@ -1,0 +1,112 @@
+"""Checks of images, labels, rows and numbers, shared by batches and their preparation."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, DTypeError, ShapeError
+
+
+def check_images(images: Any) -> np.ndarray:
+    """Return the images as C-contiguous rows (N, F)."""
+    check_unmasked(images, "images")
+    if not isinstance(images, np.ndarray):
+        raise DTypeError(
+            f"images must be a numpy.ndarray, got {type(images).__name__}: convert them with "
+            "numpy.asarray(images, numpy.float32)"
+        )
+    if images.dtype not in (np.uint8, np.float32, np.float64):
+        raise DTypeError(
+            f"images must hold uint8, float32 or float64, got {images.dtype}: convert them first"
+        )
+    if images.ndim < 2 or images.size == 0:
+        raise ShapeError(
+            f"images must have shape (N, ...) with at least one image and one value each, "
+            f"got {images.shape}"
+        )
+    return np.ascontiguousarray(images).reshape(len(images), -1)
+
+
+def check_unmasked(array: Any, name: str) -> None:
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} must have no mask, which would be lost: leave masked examples out with "
+            f"rows=numpy.flatnonzero(...), or pass {name}.filled(value)"
+        )
+
+
+def check_labels(labels: Any, count: int, num_classes: int | None) -> np.ndarray:
+    """Return a copy of the labels (N,) as int64."""
+    check_unmasked(labels, "labels")
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        found = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise DTypeError(
+            f"labels must be an integer numpy.ndarray, got {found}: convert them with "
+            "numpy.asarray(labels, numpy.int64)"
+        )
+    if labels.shape != (count,):
+        raise ShapeError(f"labels must have shape ({count},), one per image, got {labels.shape}")
+    if num_classes is not None:
+        classes = positive(num_classes, "num_classes")
+        bad = np.flatnonzero((labels < 0) | (labels >= classes))
+        if bad.size:
+            raise ArgumentError(
+                f"labels must lie in [0, {classes}), got {labels[bad[0]]} at position {bad[0]}"
+            )
+    return labels.astype(np.int64)
+
+
+def positive(value: Any, name: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if number < 1:
+        raise ArgumentError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def check_rows(rows: Any, count: int) -> np.ndarray:
+    """Return a copy of the rows (K,) as int64."""
+    check_unmasked(rows, "rows")
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu":
+        found = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise DTypeError(f"rows must be an integer numpy.ndarray, got {found}")
+    if rows.ndim != 1 or rows.size == 0:
+        raise ShapeError(f"rows must have shape (K,) with K at least 1, got {rows.shape}")
+    if rows.min() < 0 or rows.max() >= count:
+        raise ArgumentError(f"rows must lie in [0, {count}), got {rows.min()} to {rows.max()}")
+    return rows.astype(np.int64)
+
+
+def finite(value: Any, name: str, features: int) -> np.ndarray:
+    """Return a copy of one number, or of one per feature, as float64."""
+    try:
+        array = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        raise DTypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    except OverflowError:
+        array = np.array(np.inf)
+    if array.ndim and array.shape != (features,):
+        raise ShapeError(f"{name} must be a number or have shape ({features},), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ArgumentError(f"{name} must be finite, got {value}")
+    return array
+
+
+def generator(rng: Any) -> np.random.Generator:
+    if isinstance(rng, np.random.Generator):
+        return rng
+    try:
+        return np.random.default_rng(None if rng is None else operator.index(rng))
+    except TypeError:
+        raise DTypeError(
+            f"rng must be a numpy.random.Generator or an integer seed, got {type(rng).__name__}"
+        ) from None
+    except ValueError:
+        raise ArgumentError(f"rng must be a seed of at least 0, got {rng}") from None
