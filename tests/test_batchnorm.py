@@ -15,11 +15,8 @@ from batchnorm_cases import (
     assert_stats,
     check_infer,
     check_train,
-    flipped,
-    padded,
-    read_only,
-    sliced,
 )
+from views import flipped, padded, read_only, sliced
 
 from nbbn import functional as fn
 

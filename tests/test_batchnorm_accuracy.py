@@ -13,9 +13,9 @@ from batchnorm_cases import (
     assert_gradients,
     assert_stats,
     peak,
-    sliced,
     terms,
 )
+from views import sliced
 
 from nbbn import functional as fn
 

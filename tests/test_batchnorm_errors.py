@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-from batchnorm_cases import (
-    Case,
-    assert_close,
-    assert_forward,
-    read_only,
-)
+from batchnorm_cases import Case, assert_close, assert_forward
+from views import read_only
 
 from nbbn import functional as fn
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError

@@ -5,18 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-from batchnorm_cases import (
-    DTYPES,
-    VIEWS,
-    Case,
-    assert_close,
-    big_endian,
-    check_infer,
-    check_train,
-    flipped,
-    read_only,
-    sliced,
-)
+from batchnorm_cases import DTYPES, Case, assert_close, check_infer, check_train
+from views import VIEWS, big_endian, flipped, read_only, sliced
 
 from nbbn import functional as fn
 

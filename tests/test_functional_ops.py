@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from views import big_endian, flipped, read_only, sliced
 
 from nbbn import functional as fn
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
@@ -166,33 +167,11 @@ def test_large_arrays(rng, name, shape, axis, dtype):
 # ----------------------------------------------------------------------- strides, axes, out=
 
 
-def sliced(array):
-    big = np.full([2 * n + 1 for n in array.shape], 77, array.dtype)
-    view = big[tuple(slice(1, None, 2) for _ in array.shape)]
-    view[...] = array
-    return view
-
-
-def flipped(array):
-    every = (slice(None, None, -1),) * array.ndim
-    return np.ascontiguousarray(array[every])[every]
-
-
-def read_only(array):
-    array = array.copy()
-    array.flags.writeable = False
-    return array
-
-
 def repeated(array):
     return np.broadcast_to(array[:1], array.shape)
 
 
-def big_endian(array):
-    return array.astype(array.dtype.newbyteorder(">"))
-
-
-VIEWS = [sliced, flipped, np.asfortranarray]
+USUAL_VIEWS = [sliced, flipped, np.asfortranarray]
 SHAPES = [
     ((11,), -1),
     ((6, 5), -1),
@@ -205,7 +184,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
-@pytest.mark.parametrize("view", [*VIEWS, np.array, read_only, repeated])
+@pytest.mark.parametrize("view", [*USUAL_VIEWS, np.array, read_only, repeated])
 @pytest.mark.parametrize("name", FORWARD)
 def test_any_strides_and_axis(rng, name, view, shape, axis, dtype):
     options = {} if name in ACTIVATIONS else {"axis": axis}
@@ -245,7 +224,7 @@ def test_softmax_of_no_rows(name):
     assert getattr(fn, f"{name}_backward")(x, x).shape == (0, 3)
 
 
-@pytest.mark.parametrize("view", [*VIEWS, np.array])
+@pytest.mark.parametrize("view", [*USUAL_VIEWS, np.array])
 @pytest.mark.parametrize("name", [*FORWARD, *BACKWARD])
 def test_out(rng, name, view):
     arrays = [on_a_grid(rng, (6, 7), np.float32) for _ in range(2 if name in BACKWARD else 1)]
@@ -255,7 +234,7 @@ def test_out(rng, name, view):
     np.testing.assert_array_equal(out, want)
 
 
-@pytest.mark.parametrize("view", [*VIEWS, np.array])
+@pytest.mark.parametrize("view", [*USUAL_VIEWS, np.array])
 @pytest.mark.parametrize("name", [*FORWARD, *BACKWARD])
 def test_out_may_be_an_input(rng, name, view):
     for position in range(2 if name in BACKWARD else 1):
@@ -426,7 +405,7 @@ def test_cross_entropy_with_a_gradient_per_row(rng):
 
 
 @pytest.mark.parametrize("labels_type", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
-@pytest.mark.parametrize("view", [*VIEWS, read_only])
+@pytest.mark.parametrize("view", [*USUAL_VIEWS, read_only])
 def test_cross_entropy_of_any_strides_and_labels(rng, view, labels_type):
     logits = view(on_a_grid(rng, (20, 10), np.float32))
     labels = view(rng.integers(0, 10, 20).astype(labels_type))
@@ -477,7 +456,7 @@ def test_cross_entropy_of_no_rows():
         assert fn.cross_entropy_backward(logits, labels, reduction=reduction).shape == (0, 5)
 
 
-@pytest.mark.parametrize("view", [*VIEWS, np.array])
+@pytest.mark.parametrize("view", [*USUAL_VIEWS, np.array])
 def test_cross_entropy_backward_out(rng, view):
     logits, labels = on_a_grid(rng, (20, 10), np.float32), rng.integers(0, 10, 20)
     want = fn.cross_entropy_backward(logits, labels)
