@@ -277,16 +277,16 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
         raise ArgumentError("recalibrate saw no data: pass batches of examples")
     found = []
     for layer, stats in zip(layers, merged, strict=True):
-        if stats is not None and stats.count:
-            factor = stats.count / (stats.count - 1) if layer.unbiased else 1.0
-            found.append((layer, stats.mean, stats.var * factor))
-    for layer, mean, var in found:
-        for array, own in ((mean, layer.running_mean), (var, layer.running_var)):
-            if own is not None and not np.abs(array).max() <= checks.largest(own.dtype):
-                raise ArgumentError(
-                    f"recalibrate saw statistics that are not finite in {own.dtype}: look for NaN, "
-                    "Inf and huge numbers in the batches and in the parameters"
-                )
-    for layer, mean, var in found:
-        if layer.running_mean is not None and layer.running_var is not None:
-            layer.running_mean[...], layer.running_var[...] = mean, var
+        if stats is None or not stats.count:
+            continue
+        factor = stats.count / (stats.count - 1) if layer.unbiased else 1.0
+        pairs = (layer.running_mean, stats.mean), (layer.running_var, stats.var * factor)
+        found += [(own, array) for own, array in pairs if own is not None]
+    for own, array in found:
+        if not np.abs(array).max() <= checks.largest(own.dtype):
+            raise ArgumentError(
+                f"recalibrate saw statistics that are not finite in {own.dtype}: look for NaN, "
+                "Inf and huge numbers in the batches and in the parameters"
+            )
+    for own, array in found:
+        own[...] = array

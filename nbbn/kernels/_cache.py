@@ -108,7 +108,7 @@ class KernelCache(_Cache):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # whatever is wrong with the file, compiling is right
-            _warn(f"could not read {path or 'entries'} ({error}); compiling instead")
+            _warn_failed("read", path, error, "compiling instead")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -120,7 +120,7 @@ class KernelCache(_Cache):
                 return
             _write(path, dumps(data._reduce()))
         except Exception as error:  # a full disk or a read-only folder must not stop the caller
-            _warn_unwritten(path, error)
+            _warn_failed("write", path, error, "kernels compile again in the next process")
 
     def _path(self, sig: Any, codegen: Any) -> Path | None:
         if not self._enabled:
@@ -138,7 +138,7 @@ def cached(name: str, key: Any, build: Callable[[], bytes]) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except Exception as error:  # whatever is wrong with the file, compiling is right
-        _warn(f"could not read {path or 'entries'} ({error}); compiling instead")
+        _warn_failed("read", path, error, "compiling instead")
     if on_compile is not None:
         on_compile(name)
     payload = build()
@@ -146,7 +146,7 @@ def cached(name: str, key: Any, build: Callable[[], bytes]) -> bytes:
         if path is not None:
             _write(path, payload)
     except Exception as error:  # a full disk or a read-only folder must not stop the caller
-        _warn_unwritten(path, error)
+        _warn_failed("write", path, error, "kernels compile again in the next process")
     return payload
 
 
@@ -189,9 +189,8 @@ def _write(path: Path, payload: bytes) -> None:
         raise
 
 
-def _warn_unwritten(path: Path | None, error: Exception) -> None:
-    place = path or "entries"
-    _warn(f"could not write {place} ({error}); kernels compile again in the next process")
+def _warn_failed(what: str, path: Path | None, error: Exception, instead: str) -> None:
+    _warn(f"could not {what} {path or 'entries'} ({error}); {instead}")
 
 
 def _warn(message: str) -> None:

@@ -85,7 +85,9 @@ class Reshape(RecordableOp):
     def forward(ctx: Any, x: np.ndarray, *, shape: tuple[int, ...]) -> np.ndarray:
         ctx.shape = x.shape
         try:
-            y = backend.contiguous(x, x.dtype).reshape(shape)
+            # As it is where possible: `contiguous` makes what cannot be written writable.
+            whole = x if x.flags.c_contiguous else backend.contiguous(x, x.dtype)
+            return whole.reshape(shape)
         except TypeError:
             kinds = ", ".join(type(n).__name__ for n in shape)
             raise DTypeError(f"a shape is made of integers, got {kinds}") from None
@@ -93,10 +95,6 @@ class Reshape(RecordableOp):
             raise ShapeError(
                 f"cannot reshape {x.size} elements of shape {x.shape} into {shape}"
             ) from None
-        if isinstance(x, np.ndarray) and not x.flags.writeable:
-            # It may be a view: the memory of bytes, or of a file, stays as it is.
-            y.flags.writeable = False
-        return y
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
