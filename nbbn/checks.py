@@ -1,17 +1,20 @@
-"""Every validator, and the folding of any accepted array into the kernels' canonical layouts."""
+"""Every validator of arrays, and their folding into the kernels' canonical layouts."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import backend
+from ._validation import choice as choice
+from ._validation import fraction as fraction
+from ._validation import integer as integer
+from ._validation import positive as positive
+from ._validation import real as real
 from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
 _UINT16 = np.dtype(np.uint16)
@@ -269,21 +272,6 @@ def nothing(to: Layout) -> np.ndarray:
     return _NOTHING[len(to.shape), to.dtype]  # of the host always: no kernel looks into it
 
 
-def real(value: Any, name: str) -> float:
-    """Check that `value` is one finite real number."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ArgumentError(f"{name} must be finite, got {number}")
-    return number
-
-
 def epsilon(eps: Any, *, zero_allowed: bool) -> float:
     """Check eps, which keeps 1 / sqrt(var + eps) finite."""
     if type(eps) is float and 0.0 < eps < math.inf:
@@ -292,22 +280,6 @@ def epsilon(eps: Any, *, zero_allowed: bool) -> float:
     if value < 0 or (value == 0 and not zero_allowed):
         bound = ">= 0" if zero_allowed else "> 0 in training"
         raise ArgumentError(f"eps must be {bound}, got {value}")
-    return value
-
-
-def fraction(value: Any, name: str) -> float:
-    """Check that `value` lies in [0, 1]."""
-    number = real(value, name)
-    if not 0 <= number <= 1:
-        raise ArgumentError(f"{name} must lie between 0 and 1, got {number}")
-    return number
-
-
-def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
-    """Check that `value` is one of `allowed`."""
-    if isinstance(value, np.ndarray) or value not in allowed:
-        names = ", ".join(repr(item) for item in allowed)
-        raise ArgumentError(f"{name} must be one of {names}; got {value!r}")
     return value
 
 
@@ -414,30 +386,13 @@ _EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}
 _NOTHING = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE}
 
 
-def integer(value: Any, name: str) -> int:
-    """Check that `value` is an integer."""
-    if type(value) is int:
-        return value
-    if not isinstance(value, bool):
-        # Some arrays are integers in this sense, and some only look like it.
-        with contextlib.suppress(TypeError):
-            return operator.index(value)
-    raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
-
-
-def positive(value: Any, name: str) -> int:
-    """Check that `value` is an integer of at least 1."""
-    number = integer(value, name)
-    if number < 1:
-        raise ArgumentError(f"{name} must be at least 1, got {value}")
-    return number
-
-
 def possible(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
-    """Check that an array of `shape` could exist: no process can address 2**47 bytes or more."""
-    size = math.prod(shape) * dtype.itemsize
-    if size >= 2**47:
+    """Check that parameters of `shape` can be made: drawn in float64, and a copy of them."""
+    try:
+        np.empty((2, *shape))
+    except (MemoryError, ValueError):  # more than there is, or more than NumPy can count
+        size = math.prod(shape) * dtype.itemsize / 2**40
         raise ArgumentError(
-            f"{what} of shape {shape} would take {size / 2**40:,.0f} TiB, more than a process can "
-            "have: use smaller sizes"
-        )
+            f"{what} of shape {shape} would take {size:,.3g} TiB, more than can be had here: use "
+            "smaller sizes"
+        ) from None

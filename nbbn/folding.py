@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import checks
+from ._validation import real
 from .autograd import Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, NbbnError
 from .layers import (
@@ -98,7 +98,7 @@ def fold(
     """
     if not isinstance(model, Module):
         raise DTypeError(f"model must be a Module, got {type(model).__name__}")
-    if tolerance is not None and checks.real(tolerance, "tolerance") <= 0:
+    if tolerance is not None and real(tolerance, "tolerance") <= 0:
         raise ArgumentError(f"tolerance must be positive, got {tolerance}")
     steps: list[_Step] = []
     for name, layer in unnested(copy.deepcopy(model).to("cpu").eval()):

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import checks
+from ._validation import generator, positive
 from .autograd import Parameter, Tape, Tensor, recording_tape
 from .errors import ArgumentError, DTypeError
-from .initializers import generator
 from .second_order import grad
 
 __all__ = ["gradcheck", "gradgradcheck"]
@@ -138,7 +137,7 @@ def _compare(
 ) -> float:
     """Check gradients; `missing` is what a gradient that no input received counts as."""
     _check_inputs(inputs)
-    checks.positive(directions, "directions")
+    positive(directions, "directions")
     parameters = [Parameter(x.copy()) for x in inputs]
     with Tape() as tape:
         output = function(*parameters)

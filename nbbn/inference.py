@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, files, functional
+from . import checkpoint, functional
+from ._validation import as_path
 from .checkpoint import Checkpoint
 from .config import Config
 from .data import Batches, read_idx
@@ -72,7 +73,7 @@ class Classifier:
         CheckpointError
             It is missing, damaged or not of a training by the command line.
         """
-        best = files.as_path(path, "path") / "best.safetensors"
+        best = as_path(path, "path") / "best.safetensors"
         found = checkpoint.load(best if best.exists() else path)
         config, shape, classes, dtype = _description(found)
         model = config.build_model(int(np.prod(shape)), classes)
@@ -166,7 +167,7 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     ArgumentError
         Pillow is needed and not installed.
     """
-    path = files.as_path(path, "path")
+    path = as_path(path, "path")
     if path.is_dir():
         raise DataError(f"{path} is a folder: name the files of images in it")
     if not path.is_file():

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .errors import ArgumentError
+from ._validation import choice, float_type, generator, positive, real
+from .errors import DTypeError
 
 __all__ = ["INITIALIZERS", "generator", "initialize"]
 
@@ -40,31 +41,6 @@ INITIALIZERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndar
 }
 
 
-def generator(rng: np.random.Generator | int | None) -> np.random.Generator:
-    """Return `rng` if it is a Generator, else a new one seeded by it.
-
-    Parameters
-    ----------
-    rng : Generator, int or None
-        None draws a fresh seed from the operating system.
-
-    Returns
-    -------
-    Generator
-
-    Raises
-    ------
-    ArgumentError
-        Anything that cannot seed a generator.
-    """
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"rng must be a numpy.random.Generator, a non-negative integer seed or None: {error}"
-        ) from None
-
-
 def initialize(
     name: str | float, shape: tuple[int, int], rng: np.random.Generator | int | None, dtype: Any
 ) -> np.ndarray:
@@ -89,13 +65,19 @@ def initialize(
     Raises
     ------
     ArgumentError
-        Unknown name, or a negative standard deviation.
+        Unknown name, a negative standard deviation, or more weights than memory can hold.
+    DTypeError
+        An argument of another type.
     """
     rng = generator(rng)
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        raise DTypeError(f"shape must be (out_features, in_features), got {shape!r:.80}")
+    rows, columns = shape
+    shape = positive(rows, "out_features"), positive(columns, "in_features")
+    dtype = float_type(dtype)
+    checks.possible(shape, dtype, "a Dense weight")
     if isinstance(name, str):
-        draw = INITIALIZERS[checks.choice(name, tuple(INITIALIZERS), "init")]
+        draw = INITIALIZERS[choice(name, tuple(INITIALIZERS), "init")]
         return draw(rng, shape).astype(dtype)
-    sigma = checks.real(name, "init")
-    if sigma < 0:
-        raise ArgumentError(f"init as a number is a standard deviation, >= 0; got {sigma}")
+    sigma = real(name, "init, the standard deviation of the weights,", least=0)
     return (rng.standard_normal(shape) * sigma).astype(dtype)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from . import checks, ops
+from . import ops
+from ._validation import choice, float_type, generator, positive, real, switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
-from .initializers import generator, initialize
-from .modules import Module, float_type
+from .initializers import initialize
+from .modules import Module
 from .normalization import BatchNorm
 
 __all__ = [
@@ -65,13 +66,12 @@ class Dense(Module):
         dtype: Any = np.float32,
     ) -> None:
         shape = (
-            checks.positive(out_features, "out_features"),
-            checks.positive(in_features, "in_features"),
+            positive(out_features, "out_features"),
+            positive(in_features, "in_features"),
         )
         dtype = float_type(dtype)
-        checks.possible(shape, dtype, "a Dense with a weight")
         self.weight = Parameter(initialize(init, shape, rng, dtype))
-        self.bias = Parameter(np.zeros(shape[0], dtype)) if bias else None
+        self.bias = Parameter(np.zeros(shape[0], dtype)) if switch(bias, "bias") else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, in_features) to (N, out_features)."""
@@ -146,7 +146,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float, *, rng: np.random.Generator | int | None = None) -> None:
-        self.p = checks.real(p, "p")
+        self.p = real(p, "p")
         if not 0 <= self.p < 1:
             raise ArgumentError(f"the dropout probability must lie in [0, 1), got {p}")
         self.rng = generator(rng)
@@ -283,7 +283,7 @@ def mlp(
         raise DTypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")
     if len(sizes) < 2:
         raise ArgumentError(f"sizes needs an input and an output, got {sizes!r}")
-    checks.choice(activation, tuple(_ACTIVATIONS), "activation")
+    choice(activation, tuple(_ACTIVATIONS), "activation")
     rng = generator(rng)
     layers: list[Module] = []
     for features, width in itertools.pairwise(sizes[:-1]):

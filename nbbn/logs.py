@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from . import checks
+from ._validation import as_path, positive, write_atomically
 from .autograd import Tensor
 from .callbacks import Callback, Run
 from .data import Batches
 from .errors import ArgumentError, DataError
-from .files import as_path, write_atomically
 from .modules import Module
 from .normalization import BatchNorm
 from .observe import observed
@@ -39,7 +38,7 @@ class _Rows(Callback):
     counts_right = True
 
     def __init__(self, every: int, percentiles: bool) -> None:
-        self.every = checks.positive(every, "every")
+        self.every = positive(every, "every")
         self.percentiles = bool(percentiles)
         self._probe: np.ndarray | None = None
 

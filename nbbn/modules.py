@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from . import backend, checks
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["Module", "changes", "float_type", "version"]
+__all__ = ["Module", "changes", "version"]
 
 # Recorded steps notice cheaply by these that an attribute of any module changes: a count, and the
 # sum of the switches that are thrown.
@@ -39,7 +38,6 @@ class _Local(threading.local):
 
 _local = _Local()
 _MISSING = object()
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def version() -> tuple[int, int]:
@@ -247,26 +245,3 @@ class Module:
                 raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
             checks.running_statistic(array, name.rpartition(".")[2], own[name].dtype, name)
         return arrays
-
-
-def float_type(dtype: Any) -> np.dtype[Any]:
-    """Check that `dtype` is a type for parameters, float32 or float64, and return it.
-
-    Parameters
-    ----------
-    dtype : dtype_like
-
-    Returns
-    -------
-    numpy.dtype
-
-    Raises
-    ------
-    DTypeError
-        Any other type.
-    """
-    with contextlib.suppress(TypeError):
-        for accepted in _FLOATS:
-            if np.dtype(dtype) == accepted:
-                return accepted
-    raise DTypeError(f"dtype must be float32 or float64, got {dtype}")

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import backend, checks, ops, variant_ops
+from ._validation import choice, float_type, fraction, integer, positive, switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, ShapeError
 from .functional import BatchNormStats, WeightedStats, update_running_stats
 from .functional.batchnorm import ON_SINGLE
-from .modules import Module, float_type
+from .modules import Module
 
 __all__ = ["CONVENTIONS", "BatchNorm", "Convention"]
 
@@ -151,38 +152,38 @@ class BatchNorm(Module):
         skip_nonfinite: bool = False,
         dtype: Any = np.float32,
     ) -> None:
-        channels = checks.positive(channels, "channels")
+        channels = positive(channels, "channels")
         dtype = float_type(dtype)
         checks.possible((channels,), dtype, "a BatchNorm with parameters")
-        default = CONVENTIONS[checks.choice(convention, tuple(CONVENTIONS), "convention")]
+        default = CONVENTIONS[choice(convention, tuple(CONVENTIONS), "convention")]
         self.convention = convention
         self.eps = checks.epsilon(default.eps if eps is None else eps, zero_allowed=False)
         if isinstance(momentum, str) and momentum == "default":
             momentum = default.momentum
-        self.momentum = None if momentum is None else checks.fraction(momentum, "momentum")
-        self.momentum_weighs = checks.choice(
+        self.momentum = None if momentum is None else fraction(momentum, "momentum")
+        self.momentum_weighs = choice(
             default.momentum_weighs if momentum_weighs is None else momentum_weighs,
             ("new", "old"),
             "momentum_weighs",
         )
-        self.axis = default.axis if axis is None else checks.integer(axis, "axis")
-        self.unbiased = default.unbiased if unbiased is None else bool(unbiased)
-        self.zero_debias = bool(zero_debias)
+        self.axis = default.axis if axis is None else integer(axis, "axis")
+        self.unbiased = default.unbiased if unbiased is None else switch(unbiased, "unbiased")
+        self.zero_debias = switch(zero_debias, "zero_debias")
         if zero_debias and not self.weight_of_new(1):
             raise ArgumentError(
                 "zero_debias needs running statistics that move: momentum gives new values weight 0"
             )
-        self.frozen = bool(frozen)
+        self.frozen = switch(frozen, "frozen")
         if frozen and not track_running_stats:
             raise ArgumentError("frozen=True normalizes with running statistics: track them")
-        self.activation = checks.choice(activation, (None, "relu"), "activation")
+        self.activation = choice(activation, (None, "relu"), "activation")
         self.gamma = Parameter(np.ones(channels, dtype)) if affine and scale else None
         self.beta = Parameter(np.zeros(channels, dtype)) if affine and shift else None
         self.running_mean = np.zeros(channels, dtype) if track_running_stats else None
         self.running_var = np.ones(channels, dtype) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
         self.num_batches_skipped = np.zeros((), np.int64) if skip_nonfinite else None
-        self.on_single = checks.choice(on_single, (None, *ON_SINGLE), "on_single")
+        self.on_single = choice(on_single, (None, *ON_SINGLE), "on_single")
         if not track_running_stats and (on_single == "eval" or skip_nonfinite):
             option = 'on_single="eval"' if on_single == "eval" else "skip_nonfinite"
             raise ArgumentError(f"{option} needs running statistics: set track_running_stats=True")

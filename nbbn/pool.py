@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ArgumentError, DTypeError
+from ._validation import integer
 
 __all__ = ["keep"]
 
@@ -42,11 +42,7 @@ def keep(blocks: int) -> None:
         `blocks` is no count.
     """
     global _free
-    if isinstance(blocks, bool) or not isinstance(blocks, int):
-        raise DTypeError(f"blocks must be an integer, got {type(blocks).__name__}")
-    if blocks < 0:
-        raise ArgumentError(f"blocks must be 0 or more, got {blocks}")
-    _free = deque(maxlen=blocks)
+    _free = deque(maxlen=integer(blocks, "blocks", least=0))
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import checks
 from . import functional as F  # noqa: N812 - the usual name
+from ._validation import choice
 
 __all__ = ["warmup"]
 
@@ -41,7 +41,7 @@ def warmup(
     """
     dtypes = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
     for dtype in dtypes:
-        checks.choice(dtype, _DTYPES, "dtypes")
+        choice(dtype, _DTYPES, "dtypes")
     from .kernels import _cache, _jit
 
     compiled: list[str] = []

@@ -11,7 +11,7 @@ import ctypes
 import os
 from typing import Any
 
-from . import checks
+from ._validation import positive
 from .errors import ArgumentError
 
 __all__ = ["can_share", "limit", "share"]
@@ -40,7 +40,7 @@ def limit(threads: int) -> None:
     import numba
     from threadpoolctl import threadpool_limits
 
-    checks.positive(threads, "threads")
+    positive(threads, "threads")
     most = numba.config.NUMBA_NUM_THREADS
     if threads > most:
         raise ArgumentError(f"threads must be at most {most}, the number of cores; got {threads}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import backend, checks
 from . import functional as F  # noqa: N812 - the usual name
+from ._validation import positive, real
 from .autograd import Op, Tensor, apply_with_context
 from .errors import ArgumentError, DTypeError
 from .ops.batchnorm import residual_gradient
@@ -343,7 +344,7 @@ def ghost_batch_norm(
     """
     y, ctx = apply_with_context(
         GhostBatchNorm, x, gamma, beta, residual,
-        size=checks.positive(size, "size"), eps=eps, axis=axis, activation=activation,
+        size=positive(size, "size"), eps=eps, axis=axis, activation=activation,
         single=single,
     )  # fmt: skip
     return y, ctx.stats  # type: ignore[attr-defined]
@@ -450,7 +451,7 @@ def in_place_batch_norm(
     stats : BatchNormStats or None
         None where statistics were given.
     """
-    if not 0 < checks.real(slope, "slope") <= 1:
+    if not 0 < real(slope, "slope") <= 1:
         raise ArgumentError(f"slope must lie in (0, 1], so that it can be undone, got {slope}")
     y, ctx = apply_with_context(
         InPlaceBatchNorm, x, gamma, beta, mean, var,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks, variant_ops
+from ._validation import integer, positive, real
 from .autograd import Tensor
 from .errors import ArgumentError, DTypeError
 from .functional import merge_stats
@@ -42,7 +43,7 @@ class GhostBatchNorm(BatchNorm):
 
     def __init__(self, channels: int, size: int, **options: Any) -> None:
         super().__init__(channels, **options)
-        self.size = checks.positive(size, "size")
+        self.size = positive(size, "size")
 
     def _with_batch_stats(
         self, x: Tensor, residual: Any, weights: np.ndarray | None, single: bool
@@ -66,8 +67,8 @@ class Ramp:
     """
 
     def __init__(self, start: float, end: float, first: int, last: int) -> None:
-        self.start, self.end = checks.real(start, "start"), checks.real(end, "end")
-        self.first, self.last = checks.integer(first, "first"), checks.integer(last, "last")
+        self.start, self.end = real(start, "start"), real(end, "end")
+        self.first, self.last = integer(first, "first"), integer(last, "last")
         if not 0 <= self.first < self.last:
             raise ArgumentError(f"a Ramp needs 0 <= first < last, got {first} and {last}")
 
@@ -136,7 +137,7 @@ class BatchRenorm(BatchNorm):
 def _schedule(value: Schedule, name: str, least: float) -> Schedule:
     if callable(value):
         return value
-    number = checks.real(value, name)
+    number = real(value, name)
     if number < least:
         raise ArgumentError(f"{name} must be at least {least:g}, got {number}")
     return number
@@ -183,7 +184,7 @@ class InPlaceBatchNorm(BatchNorm):
             )
         if self.on_single == "skip":
             raise ArgumentError('on_single="skip" would leave out the activation: use "eval"')
-        self.slope = checks.real(slope, "slope")
+        self.slope = real(slope, "slope")
         if not 0 < self.slope <= 1:
             raise ArgumentError(f"slope must lie in (0, 1], so that it can be undone, got {slope}")
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks, files
+from .. import files
+from .._validation import as_path, positive, write_atomically
 from ..callbacks import Callback, Run
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError
@@ -42,7 +43,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     CheckpointError
         It is missing, damaged, not a checkpoint, or of an unknown format.
     """
-    path = files.as_path(path, "path")
+    path = as_path(path, "path")
     if path.is_dir():
         found = latest(path)
         if found is None:
@@ -70,7 +71,7 @@ def latest(folder: str | os.PathLike[str]) -> Checkpoint | None:
         There are some, but all are damaged.
     """
     errors = []
-    for path in reversed(_numbered(files.as_path(folder, "folder"))):
+    for path in reversed(_numbered(as_path(folder, "folder"))):
         try:
             return unpack(path)
         except CheckpointError as error:
@@ -126,9 +127,9 @@ class Checkpoints(Callback):
         best: bool = True,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = files.as_path(folder, "folder")
-        self.every = None if every is None else checks.positive(every, "every")
-        self.keep = checks.positive(keep, "keep")
+        self.folder = as_path(folder, "folder")
+        self.every = None if every is None else positive(every, "every")
+        self.keep = positive(keep, "keep")
         self.best = bool(best)
         self.config = dict(config or {})
         self.error: OSError | None = None
@@ -208,7 +209,7 @@ def _take(folder: Path) -> int | None:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = files.lock_folder(folder)
         files.sweep(folder)
-        files.write_atomically(probe, b"")
+        write_atomically(probe, b"")
         probe.unlink()
     except BlockingIOError:
         raise ArgumentError(

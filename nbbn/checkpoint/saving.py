@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import files
+from .._validation import as_path, write_atomically
 from .._version import __version__
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DTypeError
@@ -59,7 +59,7 @@ def save(
         something else.
     """
     _check_kinds(model, optimizer, batches)
-    path = files.as_path(path, "path")
+    path = as_path(path, "path")
     generators = named_generators(model, batches)
     content = Checkpoint(
         path=path,
@@ -73,7 +73,7 @@ def save(
         version=__version__,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, pack(content))
+    write_atomically(path, pack(content))
 
 
 def restore(

@@ -25,7 +25,7 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     from threadpoolctl import threadpool_info
 
     from .. import backend
-    from ..data.chain import cache_dir as data_cache
+    from .._validation import cache_dir as user_cache
     from ..kernels._cache import cache_dir
 
     _launch_threads()
@@ -57,7 +57,7 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     rows += [
         ("processor", llvm.get_host_cpu_name()),
         ("kernel cache", str(cache_dir() or "none: every process compiles")),
-        ("data cache", str(data_cache("mnist"))),
+        ("data cache", str((base := user_cache()) and base / "mnist")),
         *zip(("devices", *[""] * 9), backend.describe_devices(), strict=False),
     ]
     for label, value in rows:

@@ -261,12 +261,12 @@ def _result(training: Training, history: list[Any]) -> dict[str, Any]:
 
 def _finish(keeper: Checkpoints, result: dict[str, Any]) -> int:
     """Write the result beside the checkpoints; return 1 if something could not be saved."""
-    from .. import files
+    from .._validation import write_atomically
 
     try:
         content = json.dumps(result) + "\n"
-        files.write_atomically(keeper.folder / "result.json", content.encode())
-        files.write_atomically(
+        write_atomically(keeper.folder / "result.json", content.encode())
+        write_atomically(
             keeper.folder / "config.json", (json.dumps(keeper.config, indent=1) + "\n").encode()
         )
         failed = keeper.error

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from .. import data, files, train
+from .. import data, train
+from .._validation import write_atomically
 from ..callbacks import StopOnSignal
 from ..errors import ArgumentError, DataError, NbbnError
 from ..inference import Classifier, read_images
@@ -83,11 +84,11 @@ def _write(classifier: Classifier, target: Path) -> None:
     elif target.suffix == ".safetensors":
         from safetensors.numpy import save
 
-        files.write_atomically(target, save(state))
+        write_atomically(target, save(state))
     else:
         content = io.BytesIO()
         np.savez(content, **cast("dict[str, Any]", state))
-        files.write_atomically(target, content.getvalue())
+        write_atomically(target, content.getvalue())
 
 
 def _scaling(classifier: Classifier) -> str:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend, checks
+from .._validation import choice, fraction, integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..normalization import CONVENTIONS, BatchNorm
 
@@ -108,7 +109,7 @@ class BatchNormState(NamedTuple):
             An unknown framework, `count` below 2, or an average of all batches (momentum None),
             which only PyTorch has.
         """
-        target = CONVENTIONS[checks.choice(framework, FRAMEWORKS, "framework")]
+        target = CONVENTIONS[choice(framework, FRAMEWORKS, "framework")]
         if self.momentum is None and framework != "torch":
             raise ArgumentError(
                 f"momentum=None averages all batches equally, which {framework} cannot: give the "
@@ -140,7 +141,7 @@ def converted(
     state: BatchNormState, momentum_weighs: str, unbiased: bool, count: int | None
 ) -> BatchNormState:
     """Give a momentum and a running variance of other meanings."""
-    if count is not None and checks.integer(count, "count") < 2:
+    if count is not None and integer(count, "count") < 2:
         raise ArgumentError(
             f"count must be at least 2 for an unbiased variance to exist, got {count}"
         )
@@ -201,7 +202,7 @@ def assignment(
             checks.running_statistic(array, kind, own.dtype, f"the {what} of {name}")
         copies.append((own, array))
     eps = checks.epsilon(state.eps, zero_allowed=False)
-    momentum = None if state.momentum is None else checks.fraction(state.momentum, "momentum")
+    momentum = None if state.momentum is None else fraction(state.momentum, "momentum")
 
     def apply() -> None:
         fill(copies)
@@ -263,7 +264,7 @@ def with_settings(
         own_eps, own_momentum = layer.eps, layer.momentum
         if own_momentum is not None and layer.momentum_weighs != convention.momentum_weighs:
             own_momentum = 1.0 - own_momentum
-    momentum = own_momentum if momentum is None else checks.fraction(momentum, "momentum")
+    momentum = own_momentum if momentum is None else fraction(momentum, "momentum")
     first = 1.0 if momentum is None else momentum
     if momentum is not None and convention.momentum_weighs == "old":
         first = 1.0 - momentum

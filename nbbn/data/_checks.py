@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 
+from .._validation import positive
 from ..errors import ArgumentError, DTypeError, ShapeError
 
 
@@ -59,18 +59,6 @@ def check_labels(labels: Any, count: int, num_classes: int | None) -> np.ndarray
     return labels.astype(np.int64)
 
 
-def positive(value: Any, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if number < 1:
-        raise ArgumentError(f"{name} must be at least 1, got {number}")
-    return number
-
-
 def check_rows(rows: Any, count: int) -> np.ndarray:
     """Return a copy of the rows (K,) as int64."""
     check_unmasked(rows, "rows")
@@ -97,16 +85,3 @@ def finite(value: Any, name: str, features: int) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ArgumentError(f"{name} must be finite, got {value}")
     return array
-
-
-def generator(rng: Any) -> np.random.Generator:
-    if isinstance(rng, np.random.Generator):
-        return rng
-    try:
-        return np.random.default_rng(None if rng is None else operator.index(rng))
-    except TypeError:
-        raise DTypeError(
-            f"rng must be a numpy.random.Generator or an integer seed, got {type(rng).__name__}"
-        ) from None
-    except ValueError:
-        raise ArgumentError(f"rng must be a seed of at least 0, got {rng}") from None

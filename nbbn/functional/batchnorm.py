@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
+from .._validation import choice, fraction
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._kind import in_kind
 from ._out import Target, unchanged_by
@@ -85,7 +86,7 @@ def batch_norm_train(
     layout = checks.layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=False)
-    relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
+    relu = choice(activation, _ACTIVATIONS, "activation") is not None
     count = x.size // channels
     if count == 1 and not single:
         raise ShapeError(
@@ -166,7 +167,7 @@ def batch_norm_infer(
     layout = checks.layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
-    relu = checks.choice(activation, _ACTIVATIONS, "activation") is not None
+    relu = choice(activation, _ACTIVATIONS, "activation") is not None
     # Running statistics usually have the type of x; both that and float64 go in as they are.
     plain = type(mean) is type(var) is type(x) and mean.dtype is var.dtype is layout.dtype
     dtype = layout.dtype if plain else layout.statistics
@@ -225,7 +226,7 @@ def update_running_stats(
         Arrays that do not fit, that share memory or are read-only, a running variance below 0,
         momentum outside [0, 1].
     """
-    number = checks.fraction(momentum, "momentum")
+    number = fraction(momentum, "momentum")
     if not isinstance(momentum, np.ndarray):
         momentum = number
     if not isinstance(stats, BatchNormStats | WeightedStats):
@@ -297,7 +298,7 @@ def batch_norm(
         As `batch_norm_train`, `batch_norm_infer` and `update_running_stats`;
         ``on_single="eval"`` without running statistics.
     """
-    checks.choice(on_single, ON_SINGLE, "on_single")
+    choice(on_single, ON_SINGLE, "on_single")
     if (running_mean is None) != (running_var is None):
         raise ArgumentError("running_mean and running_var go together: pass both or neither")
     if running_mean is None and on_single == "eval":
@@ -306,7 +307,7 @@ def batch_norm(
         )
     layout = checks.layout(x, axis)
     channels, device = layout.shape[1], layout.device
-    momentum = checks.fraction(momentum, "momentum")
+    momentum = fraction(momentum, "momentum")
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):
         if array is not None:

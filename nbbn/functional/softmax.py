@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
+from .._validation import choice, real
 from ..checks import Layout
 from ..errors import ShapeError
 from ._kind import in_kind
@@ -225,7 +226,7 @@ def cross_entropy_backward(
         weights = backend.contiguous(dloss, layout.dtype).reshape(-1)
     else:
         weights = backend.empty(1, layout.dtype, layout.device, lasting=True)
-        backend.run_ahead(backend.fill, weights, checks.real(dloss, "dloss"))
+        backend.run_ahead(backend.fill, weights, real(dloss, "dloss"))
     expected = (1, count) if reduction == "none" else (1,)
     if weights.size not in expected:
         raise ShapeError(
@@ -253,7 +254,7 @@ def _operands(
     checks.floating(logits, "logits")
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ShapeError(f"logits must have shape (N, K) with K >= 1 classes, got {logits.shape}")
-    checks.choice(reduction, _REDUCTIONS, "reduction")
+    choice(reduction, _REDUCTIONS, "reduction")
     layout = checks.row_layout(logits, 1, "logits")
     checked = checks.labels(labels, logits.shape[0], logits.shape[1], layout.device)
     return layout, checks.fold(logits, layout), checked

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import backend, checks
+from .._validation import integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["BatchNormStats", "WeightedStats", "merge_stats"]
@@ -59,7 +60,7 @@ def check_stats(stats: BatchNormStats | WeightedStats) -> str:
     device = backend.device_of(stats.mean)
     checks.channel_array(stats.mean, stats.mean.size, "stats.mean", device)
     checks.channel_array(stats.var, stats.mean.size, "stats.var", device)
-    if not isinstance(stats.count, np.ndarray) and checks.integer(stats.count, "stats.count") < 0:
+    if not isinstance(stats.count, np.ndarray) and integer(stats.count, "stats.count") < 0:
         raise ArgumentError(f"stats.count must be at least 0, got {stats.count}")
     return device
 

@@ -8,13 +8,11 @@ loads, and turns any failure into one warning and a compile.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
 import pickle
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,8 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from nbbn._validation import cache_dir as user_cache
+from nbbn._validation import write_atomically
 from nbbn._version import __version__
 
 _DIGEST_BYTES = 32
@@ -37,15 +37,7 @@ on_compile: Callable[[str], None] | None = None
 def cache_dir() -> Path | None:
     """The folder of compiled kernels: `NBBN_CACHE_DIR`, else the user's cache folder, else None."""
     chosen = os.environ.get("NBBN_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    if base:
-        return Path(base) / "nbbn"
-    try:
-        return Path.home() / ".cache" / "nbbn"
-    except RuntimeError:
-        return None
+    return Path(chosen).expanduser() if chosen else user_cache()
 
 
 @functools.cache
@@ -178,15 +170,8 @@ def _read(path: Path) -> bytes:
 def _write(path: Path, payload: bytes) -> None:
     """Write a payload with its digest, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    # The digest tells a file that a power cut has damaged.
+    write_atomically(path, hashlib.sha256(payload).digest() + payload, durable=False)
 
 
 def _warn_failed(what: str, path: Path | None, error: Exception, instead: str) -> None:

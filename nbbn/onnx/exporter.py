@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .._validation import as_path, positive, write_atomically
 from .._version import __version__
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..files import as_path, write_atomically
 from ..layers import (
     BatchNorm,
     Dense,
@@ -249,7 +248,7 @@ def _example_shape(
         if not isinstance(input_shape, Sequence) or isinstance(input_shape, str):
             kind = type(input_shape).__name__
             raise DTypeError(f"input_shape must be a sequence of integers, got {kind}")
-        return tuple(checks.positive(n, "a length in input_shape") for n in input_shape)
+        return tuple(positive(n, "a length in input_shape") for n in input_shape)
     for _, layer in layers:
         if isinstance(layer, Dense):
             return (layer.weight.shape[1],)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import backend, checks
 from .. import functional as F  # noqa: N812 - the usual name
+from .._validation import real
 from ..autograd import Tensor, apply
 from ..errors import ArgumentError, DTypeError
 from ._common import RecordableOp, compute
@@ -202,7 +203,7 @@ def dropout(x: Any, p: float, rng: np.random.Generator) -> Tensor:
     -------
     Tensor
     """
-    if not 0 <= checks.real(p, "p") < 1:
+    if not 0 <= real(p, "p") < 1:
         raise ArgumentError(f"the dropout probability must lie in [0, 1), got {p}")
     if not isinstance(rng, np.random.Generator):
         raise DTypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")

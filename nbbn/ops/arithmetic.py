@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
+from .._validation import real
 from ..errors import ShapeError
 from ._common import RecordableOp, compute, matmul, unbroadcast
 
@@ -82,7 +83,7 @@ class Power(RecordableOp):
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, p: float) -> np.ndarray:
-        ctx.x, ctx.p = x, checks.real(p, "the exponent")
+        ctx.x, ctx.p = x, real(p, "the exponent")
         return compute(np.power, x, ctx.p)
 
     @staticmethod

@@ -1,0 +1,178 @@
+"""Every check of a scalar, once: numbers, choices, switches, random generators, paths.
+
+A value of another type is a DTypeError, one outside of the range an ArgumentError. Numbers of
+NumPy, 0-dimensional arrays included, are numbers; truth values are none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ArgumentError, DTypeError
+
+__all__ = [
+    "as_path",
+    "cache_dir",
+    "choice",
+    "float_type",
+    "fraction",
+    "generator",
+    "integer",
+    "positive",
+    "real",
+    "switch",
+    "write_atomically",
+]
+
+
+def integer(value: Any, name: str, *, least: int | None = None) -> int:
+    """Check that `value` is an integer, of at least `least`."""
+    number = value if type(value) is int else _index(value, name)
+    if least is not None and number < least:
+        raise ArgumentError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def _index(value: Any, name: str) -> int:
+    if not isinstance(value, bool):
+        # Some arrays are integers in this sense, and some only look like it.
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise DTypeError(f"{name} must be an integer, got {type(value).__name__}")
+
+
+def positive(value: Any, name: str) -> int:
+    """Check that `value` is an integer of at least 1."""
+    return integer(value, name, least=1)
+
+
+def real(value: Any, name: str, *, least: float | None = None, above: float | None = None) -> float:
+    """Check that `value` is one finite real number, of at least `least` or above `above`."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ArgumentError(f"{name} must be finite, got {number}")
+    if least is not None and number < least:
+        raise ArgumentError(f"{name} must be at least {least:g}, got {number}")
+    if above is not None and number <= above:
+        raise ArgumentError(f"{name} must be above {above:g}, got {number}")
+    return number
+
+
+def fraction(value: Any, name: str) -> float:
+    """Check that `value` lies in [0, 1]."""
+    number = real(value, name)
+    if not 0 <= number <= 1:
+        raise ArgumentError(f"{name} must lie between 0 and 1, got {number}")
+    return number
+
+
+def switch(value: Any, name: str) -> bool:
+    """Check that `value` is True or False; 1 and 0 will do."""
+    if value is True or value is False:
+        return bool(value)
+    if not isinstance(value, int | np.integer | np.bool_) or value not in (0, 1):
+        raise DTypeError(f"{name} must be True or False, got {type(value).__name__} {value!r:.40}")
+    return bool(value)
+
+
+def float_type(dtype: Any) -> np.dtype[Any]:
+    """Check that `dtype` is a type for parameters, float32 or float64, and return it."""
+    # What is no type can make NumPy raise or warn in many ways.
+    if isinstance(dtype, str | type | np.dtype):
+        with contextlib.suppress(TypeError, ValueError):
+            for accepted in (np.dtype(np.float32), np.dtype(np.float64)):
+                if np.dtype(dtype) == accepted:
+                    return accepted
+    raise DTypeError(f"dtype must be float32 or float64, got {dtype}")
+
+
+def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
+    """Check that `value` is one of `allowed`."""
+    if isinstance(value, np.ndarray) or value not in allowed:
+        names = ", ".join(repr(item) for item in allowed)
+        raise ArgumentError(f"{name} must be one of {names}; got {value!r}")
+    return value
+
+
+def generator(rng: Any, name: str = "rng") -> np.random.Generator:
+    """Return `rng` if it is a Generator, else a new one seeded by it, or by chance for None."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if rng is None:
+        return np.random.default_rng()
+    try:
+        seed = integer(rng, name)
+    except DTypeError:
+        raise DTypeError(
+            f"{name} must be a numpy.random.Generator, an integer seed or None, "
+            f"got {type(rng).__name__}"
+        ) from None
+    if seed < 0:
+        raise ArgumentError(f"{name} must be a seed of at least 0, got {seed}")
+    return np.random.default_rng(seed)
+
+
+def as_path(value: Any, name: str, *, expand: bool = False) -> Path:
+    """Return what a user gave as a path, with the home folder for ``~`` if `expand`."""
+    try:
+        path = Path(value).expanduser() if expand else Path(value)
+    except TypeError:
+        raise DTypeError(
+            f"{name} must be a path, a str or an os.PathLike, got {type(value).__name__}"
+        ) from None
+    except RuntimeError as error:
+        raise ArgumentError(f"{name} {value!r} names no folder: {error}") from None
+    if "\0" in str(path):
+        raise ArgumentError(f"{name} must be a path without null characters, got {value!r}")
+    return path
+
+
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace the content of `path`, in a folder that exists, or leave it as it was.
+
+    Raises OSError where it cannot be written; the old content is then still there. What is not
+    `durable` may be lost or damaged by a power cut, and is written without waiting for the disk.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as stream:
+            stream.write(content)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    if not durable:
+        return
+    # A folder that cannot be synced, as on some network file systems, costs durability only.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def cache_dir() -> Path | None:
+    """Return the user's folder for what can be made again, None where there is no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "nbbn"
+    except RuntimeError:
+        return None
