@@ -11,6 +11,7 @@ import math
 import operator
 import os
 import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ __all__ = [
     "as_path",
     "cache_dir",
     "choice",
+    "data_type",
     "float_type",
     "fraction",
+    "function",
     "generator",
+    "instance",
     "integer",
+    "iterate",
+    "mapping",
     "positive",
     "real",
     "switch",
@@ -90,15 +96,20 @@ def switch(value: Any, name: str) -> bool:
     return bool(value)
 
 
-def float_type(dtype: Any) -> np.dtype[Any]:
-    """Check that `dtype` is a type for parameters, float32 or float64, and return it."""
-    # What is no type can make NumPy raise or warn in many ways.
+def data_type(dtype: Any, *allowed: str) -> np.dtype[Any]:
+    """Check that `dtype` is one of the types of the names `allowed`, and return it."""
+    # What is not a type can make NumPy raise or warn in many ways.
     if isinstance(dtype, str | type | np.dtype):
         with contextlib.suppress(TypeError, ValueError):
-            for accepted in (np.dtype(np.float32), np.dtype(np.float64)):
+            for accepted in map(np.dtype, allowed):
                 if np.dtype(dtype) == accepted:
                     return accepted
-    raise DTypeError(f"dtype must be float32 or float64, got {dtype}")
+    raise DTypeError(f"dtype must be {' or '.join(allowed)}, got {dtype!s:.80}")
+
+
+def float_type(dtype: Any) -> np.dtype[Any]:
+    """Check that `dtype` is a type for parameters, float32 or float64, and return it."""
+    return data_type(dtype, "float32", "float64")
 
 
 def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
@@ -107,6 +118,35 @@ def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
         names = ", ".join(repr(item) for item in allowed)
         raise ArgumentError(f"{name} must be one of {names}; got {value!r}")
     return value
+
+
+def function(value: Any, name: str) -> None:
+    """Check that `value` can be called."""
+    if not callable(value):
+        raise DTypeError(f"{name} must be a function, got {type(value).__name__}")
+
+
+def instance(value: Any, kind: type, name: str) -> None:
+    """Check that `value` is an object of a class, not the class itself."""
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise DTypeError(f"{name} must be {article} {kind.__name__}, got {found}")
+
+
+def iterate(value: Any, name: str, what: str) -> Iterator[Any]:
+    """Check that `value` holds several things, a list or the like, and iterate over them."""
+    # Memory and text would give numbers and letters; a 0-dimensional array gives nothing.
+    if not isinstance(value, str | bytes | bytearray | memoryview | Mapping):
+        with contextlib.suppress(TypeError):
+            return iter(value)
+    raise DTypeError(f"{name} must be a list of {what}, got {type(value).__name__}")
+
+
+def mapping(value: Any, name: str, what: str) -> None:
+    """Check that `value` maps names to things."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise DTypeError(f"{name} must map names to {what}, got {type(value).__name__}")
 
 
 def generator(rng: Any, name: str = "rng") -> np.random.Generator:

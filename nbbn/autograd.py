@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import backend
+from ._validation import switch
 from .errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
 
 __all__ = ["Context", "Op", "Parameter", "Tape", "Tensor", "apply"]
@@ -61,9 +62,7 @@ class Tensor:
                 "numpy.asarray, or .filled(value) where it has a mask"
             )
         if not isinstance(data, np.ndarray | np.floating) and not backend.is_array(data):
-            data = np.asarray(data)
-            if data.dtype.kind in "biuf":
-                data = data.astype(np.float32)
+            data = _from_lists(data)
         if not backend.is_array(data):
             data = np.asarray(data)
         if not data.dtype.isnative:
@@ -75,7 +74,7 @@ class Tensor:
             )
         self.data: np.ndarray = data
         self.grad: np.ndarray | None = None
-        self.requires_grad = requires_grad
+        self.requires_grad = requires_grad and switch(requires_grad, "requires_grad")
         self._tape: Tape | None = None
         # An optimizer's slice of its flat gradient array, where it has adopted this tensor.
         self._buffer: np.ndarray | None = None
@@ -275,6 +274,20 @@ class Tensor:
         elif gradient is not total:
             backend.run(np.copyto, total, gradient)
         self.grad = total
+
+
+def _from_lists(data: Any) -> np.ndarray:
+    """Make an array, of float32 where it holds real numbers, of nested lists or a number."""
+    try:
+        array = np.asarray(data)
+        with np.errstate(over="raise"):
+            return array.astype(np.float32) if array.dtype.kind in "biuf" else array
+    except FloatingPointError:
+        raise ArgumentError(
+            "data holds numbers beyond float32: pass a numpy.ndarray of float64"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise DTypeError(f"data is not an array of numbers: {error}") from None
 
 
 class Parameter(Tensor):
@@ -524,7 +537,11 @@ def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
 
 def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Context]:
     """As `apply`, and return the context too, for what the forward computed besides."""
-    if not op.recordable:
+    try:
+        recordable = op.recordable
+    except AttributeError:
+        raise DTypeError(f"op must be a subclass of nbbn.Op, got {op!r:.80}") from None
+    if not recordable:
         backend.not_recordable(f"the operation {op.__name__} is not marked recordable")
     ctx = Context()
     arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]

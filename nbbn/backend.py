@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import pool
-from .errors import DeviceError
+from .errors import DeviceError, DTypeError
 
 __all__ = [
     "contiguous",
@@ -134,6 +134,8 @@ def available(name: str) -> str | None:
 
 def require(name: str) -> str:
     """Return the name of a device that can be used, or raise DeviceError."""
+    if not isinstance(name, str):
+        raise DTypeError(f"device must be 'cpu' or 'cuda', got {type(name).__name__}")
     reason = available(name)
     if reason is not None:
         raise DeviceError(reason)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import backend
+from ._validation import function, instance, switch
 from .autograd import Parameter, Tape, Tensor, as_tensor
-from .errors import DTypeError
 from .layers import BatchNorm, Dense, Module, ReLU, Softmax
 from .losses import DoubleSoftmaxWarning, cross_entropy
 from .observe import observed
@@ -147,8 +147,9 @@ def inspect(
     --------
     >>> print(nbbn.inspect(model, x, y))
     """
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    instance(model, Module, "model")
+    function(loss, "loss")
+    warn = switch(warn, "warn")
     backend.not_recordable("nbbn.inspect looks at values")
     watch = _Watch(model, evaluating=y is None)
     watch.forward(as_tensor(x).detach())
@@ -285,6 +286,7 @@ class _Watch:
             warnings.simplefilter("always")
             with Tape() as tape:
                 value = loss(self.twin(x), y)
+            instance(value, Tensor, "the loss")
             if any(self._wanted):
                 tape.backward(value)
         for warning in caught:

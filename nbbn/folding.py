@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._validation import real
+from ._validation import instance, real, switch
 from .autograd import Tensor, as_tensor
-from .errors import ArgumentError, DTypeError, NbbnError
+from .errors import ArgumentError, NbbnError
 from .layers import (
     BatchNorm,
     Dense,
@@ -96,8 +96,8 @@ def fold(
         Dense(256, 10),
     )
     """
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    instance(model, Module, "model")
+    strict = switch(strict, "strict")
     if tolerance is not None and real(tolerance, "tolerance") <= 0:
         raise ArgumentError(f"tolerance must be positive, got {tolerance}")
     steps: list[_Step] = []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from ._validation import generator, positive
+from . import _validation
+from ._validation import generator, instance, positive, real
 from .autograd import Parameter, Tape, Tensor, recording_tape
 from .errors import ArgumentError, DTypeError
 from .second_order import grad
@@ -100,9 +102,11 @@ def gradgradcheck(
     DTypeError
         An input is not float64.
     """
-    _check_inputs(inputs)
+    _check_call(function, inputs)
     rng = generator(rng)
-    weights = rng.standard_normal(function(*map(Tensor, inputs)).shape)
+    output = function(*map(Tensor, inputs))
+    instance(output, Tensor, "what the function returns")
+    weights = rng.standard_normal(output.shape)
     probes = [rng.standard_normal(x.shape) for x in inputs]
 
     def first(*tensors: Tensor) -> Tensor:
@@ -119,7 +123,8 @@ def gradgradcheck(
     return _compare(first, (*inputs, weights), step, tolerance, directions, rng, 0.0)
 
 
-def _check_inputs(inputs: tuple[np.ndarray, ...]) -> None:
+def _check_call(function: Any, inputs: tuple[np.ndarray, ...]) -> None:
+    _validation.function(function, "function")
     for position, x in enumerate(inputs):
         if not isinstance(x, np.ndarray) or x.dtype != np.float64:
             kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
@@ -136,11 +141,13 @@ def _compare(
     missing: float | None,
 ) -> float:
     """Check gradients; `missing` is what a gradient that no input received counts as."""
-    _check_inputs(inputs)
+    _check_call(function, inputs)
+    step, tolerance = real(step, "step", above=0), real(tolerance, "tolerance", least=0)
     positive(directions, "directions")
     parameters = [Parameter(x.copy()) for x in inputs]
     with Tape() as tape:
         output = function(*parameters)
+        instance(output, Tensor, "what the function returns")
         weights = rng.standard_normal(output.shape)
         total = (output * weights).sum()
     tape.backward(total)

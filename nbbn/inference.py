@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import numpy as np
 
 from . import checkpoint, functional
-from ._validation import as_path
+from ._validation import as_path, data_type, instance, iterate, positive
 from .checkpoint import Checkpoint
 from .config import Config
 from .data import Batches, read_idx
+from .data._checks import finite
 from .data.finite import check_finite
 from .data.own import read_npy
 from .errors import ArgumentError, CheckpointError, DataError, DTypeError, ShapeError
-from .layers import Sequential
+from .layers import Module, Sequential
 
 __all__ = ["Classifier", "read_images"]
 
@@ -51,9 +53,14 @@ class Classifier:
         mean: float | np.ndarray = 0.0,
         std: float | np.ndarray = 1.0,
     ) -> None:
+        instance(model, Module, "model")
+        instance(config, Config, "config")
+        self.shape = tuple(positive(n, "shape") for n in iterate(shape, "shape", "integers"))
+        features = math.prod(self.shape)
+        self.dtype = data_type(dtype, "uint8", "float32", "float64")
+        self.mean, self.std = finite(mean, "mean", features), finite(std, "std", features)
         model.eval()
-        self.model, self.config, self.shape = model, config, tuple(shape)
-        self.dtype, self.mean, self.std = np.dtype(dtype), mean, std
+        self.model, self.config = model, config
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:

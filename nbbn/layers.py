@@ -284,7 +284,8 @@ def mlp(
     if len(sizes) < 2:
         raise ArgumentError(f"sizes needs an input and an output, got {sizes!r}")
     choice(activation, tuple(_ACTIVATIONS), "activation")
-    rng = generator(rng)
+    rng, batch_norm = generator(rng), switch(batch_norm, "batch_norm")
+    dropout_layers = real(dropout, "dropout") != 0
     layers: list[Module] = []
     for features, width in itertools.pairwise(sizes[:-1]):
         layers.append(Dense(features, width, bias=not batch_norm, init=init, rng=rng, dtype=dtype))
@@ -293,7 +294,7 @@ def mlp(
             layers.append(BatchNorm(width, activation=fused, dtype=dtype))
         if not (batch_norm and activation == "relu"):
             layers.append(_ACTIVATIONS[activation]())
-        if dropout:
+        if dropout_layers:
             layers.append(Dropout(dropout, rng=rng))
     layers.append(Dense(sizes[-2], sizes[-1], init=init, rng=rng, dtype=dtype))
     return Sequential(*layers)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ._validation import as_path, positive, write_atomically
+from ._validation import as_path, positive, switch, write_atomically
 from .autograd import Tensor
 from .callbacks import Callback, Run
 from .data import Batches
 from .errors import ArgumentError, DataError
-from .modules import Module
+from .modules import Module, evaluating
 from .normalization import BatchNorm
 from .observe import observed
 
@@ -39,7 +39,7 @@ class _Rows(Callback):
 
     def __init__(self, every: int, percentiles: bool) -> None:
         self.every = positive(every, "every")
-        self.percentiles = bool(percentiles)
+        self.percentiles = switch(percentiles, "percentiles")
         self._probe: np.ndarray | None = None
 
     def start(self, run: Run) -> None:
@@ -303,12 +303,6 @@ def _input_percentiles(model: Module, x: np.ndarray) -> dict[str, float]:
             for percent, value in zip(_PERCENTILES, values, strict=True):
                 found[f"{name}.p{percent}"] = float(value) if math.isfinite(value) else math.nan
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with observed(model, see):
-            model(x)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), observed(model, see):
+        model(x)
     return found

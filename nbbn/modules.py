@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import backend, checks
+from ._validation import switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["Module", "changes", "version"]
+__all__ = ["Module", "changes", "evaluating", "version"]
 
 # Recorded steps notice cheaply by these that an attribute of any module changes: a count, and the
 # sum of the switches that are thrown.
@@ -173,8 +175,9 @@ class Module:
 
     def train(self, mode: bool = True) -> Module:
         """Switch this module and all below it to training; return it."""
+        mode = switch(mode, "mode")
         for module in self.modules():
-            module.training = bool(mode)
+            module.training = mode
         return self
 
     def eval(self) -> Module:
@@ -226,6 +229,7 @@ class Module:
     def _fitting(self, state: Mapping[str, np.ndarray], *, strict: bool) -> dict[str, np.ndarray]:
         """Return the arrays of a state that this module takes, after checking each."""
         checks.mapping(state, "state")
+        strict = switch(strict, "strict")
         own = dict(self._state())
         # PyTorch wrote no batch counter before version 2 of its format.
         # A model with the non-finite guard and one without load each other's state.
@@ -245,3 +249,24 @@ class Module:
                 raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
             checks.running_statistic(array, name.rpartition(".")[2], own[name].dtype, name)
         return arrays
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Switch a model to evaluation, and every module back to its own mode at the end.
+
+    Parameters
+    ----------
+    model : Module
+
+    Yields
+    ------
+    None
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -173,16 +173,21 @@ class BatchNorm(Module):
             raise ArgumentError(
                 "zero_debias needs running statistics that move: momentum gives new values weight 0"
             )
+        track_running_stats = switch(track_running_stats, "track_running_stats")
         self.frozen = switch(frozen, "frozen")
         if frozen and not track_running_stats:
             raise ArgumentError("frozen=True normalizes with running statistics: track them")
         self.activation = choice(activation, (None, "relu"), "activation")
-        self.gamma = Parameter(np.ones(channels, dtype)) if affine and scale else None
-        self.beta = Parameter(np.zeros(channels, dtype)) if affine and shift else None
+        affine = switch(affine, "affine")
+        scale, shift = affine and switch(scale, "scale"), affine and switch(shift, "shift")
+        self.gamma = Parameter(np.ones(channels, dtype)) if scale else None
+        self.beta = Parameter(np.zeros(channels, dtype)) if shift else None
         self.running_mean = np.zeros(channels, dtype) if track_running_stats else None
         self.running_var = np.ones(channels, dtype) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
-        self.num_batches_skipped = np.zeros((), np.int64) if skip_nonfinite else None
+        self.num_batches_skipped = (
+            np.zeros((), np.int64) if switch(skip_nonfinite, "skip_nonfinite") else None
+        )
         self.on_single = choice(on_single, (None, *ON_SINGLE), "on_single")
         if not track_running_stats and (on_single == "eval" or skip_nonfinite):
             option = 'on_single="eval"' if on_single == "eval" else "skip_nonfinite"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._validation import iterate, mapping, positive
 from .errors import ArgumentError, DataError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def curves(runs: Mapping[str, Rows]) -> Figure:
             f"runs must map names to the rows of their logs, got {type(runs).__name__}: pass "
             "{'name': nbbn.logs.read_log(path)}"
         )
+    runs = {name: _checked(rows) for name, rows in runs.items()}
     if not any(runs.values()):
         raise DataError("there is nothing to draw: the logs have no rows")
     figure = _figure(figsize=(9, 3.5))
@@ -74,6 +76,21 @@ def curves(runs: Mapping[str, Rows]) -> Figure:
         axes.set(xlabel="steps", ylabel=measure)
     _finish(figure)
     return figure
+
+
+def _checked(rows: Any) -> list[Mapping[str, Any]]:
+    """Check that these are rows of a log."""
+    found = list(iterate(rows, "rows", "the rows of a log, see nbbn.logs.read_log"))
+    for row in found:
+        mapping(row, "a row of a log", "numbers")
+        if "kind" not in row or "step" not in row:
+            raise ArgumentError(f"a row of a log has a kind and a step, got {row!r:.80}")
+        for name, value in row.items():
+            if name != "kind" and not isinstance(value, int | float | np.integer | np.floating):
+                raise DTypeError(f"{name} of a log must be a number, got {type(value).__name__}")
+            if isinstance(value, int) and abs(value) > 2**63:
+                raise ArgumentError(f"{name} of a log is out of range, got {value:.3g}")
+    return found
 
 
 def _series(rows: Rows, kind: str, name: str) -> tuple[list[int], list[float]]:
@@ -99,6 +116,7 @@ def percentiles(rows: Rows) -> Figure:
     DataError
         The log has none.
     """
+    rows = _checked(rows)
     layers = list(dict.fromkeys(key[: -len(".p50")] for row in rows for key in row if ".p" in key))
     if not layers:
         raise DataError("the log holds no percentiles: train with --percentiles")
@@ -163,8 +181,20 @@ def mistakes(
     -------
     matplotlib.figure.Figure
     """
+    most = positive(most, "most")
+    images, labels, probabilities = map(np.asarray, (images, labels, probabilities))
     if images.ndim != 3:
         raise ShapeError(f"images must have shape (N, height, width), got {images.shape}")
+    if labels.shape != images.shape[:1] or probabilities.shape[:-1] != labels.shape:
+        raise ShapeError(
+            f"labels must have shape {images.shape[:1]} and probabilities (N, classes), got "
+            f"{labels.shape} and {probabilities.shape}"
+        )
+    for name, array, kinds in (
+        ("images", images, "buif"), ("labels", labels, "iu"), ("probabilities", probabilities, "f")
+    ):  # fmt: skip
+        if array.dtype.kind not in kinds:
+            raise DTypeError(f"{name} must hold numbers, labels integers, got {array.dtype}")
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     order = np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")

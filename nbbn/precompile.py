@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import functional as F  # noqa: N812 - the usual name
-from ._validation import choice
+from ._validation import choice, function, iterate
 
 __all__ = ["warmup"]
 
@@ -39,7 +39,10 @@ def warmup(
     ArgumentError
         An unknown dtype.
     """
-    dtypes = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
+    if on_compile is not None:
+        function(on_compile, "on_compile")
+    several = [dtypes] if isinstance(dtypes, str) else iterate(dtypes, "dtypes", "dtypes")
+    dtypes = tuple(several)
     for dtype in dtypes:
         choice(dtype, _DTYPES, "dtypes")
     from .kernels import _cache, _jit

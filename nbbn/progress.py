@@ -20,7 +20,7 @@ class Lines(Callback):
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
+        self._stream = sys.stdout if stream is None else stream
 
     def epoch(self, run: Run, result: Epoch) -> None:
         """Print the result of an epoch."""

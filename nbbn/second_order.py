@@ -7,11 +7,12 @@ records how each gradient came about. First-order training passes none of this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from . import checks
+from ._validation import iterate, switch
 from .autograd import Node, Tensor, apply, recording_tape
 from .errors import DTypeError, ShapeError, TapeError
 from .graph_rules import RULES, Cast, Gradients
@@ -75,17 +76,16 @@ def grad(
             "no tape holds this output: compute it inside `with nbbn.Tape():` from tensors that "
             "require gradients, and call grad before backward"
         )
+    create_graph = switch(create_graph, "create_graph")
     if create_graph:
         checks.host_only(output.data, "differentiating twice")
     if create_graph and recording_tape() is not tape:
         raise TapeError(
             "create_graph records on the tape of the output: call grad inside its `with` block"
         )
-    if isinstance(inputs, Tensor) or not isinstance(inputs, Iterable):
-        raise DTypeError(
-            f"inputs must be a sequence of Tensors, got {type(inputs).__name__}: put it into a list"
-        )
-    wanted = list(inputs)
+    if isinstance(inputs, Tensor):
+        raise DTypeError("inputs must be a list of Tensors, got one Tensor: put it into a list")
+    wanted = list(iterate(inputs, "inputs", "Tensors"))
     nodes = tape.nodes()
     sources = _sources(output, nodes)
     for position, x in enumerate(wanted):

@@ -19,7 +19,7 @@ from .data import Batches
 from .errors import ArgumentError, DivergenceError, DTypeError
 from .layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
 from .losses import cross_entropy
-from .modules import Module
+from .modules import Module, evaluating
 from .observe import BATCH, first_nonfinite
 from .optim import Optimizer
 from .step import Loss, Step, check_step, record_step
@@ -365,7 +365,7 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     """
     _check_batches(batches)
     total, right, count = 0.0, 0.0, 0
-    with _evaluating(model):
+    with evaluating(model):
         for x, y in _pairs(batches):
             output = model(x)
             value = loss(output, y).item()
@@ -381,16 +381,3 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     if not count:
         raise ArgumentError("there is nothing to evaluate: batches is empty")
     return Evaluation(total / count, right / count, count)
-
-
-class _evaluating:  # noqa: N801 - reads as a statement
-    def __init__(self, model: Module) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-
-    def __exit__(self, *exc: object) -> None:
-        for module, training in self._modes:
-            module.training = training

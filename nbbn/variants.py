@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks, variant_ops
-from ._validation import integer, positive, real
+from ._validation import instance, integer, iterate, positive, real
 from .autograd import Tensor
-from .errors import ArgumentError, DTypeError
+from .errors import ArgumentError
 from .functional import merge_stats
-from .modules import Module
+from .modules import Module, evaluating
 from .normalization import BatchNorm, Stats
 
 __all__ = ["BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"]
@@ -244,34 +244,29 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
     ----------
     Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), arXiv:2105.07576, section 3.
     """
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
-    modes = [(module, module.training) for module in model.modules()]
+    instance(model, Module, "model")
     layers = [
         module
-        for module, _ in modes
+        for module in model.modules()
         if isinstance(module, BatchNorm) and module.running_mean is not None and not module.frozen
     ]
-    if not isinstance(batches, Iterable):
-        raise DTypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}")
+    examples = iterate(batches, "batches", "arrays or of pairs")
     if not layers:
         raise ArgumentError("the model has no BatchNorm with running statistics to recalibrate")
     seen: list[list[Any]] = [[] for _ in layers]
     try:
-        model.eval()
-        for layer, found in zip(layers, seen, strict=True):
-            layer.training, layer._observed = True, found
-        for batch in batches:
-            model(batch[0] if isinstance(batch, tuple | list) and batch else batch)
-            for found in seen:
-                # However many batches there are, a few statistics are kept.
-                if len(found) >= _KEPT_STATS:
-                    found[:] = [merge_stats(found)]
+        with evaluating(model):
+            for layer, found in zip(layers, seen, strict=True):
+                layer.training, layer._observed = True, found
+            for batch in examples:
+                model(batch[0] if isinstance(batch, tuple | list) and batch else batch)
+                for found in seen:
+                    # However many batches there are, a few statistics are kept.
+                    if len(found) >= _KEPT_STATS:
+                        found[:] = [merge_stats(found)]
     finally:
         for layer in layers:
             layer._observed = None
-        for module, mode in modes:
-            module.training = mode
     # Merge all before the first is replaced.
     merged = [merge_stats(found) if found else None for found in seen]
     if all(stats is None or stats.count == 0 for stats in merged):

@@ -231,13 +231,19 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
 # Not fuzzed, and why.
 EXCLUDED = {
     "Module.__call__": "abstract",
+    "BatchNorm.weight_of_new": "BatchNorm's own",
     "Op": "run by apply",
+    "Ramp.__call__": "called with the number of a batch",
+    "Sequential.__getitem__": "raises IndexError as a list does, or it could not be iterated over",
     "errors": "exceptions",
     "NbbnError": "an exception",
     "jit": "called from compiled code, whose types the compiler checks",
     "losses.DoubleSoftmaxWarning": "a warning",
     "onnx.Backend": "ONNX's own tests call it",
+    "optim.Cosine.__call__": "called with the number of a step",
+    "optim.OneCycle.__call__": "called with the number of a step",
     "optim.Schedule": "the name of a type",
+    "optim.StepDecay.__call__": "called with the number of a step",
     "threads.share": "changes the process for good",
 }
 # Called by the library, with what it has made itself.

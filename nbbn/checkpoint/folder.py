@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from .._validation import as_path, positive, write_atomically
+from .._validation import as_path, mapping, positive, switch, write_atomically
 from ..callbacks import Callback, Run
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError
@@ -130,7 +130,9 @@ class Checkpoints(Callback):
         self.folder = as_path(folder, "folder")
         self.every = None if every is None else positive(every, "every")
         self.keep = positive(keep, "keep")
-        self.best = bool(best)
+        self.best = switch(best, "best")
+        if config is not None:
+            mapping(config, "config", "what JSON can hold")
         self.config = dict(config or {})
         self.error: OSError | None = None
         self._saved = (-1, -1)

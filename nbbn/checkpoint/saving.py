@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import as_path, write_atomically
+from .._validation import as_path, mapping, switch, write_atomically
 from .._version import __version__
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DTypeError
@@ -60,6 +60,9 @@ def save(
     """
     _check_kinds(model, optimizer, batches)
     path = as_path(path, "path")
+    for name, value in (("progress", progress), ("config", config)):
+        if value is not None:
+            mapping(value, name, "what JSON can hold")
     generators = named_generators(model, batches)
     content = Checkpoint(
         path=path,
@@ -109,6 +112,7 @@ def restore(
         An argument of another type.
     """
     _check_kinds(model, optimizer, batches)
+    strict = switch(strict, "strict")
     if not isinstance(checkpoint, Checkpoint):
         raise DTypeError(
             f"expected a Checkpoint, got {type(checkpoint).__name__}: pass checkpoint.load(path)"

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, DTypeError
+from .._validation import instance
+from ..errors import ArgumentError
 from ..layers import BatchNorm, Dense, Module, Sequential
 from ..variants import InPlaceBatchNorm
 from .conventions import fill, fitting
@@ -22,8 +23,7 @@ Layer = Dense | BatchNorm
 
 def layers_of(model: Module) -> dict[str, Layer]:
     """Return the Dense and BatchNorm layers by name, each once, in the order of definition."""
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    instance(model, Module, "model")
     found: dict[str, Layer] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():

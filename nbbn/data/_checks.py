@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import positive
+from .._validation import positive, real
 from ..errors import ArgumentError, DTypeError, ShapeError
 
 
@@ -74,13 +74,13 @@ def check_rows(rows: Any, count: int) -> np.ndarray:
 
 def finite(value: Any, name: str, features: int) -> np.ndarray:
     """Return a copy of one number, or of one per feature, as float64."""
-    try:
-        array = np.array(value, np.float64)
-    except (TypeError, ValueError):
-        raise DTypeError(f"{name} must be a number, got {type(value).__name__}") from None
-    except OverflowError:
-        array = np.array(np.inf)
-    if array.ndim and array.shape != (features,):
+    if not isinstance(value, np.ndarray) or value.ndim == 0:
+        return np.array(real(value, name))
+    if value.dtype.kind not in "iuf":
+        raise DTypeError(f"{name} must hold real numbers, got {value.dtype}")
+    check_unmasked(value, name)
+    array = value.astype(np.float64)
+    if array.shape != (features,):
         raise ShapeError(f"{name} must be a number or have shape ({features},), got {array.shape}")
     if not np.isfinite(array).all():
         raise ArgumentError(f"{name} must be finite, got {value}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
-from .._validation import choice, fraction
+from .._validation import choice, fraction, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._kind import in_kind
 from ._out import Target, unchanged_by
@@ -88,6 +88,7 @@ def batch_norm_train(
     eps = checks.epsilon(eps, zero_allowed=False)
     relu = choice(activation, _ACTIVATIONS, "activation") is not None
     count = x.size // channels
+    single = switch(single, "single")
     if count == 1 and not single:
         raise ShapeError(
             "Expected more than 1 value per channel when training, got input size "
@@ -231,6 +232,7 @@ def update_running_stats(
         momentum = number
     if not isinstance(stats, BatchNormStats | WeightedStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
+    unbiased = switch(unbiased, "unbiased")
     device = check_stats(stats)
     _check_running(running_mean, running_var, stats.mean.size, device)
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
@@ -299,6 +301,7 @@ def batch_norm(
         ``on_single="eval"`` without running statistics.
     """
     choice(on_single, ON_SINGLE, "on_single")
+    training = switch(training, "training")
     if (running_mean is None) != (running_var is None):
         raise ArgumentError("running_mean and running_var go together: pass both or neither")
     if running_mean is None and on_single == "eval":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import backend, checks
-from .._validation import integer
+from .._validation import integer, iterate, real
 from ..errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["BatchNormStats", "WeightedStats", "merge_stats"]
@@ -60,8 +60,10 @@ def check_stats(stats: BatchNormStats | WeightedStats) -> str:
     device = backend.device_of(stats.mean)
     checks.channel_array(stats.mean, stats.mean.size, "stats.mean", device)
     checks.channel_array(stats.var, stats.mean.size, "stats.var", device)
-    if not isinstance(stats.count, np.ndarray) and integer(stats.count, "stats.count") < 0:
-        raise ArgumentError(f"stats.count must be at least 0, got {stats.count}")
+    if isinstance(stats, WeightedStats):
+        real(stats.count, "stats.count", least=0)
+    else:
+        integer(stats.count, "stats.count", least=0)
     return device
 
 
@@ -95,9 +97,7 @@ def merge_stats(parts: Iterable[BatchNormStats], *, eps: float = 1e-5) -> BatchN
     variances" (1979).
     """
     eps = checks.epsilon(eps, zero_allowed=False)
-    if not isinstance(parts, Iterable):
-        raise DTypeError(f"parts must be a list of BatchNormStats, got {type(parts).__name__}")
-    parts = tuple(parts)
+    parts = tuple(iterate(parts, "parts", "BatchNormStats"))
     if not parts:
         raise ArgumentError("merge_stats needs the statistics of at least one batch, got none")
     for part in parts:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
+from .._validation import switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._out import copied, empty_like
 from .batchnorm import batch_norm_infer
@@ -87,7 +88,7 @@ def weighted_batch_norm_train(
     layout = checks.layout(x, axis)
     eps = checks.epsilon(eps, zero_allowed=False)
     folded = _fold_weights(weights, x, axis, layout)
-    backend.run(_check_weights, folded, bool(single))
+    backend.run(_check_weights, folded, switch(single, "single"))
     stats = WeightedStats(
         *(backend.empty(layout.shape[1], _FLOAT64) for _ in range(3)),
         *(backend.empty((), _FLOAT64) for _ in range(2)),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import as_path, positive, write_atomically
+from .._validation import as_path, instance, positive, switch, write_atomically
 from .._version import __version__
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..layers import (
@@ -78,8 +78,8 @@ def export(
     ImportError
         The extra ``nbbn[onnx]`` is not installed.
     """
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    instance(model, Module, "model")
+    verify = switch(verify, "verify")
     target = None if path is None else as_path(path, "path")
     if target is not None and not target.parent.is_dir():
         raise ArgumentError(f"there is no folder {target.parent} to write {target.name} to")

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import backend, checks
 from ..autograd import Op
-from ..errors import DTypeError, ShapeError
+from ..errors import ArgumentError, DTypeError, ShapeError
 
 
 class RecordableOp(Op):
@@ -38,9 +38,15 @@ def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
     except ValueError:
         shapes = " and ".join(str(np.shape(x)) for x in operands)
         raise ShapeError(f"shapes {shapes} do not broadcast together") from None
-    types = (x.dtype if backend.is_array(x) else x for x in operands)
-    out = backend.empty(shape, np.result_type(*types), device)
-    backend.run(function, *operands, out)
+    types = [x.dtype if backend.is_array(x) else x for x in operands]
+    try:
+        out = backend.empty(shape, np.result_type(*types), device)
+        backend.run(function, *operands, out)
+    except TypeError:
+        kinds = " and ".join(str(kind) for kind in types)
+        raise DTypeError(f"a Tensor combines with real numbers, got {kinds}") from None
+    except OverflowError:
+        raise ArgumentError("a Tensor combines with numbers that a float can hold") from None
     return out
 
 

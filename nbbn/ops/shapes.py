@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
+from .._validation import switch
 from ..autograd import Op
 from ..errors import DTypeError, ShapeError
 from ._common import RecordableOp, axes_of, empty_beside, expand, reduced
@@ -19,6 +20,7 @@ class Sum(RecordableOp):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, axis: Any, keepdims: bool) -> np.ndarray:
         ctx.shape, ctx.axes = x.shape, axes_of(axis, x)
+        keepdims = switch(keepdims, "keepdims")
         out = empty_beside(reduced(x, ctx.axes, keepdims), x)
         backend.run(np.sum, x, ctx.axes, None, out, keepdims)
         return out
@@ -36,6 +38,7 @@ class Mean(RecordableOp):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, axis: Any, keepdims: bool) -> np.ndarray:
         ctx.shape, ctx.axes = x.shape, axes_of(axis, x)
+        keepdims = switch(keepdims, "keepdims")
         ctx.count = math.prod(x.shape[d] for d in ctx.axes)
         if ctx.count == 0:
             raise ShapeError(f"the mean of no values does not exist: x has shape {x.shape}")
@@ -56,6 +59,7 @@ class Max(RecordableOp):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, axis: Any, keepdims: bool) -> np.ndarray:
         ctx.x, ctx.axes = x, axes_of(axis, x)
+        keepdims = switch(keepdims, "keepdims")
         if math.prod(x.shape[d] for d in ctx.axes) == 0:
             raise ShapeError(f"the maximum of no values does not exist: x has shape {x.shape}")
         ctx.y = empty_beside(reduced(x, ctx.axes, keepdims), x)
@@ -139,7 +143,9 @@ class Index(RecordableOp):
         ctx.x, ctx.index = x, index
         try:
             shape = x[index].shape
-        except IndexError as error:
+        except TypeError as error:
+            raise DTypeError(f"index cannot be taken: {error}") from None
+        except (IndexError, ValueError) as error:
             raise ShapeError(f"index does not fit shape {x.shape}: {error}") from None
         out = empty_beside(shape, x)
         backend.run(_take, x, index, out)
