@@ -20,6 +20,7 @@ import numpy as np
 from .errors import ArgumentError, DTypeError
 
 __all__ = [
+    "as_array",
     "as_path",
     "cache_dir",
     "choice",
@@ -33,17 +34,20 @@ __all__ = [
     "iterate",
     "mapping",
     "positive",
+    "possible",
     "real",
     "switch",
     "write_atomically",
 ]
 
 
-def integer(value: Any, name: str, *, least: int | None = None) -> int:
-    """Check that `value` is an integer, of at least `least`."""
+def integer(value: Any, name: str, *, least: int | None = None, most: int | None = None) -> int:
+    """Check that `value` is an integer, of at least `least` and at most `most`."""
     number = value if type(value) is int else _index(value, name)
     if least is not None and number < least:
         raise ArgumentError(f"{name} must be at least {least}, got {number}")
+    if most is not None and number > most:
+        raise ArgumentError(f"{name} must be at most {most}, got {number}")
     return number
 
 
@@ -60,8 +64,16 @@ def positive(value: Any, name: str) -> int:
     return integer(value, name, least=1)
 
 
-def real(value: Any, name: str, *, least: float | None = None, above: float | None = None) -> float:
-    """Check that `value` is one finite real number, of at least `least` or above `above`."""
+def real(
+    value: Any,
+    name: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """Check that `value` is one finite real number within bounds."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
@@ -72,19 +84,17 @@ def real(value: Any, name: str, *, least: float | None = None, above: float | No
         number = math.inf
     if not math.isfinite(number):
         raise ArgumentError(f"{name} must be finite, got {number}")
-    if least is not None and number < least:
-        raise ArgumentError(f"{name} must be at least {least:g}, got {number}")
-    if above is not None and number <= above:
-        raise ArgumentError(f"{name} must be above {above:g}, got {number}")
+    if not (least <= number <= most and above < number < below):
+        bounds = {"at least": least, "above": above, "at most": most, "below": below}
+        finite = (f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        expected = " and ".join(finite)
+        raise ArgumentError(f"{name} must be {expected}, got {number}")
     return number
 
 
 def fraction(value: Any, name: str) -> float:
     """Check that `value` lies in [0, 1]."""
-    number = real(value, name)
-    if not 0 <= number <= 1:
-        raise ArgumentError(f"{name} must lie between 0 and 1, got {number}")
-    return number
+    return real(value, name, least=0, most=1)
 
 
 def switch(value: Any, name: str) -> bool:
@@ -114,7 +124,8 @@ def float_type(dtype: Any) -> np.dtype[Any]:
 
 def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     """Check that `value` is one of `allowed`."""
-    if isinstance(value, np.ndarray) or value not in allowed:
+    # Others may compare in ways of their own: an array element by element.
+    if not (value is None or isinstance(value, str)) or value not in allowed:
         names = ", ".join(repr(item) for item in allowed)
         raise ArgumentError(f"{name} must be one of {names}; got {value!r}")
     return value
@@ -165,6 +176,27 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     if seed < 0:
         raise ArgumentError(f"{name} must be a seed of at least 0, got {seed}")
     return np.random.default_rng(seed)
+
+
+def as_array(value: Any, name: str) -> np.ndarray:
+    """Return what a user gave as an array: one, nested lists, or a tensor of another library."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DTypeError(f"{name} is not an array: {error}") from None
+
+
+def possible(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+    """Check that numbers of `shape` can be made: drawn in float64, and a copy of them."""
+    try:
+        np.empty((2, *shape))
+    except (MemoryError, ValueError, OverflowError):  # too much to have, or to count in 64 bits
+        gibibytes = math.prod(shape) * dtype.itemsize >> 30
+        size = f"{gibibytes >> 10:,} TiB" if gibibytes >> 10 else f"{gibibytes} GiB"
+        raise ArgumentError(
+            f"{what} of shape {shape} would take {size}, more than can be had here: use smaller "
+            "sizes"
+        ) from None
 
 
 def as_path(value: Any, name: str, *, expand: bool = False) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import backend
-from ._validation import switch
+from ._validation import as_array, switch
 from .errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
 
 __all__ = ["Context", "Op", "Parameter", "Tape", "Tensor", "apply"]
@@ -74,7 +74,7 @@ class Tensor:
             )
         self.data: np.ndarray = data
         self.grad: np.ndarray | None = None
-        self.requires_grad = requires_grad and switch(requires_grad, "requires_grad")
+        self.requires_grad = requires_grad is not False and switch(requires_grad, "requires_grad")
         self._tape: Tape | None = None
         # An optimizer's slice of its flat gradient array, where it has adopted this tensor.
         self._buffer: np.ndarray | None = None
@@ -279,15 +279,13 @@ class Tensor:
 def _from_lists(data: Any) -> np.ndarray:
     """Make an array, of float32 where it holds real numbers, of nested lists or a number."""
     try:
-        array = np.asarray(data)
+        array = as_array(data, "data")
         with np.errstate(over="raise"):
             return array.astype(np.float32) if array.dtype.kind in "biuf" else array
     except FloatingPointError:
         raise ArgumentError(
             "data holds numbers beyond float32: pass a numpy.ndarray of float64"
         ) from None
-    except (TypeError, ValueError) as error:
-        raise DTypeError(f"data is not an array of numbers: {error}") from None
 
 
 class Parameter(Tensor):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from . import pool
-from .errors import DeviceError, DTypeError
+from ._validation import as_array, instance
+from .errors import DeviceError
 
 __all__ = [
     "contiguous",
@@ -134,8 +135,7 @@ def available(name: str) -> str | None:
 
 def require(name: str) -> str:
     """Return the name of a device that can be used, or raise DeviceError."""
-    if not isinstance(name, str):
-        raise DTypeError(f"device must be 'cpu' or 'cuda', got {type(name).__name__}")
+    instance(name, str, "device")
     reason = available(name)
     if reason is not None:
         raise DeviceError(reason)
@@ -167,7 +167,7 @@ def host(array: Any) -> np.ndarray:
     """Return a NumPy array, copied from the device where it is not one already."""
     if isinstance(array, np.ndarray):
         return array
-    found: np.ndarray = device().to_host(array) if is_array(array) else np.asarray(array)
+    found: np.ndarray = device().to_host(array) if is_array(array) else as_array(array, "it")
     return found
 
 

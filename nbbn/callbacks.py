@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 import os
 import signal
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
+from ._validation import choice, iterate, mapping, positive
 from .errors import ArgumentError, CheckpointError
 
 __all__ = ["Callback", "EarlyStopping", "Run", "StopOnSignal"]
@@ -144,11 +144,13 @@ class Run:
         CheckpointError
             It is not the state of a run.
         """
+        mapping(state, "state", "what state_dict returned")
         if not state.keys() >= {*self._STATE, "seconds", "history"}:
             raise CheckpointError("this checkpoint does not say how far training was")
+        history = list(iterate(state["history"], "history", "epochs"))
         for name in self._STATE:
             setattr(self, name, state[name])
-        self._before, self.history = state["seconds"], list(state["history"])
+        self._before, self.history = state["seconds"], history
 
 
 class Callback:
@@ -197,12 +199,8 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int, measure: str = "loss") -> None:
-        whole = isinstance(patience, numbers.Integral) and not isinstance(patience, bool)
-        if not whole or patience < 1:
-            raise ArgumentError(f"patience must be an integer of at least 1, got {patience!r}")
-        if measure not in ("loss", "accuracy"):
-            raise ArgumentError(f"measure must be loss or accuracy, got {measure!r}")
-        self.patience, self.measure = patience, measure
+        self.patience = positive(patience, "patience")
+        self.measure = choice(measure, ("loss", "accuracy"), "measure")
 
     def start(self, run: Run) -> None:
         """Stop at once if a resumed run had been stopped here."""

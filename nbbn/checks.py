@@ -384,15 +384,3 @@ def _bad_label(position: int, array: Any, classes: int) -> None:
 
 _EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}
 _NOTHING = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE}
-
-
-def possible(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
-    """Check that parameters of `shape` can be made: drawn in float64, and a copy of them."""
-    try:
-        np.empty((2, *shape))
-    except (MemoryError, ValueError):  # more than there is, or more than NumPy can count
-        size = math.prod(shape) * dtype.itemsize / 2**40
-        raise ArgumentError(
-            f"{what} of shape {shape} would take {size:,.3g} TiB, more than can be had here: use "
-            "smaller sizes"
-        ) from None

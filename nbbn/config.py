@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._validation import choice, instance, integer, iterate, mapping, positive, real, switch
 from .errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
@@ -61,37 +62,47 @@ class Training(NamedTuple):
         }
 
 
-def _between(low: float, high: float = math.inf) -> tuple[str, Callable[[Any], bool]]:
-    below = "" if high == math.inf else f", below {high:g}"
-    return f"a number of at least {low:g}{below}", lambda x: low <= x < high
+def _sources(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, tuple | list) or len(value) not in (1, 2):
+        raise ArgumentError(f"{name} must be a tuple of one or two names or paths, got {value!r}")
+    for part in value:
+        instance(part, str, f"a part of {name}")
+    return tuple(value)
 
 
-def _is_source(value: Any) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) in (1, 2)
-        and all(isinstance(part, str) for part in value)
-    )
+def _widths(value: Any, name: str) -> tuple[int, ...]:
+    return tuple(positive(width, name) for width in iterate(value, name, "integers"))
 
 
-_POSITIVE = ("a finite number above 0", lambda x: 0 < x < math.inf)
-_COUNT = ("an integer of at least 1", lambda n: isinstance(n, int) and n >= 1)
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "data": ("a tuple of one or two names or paths", _is_source),
-    "validation": _between(0, 1),
-    "standardize": (f"one of {', '.join(STANDARDIZE)}", STANDARDIZE.__contains__),
-    "hidden": ("integers of at least 1", lambda ns: all(_COUNT[1](n) for n in ns)),
-    "dropout": _between(0, 1),
-    "epochs": _COUNT,
-    "batch_size": _COUNT,
-    "optimizer": (f"one of {', '.join(OPTIMIZERS)}", OPTIMIZERS.__contains__),
-    "lr": _POSITIVE,
-    "schedule": (f"one of {', '.join(SCHEDULES)}", SCHEDULES.__contains__),
-    "weight_decay": _between(0),
-    "momentum": _between(0, 1),
-    "until": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
-    "patience": _COUNT,
-    "seed": ("an integer of at least 0", lambda n: isinstance(n, int) and n >= 0),
+def _below_one(value: Any, name: str) -> float:
+    return real(value, name, least=0, below=1)
+
+
+def _above_zero(value: Any, name: str) -> float:
+    return real(value, name, above=0)
+
+
+def _one_of(*allowed: str) -> Callable[[Any, str], Any]:
+    return lambda value, name: choice(value, allowed, name)
+
+
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "data": _sources,
+    "validation": _below_one,
+    "standardize": _one_of(*STANDARDIZE),
+    "hidden": _widths,
+    "batch_norm": switch,
+    "dropout": _below_one,
+    "epochs": positive,
+    "batch_size": positive,
+    "optimizer": _one_of(*OPTIMIZERS),
+    "lr": _above_zero,
+    "schedule": _one_of(*SCHEDULES),
+    "weight_decay": lambda value, name: real(value, name, least=0),
+    "momentum": _below_one,
+    "until": lambda value, name: real(value, name, above=0, most=1),
+    "patience": positive,
+    "seed": lambda value, name: integer(value, name, least=0),
 }
 _OPTIONAL = {"momentum", "until", "patience"}
 
@@ -130,8 +141,8 @@ class Config:
 
     Raises
     ------
-    ArgumentError
-        A value that cannot be used; the message says which ones can.
+    ArgumentError, DTypeError
+        A value, or one of a type, that cannot be used; the message says which ones can.
     """
 
     data: tuple[str, ...] = ("mnist",)
@@ -152,16 +163,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (expected, accepts) in _RULES.items():
+        for name, check in _CHECKS.items():
             value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            try:
-                right = accepts(value)
-            except TypeError:
-                right = False
-            if not right or (isinstance(value, bool) and name != "batch_norm"):
-                raise ArgumentError(f"{name} must be {expected}, got {value!r}")
+            if value is not None or name not in _OPTIONAL:
+                # JSON knows Python's own numbers alone.
+                object.__setattr__(self, name, check(value, name))
         if self.momentum is not None and self.optimizer != "sgd":
             raise ArgumentError(
                 f"momentum belongs to the optimizer sgd, not to {self.optimizer}: leave it out"
@@ -185,6 +191,7 @@ class Config:
         CheckpointError
             It is not that of a training.
         """
+        mapping(values, "values", "what to_dict returned")
         try:
             own: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**own)

@@ -98,8 +98,8 @@ def fold(
     """
     instance(model, Module, "model")
     strict = switch(strict, "strict")
-    if tolerance is not None and real(tolerance, "tolerance") <= 0:
-        raise ArgumentError(f"tolerance must be positive, got {tolerance}")
+    if tolerance is not None:
+        tolerance = real(tolerance, "tolerance", above=0)
     steps: list[_Step] = []
     for name, layer in unnested(copy.deepcopy(model).to("cpu").eval()):
         if not isinstance(layer, Dropout):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, functional
-from ._validation import as_path, data_type, instance, iterate, positive
+from ._validation import as_array, as_path, data_type, instance, iterate, positive
 from .checkpoint import Checkpoint
 from .config import Config
 from .data import Batches, read_idx
@@ -108,7 +108,7 @@ class Classifier:
         DataError
             Images with NaN or Inf.
         """
-        images = np.asarray(images)
+        images = as_array(images, "images")
         if images.shape == self.shape:
             images = images[np.newaxis]
         if images.shape[1:] != self.shape:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from . import checks
-from ._validation import choice, float_type, generator, positive, real
-from .errors import DTypeError
+from ._validation import choice, float_type, generator, positive, possible, real
+from .errors import ArgumentError, DTypeError
 
 __all__ = ["INITIALIZERS", "generator", "initialize"]
 
@@ -75,9 +74,13 @@ def initialize(
     rows, columns = shape
     shape = positive(rows, "out_features"), positive(columns, "in_features")
     dtype = float_type(dtype)
-    checks.possible(shape, dtype, "a Dense weight")
+    possible(shape, dtype, "a Dense weight")
     if isinstance(name, str):
         draw = INITIALIZERS[choice(name, tuple(INITIALIZERS), "init")]
         return draw(rng, shape).astype(dtype)
     sigma = real(name, "init, the standard deviation of the weights,", least=0)
-    return (rng.standard_normal(shape) * sigma).astype(dtype)
+    with np.errstate(over="ignore"):
+        weights = (rng.standard_normal(shape) * sigma).astype(dtype)
+    if not np.isfinite(weights).all():
+        raise ArgumentError(f"init, {sigma:g}, gives weights beyond {dtype}: use a smaller one")
+    return weights

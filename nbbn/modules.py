@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import backend, checks
-from ._validation import switch
+from ._validation import as_array, switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
@@ -241,7 +241,7 @@ class Module:
                 "the state does not fit this model: "
                 f"missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}"
             )
-        arrays = {name: np.asarray(state[name]) for name in own if name in state}
+        arrays = {name: as_array(state[name], name) for name in own if name in state}
         for name, array in arrays.items():
             if array.shape != own[name].shape:
                 raise ShapeError(f"{name} must have shape {own[name].shape}, got {array.shape}")

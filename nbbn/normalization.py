@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import backend, checks, ops, variant_ops
-from ._validation import choice, float_type, fraction, integer, positive, switch
+from ._validation import choice, float_type, fraction, integer, positive, possible, switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, ShapeError
 from .functional import BatchNormStats, WeightedStats, update_running_stats
@@ -154,7 +154,7 @@ class BatchNorm(Module):
     ) -> None:
         channels = positive(channels, "channels")
         dtype = float_type(dtype)
-        checks.possible((channels,), dtype, "a BatchNorm with parameters")
+        possible((channels,), dtype, "a BatchNorm with parameters")
         default = CONVENTIONS[choice(convention, tuple(CONVENTIONS), "convention")]
         self.convention = convention
         self.eps = checks.epsilon(default.eps if eps is None else eps, zero_allowed=False)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks
+from ._validation import integer, real, switch
 from .autograd import Parameter
 from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
@@ -50,10 +51,8 @@ class StepDecay:
     def __init__(self, lr: float, every: int, *, factor: float = 0.1, warmup: int = 0) -> None:
         self.lr = _rate(lr)
         self.every = checks.positive(every, "every")
-        self.factor = checks.real(factor, "factor")
-        if self.factor <= 0:
-            raise ArgumentError(f"factor must be above 0, got {factor}")
-        self.warmup = _steps(warmup, "warmup")
+        self.factor = real(factor, "factor", above=0)
+        self.warmup = integer(warmup, "warmup", least=0)
 
     def __call__(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""
@@ -81,7 +80,7 @@ class Cosine:
         self.lr = _rate(lr)
         self.total = checks.positive(total, "total")
         self.final = _rate(final, "final")
-        self.warmup = _steps(warmup, "warmup")
+        self.warmup = integer(warmup, "warmup", least=0)
         if self.warmup >= self.total:
             raise ArgumentError(f"warmup ({warmup}) must be shorter than total ({total})")
 
@@ -251,9 +250,7 @@ class Optimizer:
                 )
         self.schedule: Schedule = lr if callable(lr) else _Constant(_rate(lr))
         _rate(self.schedule(0))
-        self.weight_decay = checks.real(weight_decay, "weight_decay")
-        if self.weight_decay < 0:
-            raise ArgumentError(f"weight_decay must be >= 0, got {weight_decay}")
+        self.weight_decay = real(weight_decay, "weight_decay", least=0)
         self.step_count = 0
         self.parameters = unique
         by_kind: dict[Any, list[Parameter]] = {}
@@ -384,7 +381,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         self.momentum = checks.fraction(momentum, "momentum")
-        self.nesterov = bool(nesterov)
+        self.nesterov = switch(nesterov, "nesterov")
         if self.nesterov and not self.momentum:
             raise ArgumentError("nesterov needs a momentum above 0")
         self._states = 1 if self.momentum else 0
@@ -500,11 +497,4 @@ class _Constant:
 
 
 def _rate(value: Any, name: str = "lr") -> float:
-    rate = checks.real(value, name)
-    if rate < 0:
-        raise ArgumentError(f"{name} must be >= 0, got {value}")
-    return rate
-
-
-def _steps(value: int, name: str) -> int:
-    return 0 if value == 0 else checks.positive(value, name)
+    return real(value, name, least=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._validation import iterate, mapping, positive
+from ._validation import as_array, iterate, mapping, positive
 from .errors import ArgumentError, DataError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ def _checked(rows: Any) -> list[Mapping[str, Any]]:
     found = list(iterate(rows, "rows", "the rows of a log, see nbbn.logs.read_log"))
     for row in found:
         mapping(row, "a row of a log", "numbers")
-        if "kind" not in row or "step" not in row:
+        if not isinstance(row.get("kind"), str) or "step" not in row:
             raise ArgumentError(f"a row of a log has a kind and a step, got {row!r:.80}")
         for name, value in row.items():
             if name != "kind" and not isinstance(value, int | float | np.integer | np.floating):
                 raise DTypeError(f"{name} of a log must be a number, got {type(value).__name__}")
             if isinstance(value, int) and abs(value) > 2**63:
-                raise ArgumentError(f"{name} of a log is out of range, got {value:.3g}")
+                raise ArgumentError(f"{name} of a log is beyond 2**63, got {value}")
     return found
 
 
@@ -182,10 +182,19 @@ def mistakes(
     matplotlib.figure.Figure
     """
     most = positive(most, "most")
-    images, labels, probabilities = map(np.asarray, (images, labels, probabilities))
+    images, labels, probabilities = (
+        as_array(value, name)
+        for name, value in (
+            ("images", images), ("labels", labels), ("probabilities", probabilities)
+        )
+    )  # fmt: skip
     if images.ndim != 3:
         raise ShapeError(f"images must have shape (N, height, width), got {images.shape}")
-    if labels.shape != images.shape[:1] or probabilities.shape[:-1] != labels.shape:
+    if (
+        labels.shape != images.shape[:1]
+        or probabilities.shape[:-1] != labels.shape
+        or not probabilities.size
+    ):
         raise ShapeError(
             f"labels must have shape {images.shape[:1]} and probabilities (N, classes), got "
             f"{labels.shape} and {probabilities.shape}"

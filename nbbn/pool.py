@@ -8,6 +8,7 @@ few such blocks are kept for the next result instead.
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections import deque
 from typing import Any
@@ -42,7 +43,7 @@ def keep(blocks: int) -> None:
         `blocks` is no count.
     """
     global _free
-    _free = deque(maxlen=integer(blocks, "blocks", least=0))
+    _free = deque(maxlen=integer(blocks, "blocks", least=0, most=sys.maxsize))
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks, modules
+from ._validation import instance
 from .autograd import Parameter, Tape, Tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 from .modules import Module
@@ -80,10 +81,10 @@ class Step:
         callable
             Waits and returns the loss before the update; it raises what a device has found.
         """
-        if not backend.is_array(x) or not backend.is_array(y):
-            raise DTypeError(
-                f"a step takes numpy arrays, got {type(x).__name__} and {type(y).__name__}"
-            )
+        for name, array in (("x", x), ("y", y)):
+            if not backend.is_array(array) or array.dtype.hasobject:
+                found = "one of objects" if backend.is_array(array) else type(array).__name__
+                raise DTypeError(f"a step takes {name} as a numpy array of numbers, got {found}")
         if self.refusal is not None:
             return self._eager(x, y).item
         if self._version != modules.version() or not self._optimizer.intact():
@@ -198,8 +199,7 @@ def check_step(model: Any, loss: Any, optimizer: Any) -> None:
     DTypeError, ArgumentError
         As `record_step`.
     """
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    instance(model, Module, "model")
     if not callable(loss):
         raise DTypeError(
             "the loss must be callable, such as nbbn.losses.cross_entropy, "

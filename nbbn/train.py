@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import backend, checkpoint, checks
+from ._validation import function, instance
 from .autograd import Tensor
 from .callbacks import Callback, Run
 from .checkpoint import Checkpoint
@@ -245,7 +246,7 @@ def _check_batches(*all_data: Any) -> None:
                 f"expected batches, got arrays ({type(data).__name__}): "
                 "pass nbbn.data.Batches(x, y, batch_size)"
             )
-        if not isinstance(data, Iterable):
+        if not isinstance(data, Iterable) or isinstance(data, memoryview):
             raise DTypeError(
                 f"expected batches, got {type(data).__name__}: pass nbbn.data.Batches(x, y, "
                 "batch_size), or any iterable of pairs (x, y)"
@@ -363,12 +364,16 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     -------
     Evaluation
     """
+    instance(model, Module, "model")
+    function(loss, "loss")
     _check_batches(batches)
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):
         for x, y in _pairs(batches):
             output = model(x)
-            value = loss(output, y).item()
+            found = loss(output, y)
+            instance(found, Tensor, "the loss")
+            value = found.item()
             if math.isfinite(total) and not math.isfinite(value):
                 first = first_nonfinite(model, x)
                 _log.warning("the loss is %s in evaluation: %s is not finite", value, first)

@@ -451,11 +451,11 @@ def in_place_batch_norm(
     stats : BatchNormStats or None
         None where statistics were given.
     """
-    if not 0 < real(slope, "slope") <= 1:
-        raise ArgumentError(f"slope must lie in (0, 1], so that it can be undone, got {slope}")
+    # Another one could not be undone.
+    slope = real(slope, "slope", above=0, most=1)
     y, ctx = apply_with_context(
         InPlaceBatchNorm, x, gamma, beta, mean, var,
-        slope=float(slope), eps=eps, axis=axis, single=single,
+        slope=slope, eps=eps, axis=axis, single=single,
     )  # fmt: skip
     if isinstance(x, Tensor) and x._tape is not None and x._tape is y._tape:
         x.data = Released(x.shape, x.dtype)  # type: ignore[assignment]

@@ -137,10 +137,7 @@ class BatchRenorm(BatchNorm):
 def _schedule(value: Schedule, name: str, least: float) -> Schedule:
     if callable(value):
         return value
-    number = real(value, name)
-    if number < least:
-        raise ArgumentError(f"{name} must be at least {least:g}, got {number}")
-    return number
+    return real(value, name, least=least)
 
 
 def _limits(r_max: Schedule, d_max: Schedule, counter: np.ndarray, limits: np.ndarray) -> None:
@@ -184,9 +181,7 @@ class InPlaceBatchNorm(BatchNorm):
             )
         if self.on_single == "skip":
             raise ArgumentError('on_single="skip" would leave out the activation: use "eval"')
-        self.slope = real(slope, "slope")
-        if not 0 < self.slope <= 1:
-            raise ArgumentError(f"slope must lie in (0, 1], so that it can be undone, got {slope}")
+        self.slope = real(slope, "slope", above=0, most=1)
 
     def _with_running_stats(self, x: Tensor, residual: Any) -> Tensor:
         y, _ = self._in_place(x, residual, self.running_mean, self.running_var, False)

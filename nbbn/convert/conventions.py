@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import backend, checks
+from .. import _validation, backend, checks
 from .._validation import choice, fraction, integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..normalization import CONVENTIONS, BatchNorm
@@ -240,10 +240,7 @@ def fitting(given: Any, own: np.ndarray | None, name: str) -> np.ndarray | None:
 
 def as_array(value: Any, name: str) -> np.ndarray:
     """Return an array, or a tensor of another library on the CPU, as an array of numbers."""
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DTypeError(f"{name} is not an array: {error}") from None
+    array = _validation.as_array(value, name)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise DTypeError(f"{name} must hold real numbers, got {array.dtype}")
     return array

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import generator, positive, switch
+from .._validation import generator, instance, mapping, positive, switch
 from ..errors import ArgumentError, CheckpointError
 from ._checks import check_images, check_labels, check_rows, finite
 
@@ -101,6 +101,7 @@ class Batches:
                 "use a smaller batch_size or drop_last=False"
             )
         self.fingerprint = self._fingerprint()
+        instance(device, str, "device")
         self.device = device
         self._standardize(mean, std)
         if device != "cpu":
@@ -182,6 +183,7 @@ class Batches:
             If it is not the state of such batches.
         """
         count = self.count
+        mapping(state, "state", "what state_dict returned")
         try:
             order = np.array(state["order"], np.int64)
             position = operator.index(state["position"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._validation import generator, integer, real, switch
-from ..errors import ArgumentError
+from .._validation import generator, integer, possible, real, switch
 from ._checks import check_images, check_rows
 from .finite import check_finite
 
@@ -40,9 +39,8 @@ def split(
         Fewer than two examples, or a fraction outside (0, 1).
     """
     count = integer(count, "count", least=2)
-    fraction = real(fraction, "fraction")
-    if not 0 < fraction < 1:
-        raise ArgumentError(f"fraction must lie between 0 and 1, got {fraction}")
+    possible((count,), np.dtype(np.int64), "a split")
+    fraction = real(fraction, "fraction", above=0, below=1)
     held = min(max(round(count * fraction), 1), count - 1)
     order = generator(rng).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
-from .._validation import switch
+from .._validation import real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._out import copied, empty_like
 from .batchnorm import batch_norm_infer
@@ -157,6 +157,7 @@ def weighted_batch_norm_backward(
         raise DTypeError(
             f"stats must be the WeightedStats of the forward, got {type(stats).__name__}"
         )
+    real(stats.weight, "stats.weight", least=0)
     layout = checks.layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
     channels = layout.shape[1]

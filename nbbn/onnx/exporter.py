@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import as_path, instance, positive, switch, write_atomically
+from .._validation import as_path, instance, iterate, positive, switch, write_atomically
 from .._version import __version__
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..layers import (
@@ -245,10 +245,10 @@ def _example_shape(
     layers: list[tuple[str, Module]], input_shape: Sequence[int] | None
 ) -> tuple[int, ...]:
     if input_shape is not None:
-        if not isinstance(input_shape, Sequence) or isinstance(input_shape, str):
-            kind = type(input_shape).__name__
-            raise DTypeError(f"input_shape must be a sequence of integers, got {kind}")
-        return tuple(positive(n, "a length in input_shape") for n in input_shape)
+        return tuple(
+            positive(n, "a length in input_shape")
+            for n in iterate(input_shape, "input_shape", "integers")
+        )
     for _, layer in layers:
         if isinstance(layer, Dense):
             return (layer.weight.shape[1],)

@@ -145,7 +145,7 @@ class Index(RecordableOp):
             shape = x[index].shape
         except TypeError as error:
             raise DTypeError(f"index cannot be taken: {error}") from None
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, OverflowError) as error:
             raise ShapeError(f"index does not fit shape {x.shape}: {error}") from None
         out = empty_beside(shape, x)
         backend.run(_take, x, index, out)
