@@ -161,7 +161,26 @@ def mapping(value: Any, name: str, what: str) -> None:
 
 
 def generator(rng: Any, name: str = "rng") -> np.random.Generator:
-    """Return `rng` if it is a Generator, else a new one seeded by it, or by chance for None."""
+    """Return `rng` if it is a Generator, else a new one seeded by it.
+
+    Parameters
+    ----------
+    rng : Generator, int or None
+        None draws a fresh seed from the operating system.
+    name : str
+        The argument's, for messages.
+
+    Returns
+    -------
+    Generator
+
+    Raises
+    ------
+    DTypeError
+        Anything else.
+    ArgumentError
+        A negative seed.
+    """
     if isinstance(rng, np.random.Generator):
         return rng
     if rng is None:

@@ -15,7 +15,7 @@ from ._validation import as_array, switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["Module", "changes", "evaluating", "version"]
+__all__ = ["Module", "changes", "version"]
 
 # Recorded steps notice cheaply by these that an attribute of any module changes: a count, and the
 # sum of the switches that are thrown.
@@ -253,16 +253,7 @@ class Module:
 
 @contextlib.contextmanager
 def evaluating(model: Module) -> Iterator[None]:
-    """Switch a model to evaluation, and every module back to its own mode at the end.
-
-    Parameters
-    ----------
-    model : Module
-
-    Yields
-    ------
-    None
-    """
+    """Switch a model to evaluation, and every module back to its own mode at the end."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

@@ -234,7 +234,7 @@ class Optimizer:
     def __init__(
         self, parameters: Iterable[Parameter], lr: float | Schedule, weight_decay: float = 0.0
     ) -> None:
-        if isinstance(parameters, Parameter) or not isinstance(parameters, Iterable):
+        if isinstance(parameters, Parameter | memoryview) or not isinstance(parameters, Iterable):
             raise DTypeError(
                 "an optimizer takes the Parameters of a model, such as model.parameters(), "
                 f"got {type(parameters).__name__}"

@@ -172,7 +172,6 @@ def test_resume_between_epochs():
 @pytest.mark.parametrize(
     "state",
     [
-        None,
         {},
         {"order": np.arange(20)},
         {"order": np.arange(19), "position": 0},
@@ -190,6 +189,11 @@ def test_resume_between_epochs():
 def test_bad_state(state):
     with pytest.raises(CheckpointError, match="the state of Batches"):
         make().load_state_dict(state)
+
+
+def test_a_state_is_a_mapping():
+    with pytest.raises(DTypeError, match="state must map names to what state_dict returned"):
+        make().load_state_dict(None)
 
 
 def test_one_epoch_at_a_time():
@@ -247,7 +251,7 @@ def test_bad_labels(labels, options, error, reason):
         ({"batch_size": True}, DTypeError, "got bool"),
         ({"batch_size": 21, "drop_last": True}, ArgumentError, "leaves no batch of 20 images"),
         ({"rng": -1}, ArgumentError, "seed of at least 0"),
-        ({"rng": "seed"}, DTypeError, "rng must be a numpy.random.Generator or an integer"),
+        ({"rng": "seed"}, DTypeError, "rng must be a numpy.random.Generator, an integer"),
         ({"rng": np.random.RandomState(0)}, DTypeError, "got RandomState"),
         ({"std": 0.0}, ArgumentError, "std must be positive"),
         ({"std": np.nan}, ArgumentError, "std must be finite"),

@@ -353,7 +353,7 @@ def test_no_download(small, monkeypatch, mirror):
 
 def test_no_home(small, monkeypatch, mirror):
     monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
-    monkeypatch.setattr(data.chain, "cache_dir", lambda title: None)
+    monkeypatch.setattr(data.chain, "cache_dir", lambda: None)
     assert_small(load_mnist())
 
 
@@ -426,7 +426,7 @@ def test_named_folder_is_a_file(small, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match="is not a folder"):
         load_mnist(tmp_path / "file")
-    with pytest.raises(DTypeError, match="data_dir must be the path of a folder, got 3"):
+    with pytest.raises(DTypeError, match=r"data_dir must be a path.*got int"):
         load_mnist(3)
 
 
@@ -691,7 +691,7 @@ def test_read_idx_errors(content, reason):
 def test_read_idx_bad_source(tmp_path):
     with pytest.raises(DataError, match="absent does not exist"):
         read_idx(tmp_path / "absent")
-    with pytest.raises(DTypeError, match="path or bytes, got int"):
+    with pytest.raises(DTypeError, match=r"path.*got int"):
         read_idx(3)
 
 

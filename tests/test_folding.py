@@ -256,7 +256,7 @@ def test_a_model_that_says_nothing_of_its_input_needs_a_batch(rng):
             ArgumentError,
             r"'0 and 1' does not take .*6\)",
         ),
-        ((Sequential(dense(5, 4)),), {"tolerance": 0}, ArgumentError, "tolerance must be positive"),
+        ((Sequential(dense(5, 4)),), {"tolerance": 0}, ArgumentError, "tolerance must be above 0"),
     ],
 )
 def test_arguments_that_make_no_sense(arguments, options, error, message):

@@ -242,7 +242,8 @@ EXCLUDED = {
     "jit": "called from compiled code, whose types the compiler checks",
     "losses.DoubleSoftmaxWarning": "a warning",
     "onnx.Backend": "ONNX's own tests call it",
-    "plots.confusion": "PENDING",
+    # Not yet: it takes lists soon.
+    "plots.confusion": "is being rewritten",
     "optim.Cosine.__call__": "called with the number of a step",
     "optim.OneCycle.__call__": "called with the number of a step",
     "optim.Schedule": "the name of a type",
@@ -292,7 +293,7 @@ WRONG: list[Callable[[], Any]] = [
     lambda: np.array([None] * 4, object), lambda: np.array(["a", "b"]),
     lambda: np.array(["2020-01-01"], "M8[D]"), lambda: np.zeros(3, [("a", int)]),
     lambda: np.ma.array(np.ones((6, 4), np.float32), mask=True),
-    lambda: np.matrix(np.ones((6, 4), np.float32)),
+    lambda: np.ones((6, 4), np.float32).view(np.matrix),
     lambda: memoryview(b"abc"), lambda: memoryview(np.ones(4)), lambda: memoryview(np.array(1.0)),
     lambda: bytearray(b"abc"), list, lambda: [1, 2], lambda: [None], lambda: [[1, 2], [3]],
     lambda: ["a"], lambda: (), lambda: (1,), lambda: (None, None), lambda: (-1, 2**62),
@@ -438,7 +439,7 @@ def folder(tmp_path_factory):
 def allowed(error: Exception, subject: Subject) -> bool:
     if isinstance(error, TypeError):
         # A class with other arguments where a function was expected, or too few operands.
-        return bool(re.search("positional argument|keyword|takes no arguments", str(error)))
+        return bool(re.search("keyword|takes no arg|positional arg|takes at most", str(error)))
     if isinstance(error, RuntimeWarning):
         # What numbers come to in a computation is not for a check of arguments to say.
         return traceback.extract_tb(error.__traceback__)[-1].name == "run"

@@ -77,7 +77,7 @@ MISUSES = {
     "curves of a path": (
         lambda: plots.curves("run"), DTypeError, "runs must map names.*got str: pass {'name'"
     ),
-    "patience of a truth": (lambda: EarlyStopping(True), ArgumentError, "patience must.*True"),
+    "patience of a truth": (lambda: EarlyStopping(True), DTypeError, "patience must.*bool"),
     "momentum of each channel": (
         lambda: nbbn.BatchNorm(3, momentum=np.ones(3)), DTypeError, "momentum.*ndarray"
     ),

@@ -158,7 +158,7 @@ class Residual(nbbn.Module):
         (Sequential(Dense(6, 5), BatchNorm(6)), {}, ShapeError, "has 6 channels on axis 1, and"),
         (Sequential(BatchNorm(6, axis=0)), {}, ShapeError, "has 6 channels on axis 0, and"),
         (Sequential(Dense(6, 5), Softmax(2)), {}, ShapeError, "has no such axis"),
-        (Sequential(Dense(6, 5)), {"input_shape": 6}, DTypeError, "input_shape must be a sequence"),
+        (Sequential(Dense(6, 5)), {"input_shape": 6}, DTypeError, "input_shape must be a list"),
         (Sequential(Dense(6, 5)), {"input_shape": (0,)}, ArgumentError, "must be at least 1"),
         (Sequential(Dense(6, 5)), {"path": "no/such/x.onnx"}, ArgumentError, "no folder no/such"),
         (Sequential(Dense(6, 5)), {"path": "/"}, ArgumentError, "is a folder"),

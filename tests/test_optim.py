@@ -455,7 +455,7 @@ REFUSED = {
     "a sequence": (lambda: optim.SGD(nbbn.mlp((2, 3))), DTypeError, "Dense|Sequential"),
     "lr nan": (lambda: optim.SGD([P], NAN), ArgumentError, "lr.*nan"),
     "lr inf": (lambda: optim.Adam([P], float("inf")), ArgumentError, "lr.*inf"),
-    "lr < 0": (lambda: optim.AdamW([P], -0.1), ArgumentError, "lr.*>= 0.*-0.1"),
+    "lr < 0": (lambda: optim.AdamW([P], -0.1), ArgumentError, "lr.*at least 0.*-0.1"),
     "lr text": (lambda: optim.SGD([P], "0.1"), DTypeError, "lr.*str"),
     "lr None": (lambda: optim.SGD([P], None), DTypeError, "lr.*NoneType"),
     "lr array": (lambda: optim.SGD([P], np.ones(2)), DTypeError, "lr.*ndarray"),

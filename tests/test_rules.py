@@ -36,7 +36,7 @@ KERNELS = sorted(name for name in FILES if name.startswith("kernels"))
 # The floors of the house: a module imports from lower floors only, or from its own package.
 FLOORS = [
     {"_version", "errors"},
-    {"files"},
+    {"_validation", "files"},
     {"kernels", "recorder", "callbacks", "pool"},
     {"device"},
     {"backend"},
@@ -54,7 +54,7 @@ FLOORS = [
 # Those that ask kernels what they compile, or for the one kernel of a leaf.
 COMPILING = {"data.batches", "cli.train", "cli.system", "precompile", "threads"}
 # Nothing but errors, and the writing of files.
-LEAVES = {"data", "recorder", "errors", "_version", "files", "callbacks", "pool"}
+LEAVES = {"_validation", "data", "recorder", "errors", "_version", "files", "callbacks", "pool"}
 
 
 def package_of(name: str) -> str:
@@ -101,11 +101,13 @@ def test_imports_point_downwards(name):
 @pytest.mark.parametrize("name", [name for name in FILES if package_of(name) in LEAVES])
 def test_leaves_import_next_to_nothing(name):
     others = {other for other in own_imports(name, top_level_only=True) if other != "nbbn"}
-    assert {package_of(other) for other in others} <= {"errors", "files", package_of(name)}
+    assert {package_of(other) for other in others} <= {
+        "_validation", "errors", "files", package_of(name),
+    }  # fmt: skip
 
 
 def test_autograd_knows_no_operation():
-    assert own_imports("autograd", top_level_only=True) == {"errors", "backend"}
+    assert own_imports("autograd", top_level_only=True) == {"_validation", "errors", "backend"}
 
 
 def test_only_the_functional_floor_and_the_backend_reach_the_kernels():
@@ -126,9 +128,11 @@ def test_kernels_import_only_what_compiles(name):
         if top in {"numba", "numpy", "math", "kernels"}:
             continue
         assert helpers, f"{name} imports {other}"
-        allowed = {"llvmlite", "_version"} | ({"cuda", "numba_cuda"} if "_cuda" in name else set())
+        allowed = {"llvmlite", "_validation", "_version"} | (
+            {"cuda", "numba_cuda"} if "_cuda" in name else set()
+        )
         assert top in allowed or top in sys.stdlib_module_names, other
-        assert top != "_version" or name == "kernels._cache"
+        assert top not in {"_validation", "_version"} or name == "kernels._cache"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -282,7 +282,7 @@ def test_what_an_output_ignores_and_what_passes_no_gradient(rng):
         with pytest.raises(TapeError, match="not depend on input 0"):
             nbbn.grad(y, [x.data])
         for inputs in (x, None):
-            with pytest.raises(DTypeError, match="inputs must be a sequence of Tensors"):
+            with pytest.raises(DTypeError, match="inputs must be a list of Tensors"):
                 nbbn.grad(y, inputs)
 
 

@@ -618,7 +618,7 @@ def test_recalibration_leaves_frozen_layers_alone(rng):
         ([np.ones((8, 4)), [[1.0]]], NbbnError, "list"),
         ([()], NbbnError, "tuple"),
         ([np.ones((8, 4)), np.full((8, 4), np.nan)], ArgumentError, "not finite"),
-        (None, DTypeError, "iterable of arrays, got NoneType"),
+        (None, DTypeError, "list of arrays or of pairs, got NoneType"),
     ],
 )
 def test_a_failed_recalibration_changes_nothing(batches, error, words):

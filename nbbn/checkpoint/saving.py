@@ -54,12 +54,16 @@ def save(
     ------
     OSError
         The file cannot be written; what was there before is untouched.
+    ArgumentError
+        `path` is a folder.
     DTypeError
         `progress` or `config` hold what JSON cannot; `model`, `optimizer` or `batches` are
         something else.
     """
     _check_kinds(model, optimizer, batches)
     path = as_path(path, "path")
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder: give the name of a file in it")
     for name, value in (("progress", progress), ("config", config)):
         if value is not None:
             mapping(value, name, "what JSON can hold")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import iterate
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..layers import BatchNorm, Dense, Module
 from .conventions import BatchNormState, as_array, assignment, variance, with_settings
@@ -57,7 +58,10 @@ def load_keras(
             f"weights must be a list of arrays as get_weights() gives it, "
             f"got {type(weights).__name__}"
         )
-    arrays = [as_array(value, f"weights[{i}]") for i, value in enumerate(weights)]
+    arrays = [
+        as_array(value, f"weights[{i}]")
+        for i, value in enumerate(iterate(weights, "weights", "arrays"))
+    ]
     layers = layers_of(model)
     after = followers(model)
     copies: list[Callable[[], None]] = []

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import checks
-from .._validation import iterate
+from .._validation import instance, iterate
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ..layers import BatchNorm, Dense, Module
 from .conventions import (
@@ -318,6 +318,8 @@ def _named(
 
 def _distinct(names: Sequence[str], layers: Mapping[str, Layer]) -> list[str]:
     wanted = [names] if isinstance(names, str) else list(iterate(names, "names", "names"))
+    for name in wanted:
+        instance(name, str, "each of names")
     if len(wanted) != len(layers) or len(set(wanted)) != len(wanted):
         raise ArgumentError(
             f"names must hold {len(layers)} different names, one for each Dense and BatchNorm "

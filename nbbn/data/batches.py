@@ -222,7 +222,10 @@ class Batches:
         if (self.std <= 0).any():
             raise ArgumentError(f"std must be positive, got {self.std.min()}")
         top = 255.0 if self._images.dtype == np.uint8 else 1.0
-        scale, offset = 1.0 / (top * self.std), -self.mean / self.std
+        with np.errstate(over="ignore"):
+            scale, offset = 1.0 / (top * self.std), -self.mean / self.std
+        if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
+            raise ArgumentError(f"std is too small to divide by, got {self.std.min()}")
         if scale.ndim or offset.ndim:
             # One number per feature for both.
             scale, offset = (np.broadcast_to(a, features).copy() for a in (scale, offset))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, DTypeError
+from .._validation import as_path
+from ..errors import DataError
 
 __all__ = ["idx_bytes", "parse_idx", "read_file", "read_idx", "reason", "unpack"]
 
@@ -39,12 +40,7 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> np.ndarray:
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return parse_idx(unpack(bytes(source), "the data"), "the data")
-    try:
-        path = Path(source)
-    except TypeError:
-        raise DTypeError(
-            f"source must be a path or bytes, got {type(source).__name__}: pass an IDX file"
-        ) from None
+    path = as_path(source, "source")
     content = read_file(path)
     if content is None:
         raise DataError(f"{path} does not exist: pass the path of an IDX file")

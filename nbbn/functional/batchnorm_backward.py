@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import backend, checks
+from .._validation import integer
 from ..errors import DTypeError, ShapeError
 from ._kind import in_kind
 from ._out import Target, share, unchanged_by
@@ -71,7 +72,7 @@ def batch_norm_backward(
             f"stats must be the BatchNormStats of the forward, got {type(stats).__name__}"
         )
     channels = layout.shape[1]
-    if stats.count != x.size // channels:
+    if integer(stats.count, "stats.count") != x.size // channels:
         raise ShapeError(
             f"stats are of {stats.count} values per channel, but x with shape {x.shape} has "
             f"{x.size // channels}: pass the x and the stats of one forward"

@@ -105,6 +105,8 @@ def merge_stats(parts: Iterable[BatchNormStats], *, eps: float = 1e-5) -> BatchN
             raise DTypeError(f"parts must be BatchNormStats, got {type(part).__name__}")
         checks.host_only(part.mean, "merge_stats")
         check_stats(part)
+        if (part.var < 0).any():
+            raise ArgumentError(f"stats.var must not be negative, got {part.var.min()}")
         if part.mean.shape != parts[0].mean.shape:
             raise ShapeError(
                 f"parts must have one number of channels, got {parts[0].mean.size} "
