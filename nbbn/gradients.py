@@ -143,7 +143,7 @@ def _compare(
     """Check gradients; `missing` is what a gradient that no input received counts as."""
     _check_call(function, inputs)
     step, tolerance = real(step, "step", above=0), real(tolerance, "tolerance", least=0)
-    positive(directions, "directions")
+    directions = positive(directions, "directions")
     parameters = [Parameter(x.copy()) for x in inputs]
     with Tape() as tape:
         output = function(*parameters)

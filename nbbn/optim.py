@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks
-from ._validation import integer, real, switch
+from ._validation import integer, iterate, real, switch
 from .autograd import Parameter
 from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
@@ -234,12 +234,10 @@ class Optimizer:
     def __init__(
         self, parameters: Iterable[Parameter], lr: float | Schedule, weight_decay: float = 0.0
     ) -> None:
-        if isinstance(parameters, Parameter | memoryview) or not isinstance(parameters, Iterable):
-            raise DTypeError(
-                "an optimizer takes the Parameters of a model, such as model.parameters(), "
-                f"got {type(parameters).__name__}"
-            )
-        unique = list({id(p): p for p in parameters}.values())
+        if isinstance(parameters, Parameter):
+            raise DTypeError("parameters must be a list of Parameters, got one: put it into a list")
+        several = iterate(parameters, "parameters", "Parameters, such as model.parameters()")
+        unique = list({id(p): p for p in several}.values())
         if not unique:
             raise ArgumentError("an optimizer needs at least one parameter, got none")
         for p in unique:

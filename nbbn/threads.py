@@ -40,7 +40,7 @@ def limit(threads: int) -> None:
     import numba
     from threadpoolctl import threadpool_limits
 
-    positive(threads, "threads")
+    threads = positive(threads, "threads")
     most = numba.config.NUMBA_NUM_THREADS
     if threads > most:
         raise ArgumentError(f"threads must be at most {most}, the number of cores; got {threads}")

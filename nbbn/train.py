@@ -144,9 +144,9 @@ def fit(
     """
     _check_callbacks(callbacks)
     with _closing(callbacks):
-        checks.positive(epochs, "epochs")
+        epochs = checks.positive(epochs, "epochs")
         if until is not None:
-            checks.fraction(until, "until")
+            until = checks.fraction(until, "until")
             if test is None and validation is None:
                 raise ArgumentError("until watches an accuracy: pass validation or test as well")
         check_step(model, loss, optimizer)

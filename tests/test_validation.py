@@ -70,7 +70,7 @@ INTEGERS: list[tuple[str, int | None, Call]] = [
     ("num_classes", 1, lambda v: batches(num_classes=v)),
     ("count", 1, lambda v: batches().first(v)),
     ("count", 2, lambda v: data.split(v, 0.5)),
-    ("count", None, lambda v: convert.to_torch(nbbn.mlp((4, 3, 2)), count=v)),
+    ("count", 2, lambda v: convert.to_torch(nbbn.mlp((4, 3, 2)), count=v)),
     ("epochs", 1, lambda v: fit(epochs=v)),
     ("every", 1, lambda v: optim.StepDecay(0.1, v)),
     ("warmup", 0, lambda v: optim.StepDecay(0.1, 3, warmup=v)),
@@ -179,7 +179,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 def named(table: list[Any]) -> Any:
     return pytest.mark.parametrize(
-        tuple("name out call".split()) if len(table[0]) == 3 else ("name", "call"),
+        ("name", "out", "call") if len(table[0]) == 3 else ("name", "call"),
         table,
         ids=[f"{position} {row[0]}" for position, row in enumerate(table)],
     )
@@ -219,7 +219,7 @@ def test_integers_of_numpy_are_integers(kind):
 
 @named(REALS)
 def test_reals(name, out, call):
-    for wrong in (True, "0.5", [0.5], 0.5j, np.array("a"), b"x"):
+    for wrong in (True, "0.5", [0.5], 0.5j, np.complex64(1), b"x"):
         with pytest.raises(
             DTypeError, match=f"{name} must be a number, got {type(wrong).__name__}"
         ):
@@ -326,7 +326,4 @@ def test_a_file_is_written_whole_or_not_at_all(monkeypatch, tmp_path, durable):
     with pytest.raises(OSError, match="no"):
         _validation.write_atomically(target, b"new", durable=durable)
     assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file", "x.npy"] or set(os.listdir(tmp_path)) == {
-        "file",
-        "x.npy",
-    }
+    assert set(os.listdir(tmp_path)) == {"file", "x.npy"}

@@ -141,10 +141,9 @@ def converted(
     state: BatchNormState, momentum_weighs: str, unbiased: bool, count: int | None
 ) -> BatchNormState:
     """Give a momentum and a running variance of other meanings."""
-    if count is not None and integer(count, "count") < 2:
-        raise ArgumentError(
-            f"count must be at least 2 for an unbiased variance to exist, got {count}"
-        )
+    if count is not None:
+        # The unbiased variance of one value does not exist.
+        count = integer(count, "count", least=2)
     momentum, var = state.momentum, state.var
     if momentum is not None and momentum_weighs != state.momentum_weighs:
         momentum = 1.0 - momentum

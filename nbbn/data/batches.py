@@ -185,7 +185,10 @@ class Batches:
         count = self.count
         mapping(state, "state", "what state_dict returned")
         try:
-            order = np.array(state["order"], np.int64)
+            order = np.array(state["order"])
+            if order.dtype.kind not in "iu":
+                raise TypeError(f"the order holds {order.dtype}")
+            order = order.astype(np.int64)
             position = operator.index(state["position"])
             mean, std = state["mean"], state["std"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -63,7 +63,7 @@ def check_stats(stats: BatchNormStats | WeightedStats) -> str:
     if isinstance(stats, WeightedStats):
         real(stats.count, "stats.count", least=0)
     else:
-        integer(stats.count, "stats.count", least=0)
+        integer(stats.count, "stats.count", least=0, most=2**53)
     return device
 
 
