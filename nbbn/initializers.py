@@ -74,7 +74,7 @@ def initialize(
     rows, columns = shape
     shape = positive(rows, "out_features"), positive(columns, "in_features")
     dtype = float_type(dtype)
-    possible(shape, dtype, "a Dense weight")
+    possible(shape, dtype, "a Dense with a weight")
     if isinstance(name, str):
         draw = INITIALIZERS[choice(name, tuple(INITIALIZERS), "init")]
         return draw(rng, shape).astype(dtype)

@@ -242,8 +242,7 @@ EXCLUDED = {
     "jit": "called from compiled code, whose types the compiler checks",
     "losses.DoubleSoftmaxWarning": "a warning",
     "onnx.Backend": "ONNX's own tests call it",
-    # Not yet: it takes lists soon.
-    "plots.confusion": "is being rewritten",
+    "plots.confusion": "not yet: it will take lists",
     "optim.Cosine.__call__": "called with the number of a step",
     "optim.OneCycle.__call__": "called with the number of a step",
     "optim.Schedule": "the name of a type",
