@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .data import Batches, Dataset
     from .layers import Sequential
     from .optim import Optimizer
@@ -21,6 +23,7 @@ __all__ = ["Config", "Training"]
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 STANDARDIZE = ("none", "global", "feature")
+WATCH = ("loss", "accuracy")
 
 
 class Training(NamedTuple):
@@ -89,6 +92,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "schedule": (f"one of {', '.join(SCHEDULES)}", SCHEDULES.__contains__),
     "weight_decay": _between(0),
     "momentum": _between(0, 1),
+    "watch": (f"one of {', '.join(WATCH)}", WATCH.__contains__),
     "until": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
     "patience": _COUNT,
     "seed": ("an integer of at least 0", lambda n: isinstance(n, int) and n >= 0),
@@ -121,10 +125,12 @@ class Config:
     weight_decay : float
     momentum : float, optional
         Of SGD, 0.9 by default.
+    watch : {"loss", "accuracy"}
+        What decides which epoch is the best: for `patience` and the best checkpoint.
     until : float, optional
         Stop at this accuracy.
     patience : int, optional
-        Stop after so many epochs without a lower loss.
+        Stop after so many epochs without a better one.
     seed : int
         Of weights, shuffling, dropout and the validation split.
 
@@ -147,6 +153,7 @@ class Config:
     schedule: str = "one-cycle"
     weight_decay: float = 0.0
     momentum: float | None = None
+    watch: str = "loss"
     until: float | None = None
     patience: int | None = None
     seed: int = 0
@@ -187,7 +194,8 @@ class Config:
         """
         try:
             own: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(**own)
+            # Runs that do not say what they watch kept the epoch of the highest accuracy.
+            return cls(**{"watch": "accuracy", **own})
         except (TypeError, ArgumentError) as error:
             raise CheckpointError(f"this is not the configuration of a training: {error}") from None
 
@@ -199,6 +207,23 @@ class Config:
         dict
         """
         return dataclasses.asdict(self)
+
+    def split(self, count: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Divide the training set.
+
+        Parameters
+        ----------
+        count : int
+            Its examples.
+
+        Returns
+        -------
+        (ndarray, ndarray) or (None, None)
+            Those to train on and those held back for validation, if there are any.
+        """
+        from . import data
+
+        return data.split(count, self.validation, self.seed) if self.validation else (None, None)
 
     def build_model(self, features: int, classes: int, rng: Any = None) -> Sequential:
         """Build the multi-layer perceptron.
@@ -250,9 +275,7 @@ class Config:
         tops = [part.max() for part in (labels, found.test_labels) if part is not None]
         model = self.build_model(features, int(max(tops)) + 1, rng)
         model.to(device)
-        rows = held = None
-        if self.validation:
-            rows, held = data.split(len(labels), self.validation, self.seed)
+        rows, held = self.split(len(labels))
         options: dict[str, Any] = {"reuse": True, "device": device}
         if self.standardize != "none":
             per_feature = self.standardize == "feature"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import ArgumentError, DataError, DTypeError, ShapeError
+from .metrics import confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,24 +113,24 @@ def percentiles(rows: Rows) -> Figure:
     return figure
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
-    """Draw how often each class was taken for which.
+def confusion(labels: Any, predicted: Any) -> Figure:
+    """Draw how often each class was taken for which; `nbbn.metrics` has the numbers.
 
     Parameters
     ----------
-    labels, predicted : ndarray of int, shape (N,)
+    labels, predicted : array_like of int, shape (N,)
 
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        As `nbbn.metrics.confusion_matrix`.
     """
-    if labels.shape != predicted.shape or labels.ndim != 1:
-        raise ShapeError(
-            f"labels and predictions must have shape (N,), got {labels.shape}, {predicted.shape}"
-        )
-    classes = int(max(labels.max(), predicted.max())) + 1
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, predicted), 1)
+    counts = confusion_matrix(labels, predicted)
+    classes = len(counts)
     figure = _figure(figsize=(5.5, 5))
     axes = figure.subplots()
     # Mistakes are rare: colors show them, while right answers would outshine them.
@@ -146,25 +147,34 @@ def confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
     return figure
 
 
-def mistakes(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, *, most: int = 25
-) -> Figure:
+def mistakes(images: Any, labels: Any, probabilities: Any, *, most: int = 25) -> Figure:
     """Draw images that were classified wrongly, the most confident mistakes first.
 
     Parameters
     ----------
-    images : ndarray, shape (N, height, width)
-    labels : ndarray of int, shape (N,)
-    probabilities : ndarray, shape (N, classes)
+    images : array_like, shape (N, height, width)
+    labels : array_like of int, shape (N,)
+    probabilities : array_like, shape (N, classes)
     most : int, default 25
         How many at most.
 
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    ShapeError
+        The three do not fit together.
     """
+    images, labels, probabilities = map(np.asarray, (images, labels, probabilities))
     if images.ndim != 3:
         raise ShapeError(f"images must have shape (N, height, width), got {images.shape}")
+    if labels.shape != images.shape[:1] or probabilities.shape[:-1] != images.shape[:1]:
+        raise ShapeError(
+            f"labels must have shape (N,) and probabilities (N, classes), one for each of "
+            f"{len(images)} images, got {labels.shape} and {probabilities.shape}"
+        )
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     order = np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")

@@ -65,12 +65,16 @@ class StopAfter(Callback):
             run.stop("test")
 
 
-def run(folder, steps=10**9, *, epochs=6, resume=None, every=None, callbacks=(), **options):
+def run(
+    folder, steps=10**9, *, epochs=6, resume=None, every=None, callbacks=(), watch="loss",
+    restore_best=False, strict=True, **options,
+):  # fmt: skip
     model, batches, optimizer, test = training(**options)
     stack = [Checkpoints(folder, every=every), StopAfter(steps), *callbacks]
     history = fit(
-        model, batches, optimizer, epochs=epochs, test=test, callbacks=stack, resume=resume
-    )
+        model, batches, optimizer, epochs=epochs, test=test, callbacks=stack, resume=resume,
+        watch=watch, restore_best=restore_best, strict=strict,
+    )  # fmt: skip
     return model, optimizer, history
 
 
@@ -153,24 +157,23 @@ def test_any_generator_resumes(kind, tmp_path):
 
 @pytest.mark.parametrize(("measure", "better"), [("loss", -1), ("accuracy", 1)])
 def test_early_stopping_takes_nan_for_no_improvement(measure, better):
-    run = Run(None, None, None, 9)
+    run = Run(None, None, None, 9, measure, "validation")
     values = [math.nan, 0.5, 0.5 + better / 8, math.nan, 0.5]
     stopped = []
     for number, value in enumerate(values, 1):
         result = Evaluation(value, value, 1)
         run.history.append(Epoch(number, 0.0, None, 1.0, 1.0, result, None))
-        EarlyStopping(2, measure).epoch(run, run.history[-1])
+        EarlyStopping(2).epoch(run, run.history[-1])
         stopped.append(run.stopped)
-    assert stopped == [None] * 4 + [f"no better {measure} than in epoch 3"]
+    assert stopped == [None] * 4 + [f"no better validation_{measure} than in epoch 3"]
 
 
 def test_early_stopping_and_until_hold_after_a_resume(tmp_path):
-    options = {"lr": 0.0, "dropout": 0.0}  # so that nothing improves
-    _, optimizer, history = run(tmp_path, callbacks=[EarlyStopping(2, "accuracy")], **options)
+    options = {"lr": 0.0, "dropout": 0.0, "watch": "accuracy"}  # so that nothing improves
+    _, optimizer, history = run(tmp_path, callbacks=[EarlyStopping(2)], **options)
     assert [epoch.epoch for epoch in history] == [1, 2, 3]
     found = checkpoint.latest(tmp_path)
-    _, again, same = run(tmp_path, callbacks=[EarlyStopping(2, "accuracy")], resume=found,
-                         **options)  # fmt: skip
+    _, again, same = run(tmp_path, callbacks=[EarlyStopping(2)], resume=found, **options)
     assert results(same) == results(history)
     assert again.step_count == optimizer.step_count
     _, again, more = run(tmp_path, epochs=5, resume=found, **options)
@@ -191,8 +194,8 @@ def test_what_is_kept(tmp_path):
     steps = [f"step-{step:08}.safetensors" for step in (26, 28, 30)]
     assert names == ["best.safetensors", *steps]
     best = checkpoint.load(tmp_path / "best.safetensors")
-    accuracies = [epoch.test.accuracy for epoch in history]
-    assert best.progress["epoch"] - 1 == accuracies.index(max(accuracies)) + 1
+    losses = [epoch.test.loss for epoch in history]
+    assert best.progress["epoch"] - 1 == losses.index(min(losses)) + 1
     assert checkpoint.load(tmp_path).path.name == steps[-1]
 
 

@@ -330,7 +330,9 @@ def test_offline_message(small, closed_url, cache, tmp_path):
     with pytest.raises(DataError) as caught:
         load_mnist(tmp_path / "mine")
     message = str(caught.value)
-    assert "\n" not in message
+    _, fetch, put = message.splitlines()
+    assert fetch == f"Fetch {', '.join(f'{name}.gz' for name in NAMES)} from {closed_url}"
+    assert put.startswith("and put them, packed or not, into a folder; name it with --data-dir")
     for part in (
         f"folder {tmp_path / 'mine'}: none",
         f"cache {cache}: none",
