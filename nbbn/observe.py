@@ -136,6 +136,10 @@ def _slip(node: Node, place: str) -> NonFinite | None:
     bad = ~np.isfinite(output)
     arrays = [backend.host(x.data if isinstance(x, Tensor) else x) for x in node.inputs]
     name = node.op.__name__
+    if not all(map(_is_finite, arrays)):
+        return NonFinite(
+            f"{name} gets a constant NaN or Inf in {place}", "look where it comes from"
+        )
     if name not in _SLIPS and node.op.__module__.startswith(f"{__package__}."):
         return None
     if name not in _SLIPS:
