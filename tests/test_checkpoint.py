@@ -180,6 +180,19 @@ def test_early_stopping_and_until_hold_after_a_resume(tmp_path):
     assert len(more) == 5
 
 
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, tmp_path, caplog):
+    run(tmp_path, 18)
+    damaged = max(tmp_path.glob("step-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    content = damaged.read_bytes()
+    model, optimizer, history = run(tmp_path, resume=checkpoint.latest(tmp_path))
+    assert (bits(model, optimizer), results(history)) == whole
+    aside = tmp_path / f"{damaged.name}.damaged"
+    assert aside.read_bytes() == content
+    assert "is damaged or cut short: " in caplog.text
+    assert f"it is now {aside}" in caplog.text
+
+
 # ------------------------------------------------------------------------- the best epoch
 
 

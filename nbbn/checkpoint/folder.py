@@ -141,6 +141,8 @@ class Checkpoints(Callback):
         if not self._release.alive:
             # An earlier `fit` has given the folder back.
             self._release = weakref.finalize(self, _close, _take(self.folder))
+        if run.step:
+            self._put_damaged_aside(run.step)
         found = _numbered(self.folder)
         if found and _step(found[-1]) > run.step:
             raise ArgumentError(
@@ -151,6 +153,18 @@ class Checkpoints(Callback):
         run.saved = found[-1] if found else None
         # A kill may have come between a save and the removal of what it replaced.
         self._remove_old()
+
+    def _put_damaged_aside(self, step: int) -> None:
+        """Let a run that goes on from before a damaged checkpoint make that step again."""
+        for path in _numbered(self.folder):
+            if _step(path) <= step:
+                continue
+            try:
+                unpack(path)
+            except CheckpointError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                os.replace(path, aside)
+                _log.warning("%s; it is now %s", error, aside)
 
     def step(self, run: Run) -> None:
         """Save if it is time."""
