@@ -57,6 +57,11 @@ class _Rows(Callback):
         """Write a row if it is time."""
         if run.step % self.every:
             return
+        # What overflows is for `fit` to tell of.
+        with np.errstate(all="ignore"):
+            self._write(self._numbers(run))
+
+    def _numbers(self, run: Run) -> dict[str, Any]:
         row = {
             "kind": "step",
             "step": run.step,
@@ -69,7 +74,7 @@ class _Rows(Callback):
         }
         if self._probe is not None:
             row |= _input_percentiles(run.model, self._probe)
-        self._write({name: value for name, value in row.items() if value is not None})
+        return {name: value for name, value in row.items() if value is not None}
 
     def epoch(self, run: Run, result: Any) -> None:
         """Write the row of the epoch."""

@@ -79,7 +79,12 @@ class Epoch(NamedTuple):
     @property
     def watched(self) -> Evaluation | None:
         """The result that decides: on the validation batches where given, else on the test's."""
-        return self.validation or self.test
+        part = _watched_part(self.validation, self.test)
+        return None if part is None else getattr(self, part)  # type: ignore[no-any-return]
+
+
+def _watched_part(validation: Any, test: Any) -> str | None:
+    return "validation" if validation is not None else "test" if test is not None else None
 
 
 def fit(
@@ -162,7 +167,7 @@ def fit(
         if until is not None:
             checks.fraction(until, "until")
         checks.choice(watch, ("loss", "accuracy"), "watch")
-        part = "validation" if validation is not None else None if test is None else "test"
+        part = _watched_part(validation, test)
         for name, wanted in (("until", until is not None), ("restore_best", restore_best)):
             if wanted and part is None:
                 raise ArgumentError(f"{name} needs data to watch: pass validation or test as well")

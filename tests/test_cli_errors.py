@@ -286,9 +286,12 @@ def test_widths_beyond_this_memory(own, capsys, monkeypatch):
     assert error == "nbbn: error: there is not enough memory: Unable to allocate 9.0 TiB\n"
 
 
-def test_overflow_is_told_once(own, capsys, recwarn):
-    flags = ("--data", own, "--hidden", 8, "--batch-size", 16, "--quiet")
-    assert "training has diverged" in refused(capsys, "train", *flags, "--lr", "1e300")
+@pytest.mark.parametrize("more", [[], ["--percentiles", "--log-every", 1]])
+@pytest.mark.parametrize("rate", ["1e300", "1e30"])
+def test_overflow_is_told_once(rate, more, own, tmp_path, capsys, recwarn):
+    flags = ("--data", own, "--hidden", 8, "--batch-size", 16, "--log-file", tmp_path / "a.csv")
+    flags += ("--quiet", "--optimizer", "sgd")
+    assert "training has diverged" in refused(capsys, "train", *flags, *more, "--lr", rate)
     assert not recwarn.list
 
 
