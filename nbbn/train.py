@@ -80,7 +80,7 @@ class Epoch(NamedTuple):
     def watched(self) -> Evaluation | None:
         """The result that decides: on the validation batches where given, else on the test's."""
         part = _watched_part(self.validation, self.test)
-        return None if part is None else getattr(self, part)  # type: ignore[no-any-return]
+        return None if part is None else getattr(self, part)
 
 
 def _watched_part(validation: Any, test: Any) -> str | None:

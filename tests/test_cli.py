@@ -486,8 +486,14 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("moment", ["writing", "printing", "returning", "removing", "exiting"])
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [
+        *((m, "SIGTERM") for m in ("writing", "printing", "returning", "removing", "exiting")),
+        ("removing", "SIGINT"),
+        ("exiting", "SIGINT"),
+    ],
+)
 def test_a_signal_when_all_is_saved_leaves_no_trace(moment, name, own, tmp_path):
     flags = ("--data", own, *FLAGS, "--epochs", 1, "--out", tmp_path, "--quiet")
     done = subprocess.run(
