@@ -239,7 +239,7 @@ def cpu_name():
 
 
 def arguments_of(argv):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("--what", choices=("bn", "step", "process", "all"), default="all")
     parser.add_argument("--shapes", help=f"comma-separated, of {', '.join(SHAPES)} or others")
     parser.add_argument("--nets", help=f"comma-separated, of {', '.join(NETS)}")

@@ -170,7 +170,7 @@ def script_of_files(folder):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument(
         "folder", nargs="?", type=Path, default=HERE / ".asv" / "html", help="what asv published"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-from ._validation import choice, iterate, mapping, positive
+from ._validation import iterate, mapping, positive
 from .errors import ArgumentError, CheckpointError
 
 __all__ = ["Callback", "EarlyStopping", "Run", "StopOnSignal"]
@@ -28,10 +28,14 @@ class Run:
     optimizer : Optimizer
     epochs : int
         Epochs in all.
+    watch : {"loss", "accuracy"}, default "loss"
+        What decides which epoch is the best.
+    part : {"validation", "test"} or None
+        The data that it is measured on, if there are any.
 
     Attributes
     ----------
-    model, batches, optimizer, epochs
+    model, batches, optimizer, epochs, watch, part
         As given.
     epoch : int
         The epoch under way, 1 for the first; between epochs, the next.
@@ -49,6 +53,8 @@ class Run:
         The batch of the last step. It may be overwritten by the next.
     history : list of Epoch
         The finished epochs.
+    best_state : dict of str to ndarray
+        The model's state after the best epoch; empty unless `fit` is to restore it.
     saved : Path or None
         The last checkpoint.
     stopped : str or None
@@ -58,8 +64,18 @@ class Run:
     _STATE = ("epoch", "total", "count", "position", "right")
     _since: float | None
 
-    def __init__(self, model: Any, batches: Any, optimizer: Any, epochs: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batches: Any,
+        optimizer: Any,
+        epochs: int,
+        watch: str = "loss",
+        part: str | None = None,
+    ) -> None:
         self.model, self.batches, self.optimizer, self.epochs = model, batches, optimizer, epochs
+        self.watch, self.part = watch, part
+        self.best_state: dict[str, Any] = {}
         self.epoch = 1
         self.loss = math.nan
         self.x: Any = None
@@ -75,6 +91,24 @@ class Run:
     def step(self) -> int:
         """Number of steps that the optimizer has made."""
         return int(self.optimizer.step_count)
+
+    @property
+    def watched(self) -> str | None:
+        """Name of what is watched, such as "validation_loss", or None."""
+        return None if self.part is None else f"{self.part}_{self.watch}"
+
+    @property
+    def best(self) -> Any:
+        """The finished `Epoch` whose watched quantity is best, the first of equals, or None."""
+        sign = -1 if self.watch == "loss" else 1
+        # No comparison with NaN holds: left in, it could count as the best.
+        measured = [
+            (sign * value, epoch)
+            for epoch in self.history
+            if epoch.watched is not None
+            and not math.isnan(value := getattr(epoch.watched, self.watch))
+        ]
+        return max(measured, key=lambda pair: pair[0], default=(0, None))[1]
 
     @property
     def seconds(self) -> float:
@@ -129,7 +163,15 @@ class Run:
             What JSON can hold.
         """
         state = {name: getattr(self, name) for name in self._STATE}
-        return {**state, "seconds": self.seconds, "history": list(self.history)}
+        best = None if self.best is None else self.best.epoch
+        return {
+            **state,
+            "seconds": self.seconds,
+            "history": list(self.history),
+            "watch": self.watch,
+            "watched": self.watched,
+            "best_epoch": best,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken.
@@ -181,43 +223,39 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Stop when a measure has not improved for some epochs.
+    """Stop when what `fit` watches has not improved for some epochs.
 
-    It watches the validation set where there is one, else the test set. It keeps nothing: after a
-    resume the history tells it where it stood.
+    That is its `watch`, on the validation set where there is one, else on the test set. It keeps
+    nothing: after a resume the history tells it where it stood.
 
     Parameters
     ----------
     patience : int
         Epochs without improvement to wait for.
-    measure : {"loss", "accuracy"}, default "loss"
 
     Raises
     ------
     ArgumentError
-        A patience below 1 or an unknown measure; from `fit`, nothing to watch.
+        A patience below 1; from `fit`, nothing to watch.
     """
 
-    def __init__(self, patience: int, measure: str = "loss") -> None:
+    def __init__(self, patience: int) -> None:
         self.patience = positive(patience, "patience")
-        self.measure = choice(measure, ("loss", "accuracy"), "measure")
 
     def start(self, run: Run) -> None:
         """Stop at once if a resumed run had been stopped here."""
+        if run.part is None:
+            raise ArgumentError("early stopping needs data to watch: pass validation or test")
         if run.history:
             self.epoch(run, run.history[-1])
 
     def epoch(self, run: Run, result: Any) -> None:
-        """Compare the epochs so far."""
-        if result.watched is None:
-            raise ArgumentError("early stopping needs data to watch: pass validation or test")
-        found = [getattr(epoch.watched, self.measure) for epoch in run.history]
-        better, worst = (min, math.inf) if self.measure == "loss" else (max, -math.inf)
-        # No comparison with NaN holds: left in, it would count as the best.
-        values = [worst if math.isnan(value) else value for value in found]
-        best = values.index(better(values))
-        if len(values) - 1 - best >= self.patience:
-            run.stop(f"no better {self.measure} than in epoch {run.history[best].epoch}")
+        """Count the epochs since the best."""
+        best = 0 if run.best is None else run.best.epoch
+        since = sum(epoch.watched is not None and epoch.epoch > best for epoch in run.history)
+        if since >= self.patience:
+            than = f"better {run.watched} than in epoch {best}" if best else f"finite {run.watched}"
+            run.stop(f"no {than}")
 
 
 class StopOnSignal(Callback):
@@ -239,7 +277,7 @@ class StopOnSignal(Callback):
         self.signum: int | None = None
         self._run: Run | None = None
         self._before: dict[int, Any] = {}
-        self._entered = False
+        self._entered = self._held = False
 
     def __enter__(self) -> StopOnSignal:
         self._entered = True
@@ -249,6 +287,17 @@ class StopOnSignal(Callback):
     def __exit__(self, *exc: object) -> None:
         self._entered = False
         self._remove()
+
+    @classmethod
+    def exit_at_once(cls) -> None:
+        """Let both signals end this process at once, with their status, where nothing else does."""
+        if threading.current_thread() is threading.main_thread():
+            for number in cls._SIGNALS:
+                signal.signal(number, lambda signum, frame: os._exit(128 + signum))
+
+    def hold(self) -> None:
+        """From now on a first signal is noted in `signum` only: there is nothing left to stop."""
+        self._held = True
 
     @property
     def status(self) -> int:
@@ -282,6 +331,8 @@ class StopOnSignal(Callback):
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum = signum
+        if self._held:
+            return
         if self._run is None:
             raise KeyboardInterrupt
         self._stop(self._run)

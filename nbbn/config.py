@@ -13,6 +13,8 @@ from ._validation import choice, instance, integer, iterate, mapping, positive, 
 from .errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .data import Batches, Dataset
     from .layers import Sequential
     from .optim import Optimizer
@@ -22,6 +24,7 @@ __all__ = ["Config", "Training"]
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 STANDARDIZE = ("none", "global", "feature")
+WATCH = ("loss", "accuracy")
 
 
 class Training(NamedTuple):
@@ -62,7 +65,8 @@ class Training(NamedTuple):
         }
 
 
-def _sources(value: Any, name: str) -> tuple[str, ...]:
+def sources(value: Any, name: str) -> tuple[str, ...]:
+    """Check names or paths of data, as `nbbn.data.load` takes them."""
     if not isinstance(value, tuple | list) or len(value) not in (1, 2):
         raise ArgumentError(f"{name} must be a tuple of one or two names or paths, got {value!r}")
     for part in value:
@@ -87,7 +91,7 @@ def _one_of(*allowed: str) -> Callable[[Any, str], Any]:
 
 
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
-    "data": _sources,
+    "data": sources,
     "validation": _below_one,
     "standardize": _one_of(*STANDARDIZE),
     "hidden": _widths,
@@ -100,6 +104,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "schedule": _one_of(*SCHEDULES),
     "weight_decay": lambda value, name: real(value, name, least=0),
     "momentum": _below_one,
+    "watch": _one_of(*WATCH),
     "until": lambda value, name: real(value, name, above=0, most=1),
     "patience": positive,
     "seed": lambda value, name: integer(value, name, least=0),
@@ -132,10 +137,12 @@ class Config:
     weight_decay : float
     momentum : float, optional
         Of SGD, 0.9 by default.
+    watch : {"loss", "accuracy"}
+        What decides which epoch is the best: for `patience` and the best checkpoint.
     until : float, optional
         Stop at this accuracy.
     patience : int, optional
-        Stop after so many epochs without a lower loss.
+        Stop after so many epochs without a better one.
     seed : int
         Of weights, shuffling, dropout and the validation split.
 
@@ -158,6 +165,7 @@ class Config:
     schedule: str = "one-cycle"
     weight_decay: float = 0.0
     momentum: float | None = None
+    watch: str = "loss"
     until: float | None = None
     patience: int | None = None
     seed: int = 0
@@ -194,7 +202,8 @@ class Config:
         mapping(values, "values", "what to_dict returned")
         try:
             own: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(**own)
+            # Runs that do not say what they watch kept the epoch of the highest accuracy.
+            return cls(**{"watch": "accuracy", **own})
         except (TypeError, ArgumentError) as error:
             raise CheckpointError(f"this is not the configuration of a training: {error}") from None
 
@@ -206,6 +215,23 @@ class Config:
         dict
         """
         return dataclasses.asdict(self)
+
+    def split(self, count: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Divide the training set.
+
+        Parameters
+        ----------
+        count : int
+            Its examples.
+
+        Returns
+        -------
+        (ndarray, ndarray) or (None, None)
+            Those to train on and those held back for validation, if there are any.
+        """
+        from . import data
+
+        return data.split(count, self.validation, self.seed) if self.validation else (None, None)
 
     def build_model(self, features: int, classes: int, rng: Any = None) -> Sequential:
         """Build the multi-layer perceptron.
@@ -257,9 +283,7 @@ class Config:
         tops = [part.max() for part in (labels, found.test_labels) if part is not None]
         model = self.build_model(features, int(max(tops)) + 1, rng)
         model.to(device)
-        rows = held = None
-        if self.validation:
-            rows, held = data.split(len(labels), self.validation, self.seed)
+        rows, held = self.split(len(labels))
         options: dict[str, Any] = {"reuse": True, "device": device}
         if self.standardize != "none":
             per_feature = self.standardize == "feature"

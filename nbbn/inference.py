@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import checkpoint, functional
+from . import checkpoint, data, functional
 from ._validation import as_array, as_path, data_type, instance, iterate, positive
 from .checkpoint import Checkpoint
-from .config import Config
+from .config import Config, sources
 from .data import Batches, read_idx
-from .data._checks import finite
+from .data._checks import check_rows, finite
 from .data.finite import check_finite
 from .data.own import read_npy
 from .errors import ArgumentError, CheckpointError, DataError, DTypeError, ShapeError
 from .layers import Module, Sequential
 
-__all__ = ["Classifier", "read_images"]
+__all__ = ["Classifier", "HeldOut", "read_images"]
+
+
+class HeldOut(NamedTuple):
+    """Examples that a model was not trained on.
+
+    Attributes
+    ----------
+    part : {"test", "validation"}
+    images : ndarray, shape (N, ...)
+    labels : ndarray of int, shape (N,)
+    rows : ndarray of int or None
+        Which of them are held out; None for all.
+    """
+
+    part: str
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray | None
 
 
 class Classifier:
@@ -87,7 +106,12 @@ class Classifier:
         checkpoint.restore(found, model)
         return cls(model, config, shape, dtype, found.batches["mean"], found.batches["std"])
 
-    def batches(self, images: np.ndarray, labels: np.ndarray | None = None) -> Batches:
+    def batches(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+    ) -> Batches:
         """Standardize images as in training.
 
         Parameters
@@ -95,6 +119,8 @@ class Classifier:
         images : ndarray, shape (N, ...) or that of one image
             Of the type that the model was trained on, or of bytes.
         labels : ndarray of int, shape (N,), optional
+        rows : ndarray of int, optional
+            Use these images only. All by default.
 
         Returns
         -------
@@ -118,9 +144,10 @@ class Classifier:
             )
         if images.dtype != np.uint8 and self.dtype == np.uint8:
             raise DTypeError(f"this model was trained on bytes (uint8), got {images.dtype}")
-        check_finite(images)
+        rows = None if rows is None else check_rows(rows, len(images))
+        check_finite(images, rows)
         labels = np.zeros(len(images), np.int64) if labels is None else labels
-        return Batches(images, labels, 1000, shuffle=False, mean=self.mean, std=self.std)
+        return Batches(images, labels, 1000, shuffle=False, mean=self.mean, std=self.std, rows=rows)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Compute how likely each class is for each image.
@@ -133,9 +160,56 @@ class Classifier:
         -------
         ndarray of float32, shape (N, classes)
             Rows sum to 1; the largest is the prediction.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DataError
+            Images that the model does not take, or for which its outputs are not finite.
         """
-        outputs = [self.model(x).numpy() for x, _ in self.batches(images)]
-        return functional.softmax(np.concatenate(outputs))
+        with np.errstate(all="ignore"):
+            outputs = np.concatenate([self.model(x).numpy() for x, _ in self.batches(images)])
+        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+        if bad.size:
+            raise DataError(
+                f"the model's outputs for {bad.size} of {len(outputs)} images are not finite "
+                f"(number {bad[0]} is the first, counted from 0): their values are too large, "
+                "scale them as in training"
+            )
+        return functional.softmax(outputs)
+
+    def held_out(
+        self,
+        source: Sequence[str] | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+    ) -> HeldOut | None:
+        """Load what the model was not trained on: the test set, or else the validation split.
+
+        Parameters
+        ----------
+        source : sequence of str, optional
+            What `nbbn.data.load` takes; by default the data that the model was trained on. Of
+            other data only a test set will do.
+        data_dir : path, optional
+            Folder of a named data set, see `nbbn.data.load_mnist`.
+
+        Returns
+        -------
+        HeldOut or None
+            None if there is neither.
+
+        Raises
+        ------
+        DataError
+            The data cannot be loaded.
+        """
+        name = self.config.data if source is None else sources(source, "source")
+        found = data.load(*name, data_dir=data_dir)
+        if found.test_images is not None and found.test_labels is not None:
+            return HeldOut("test", found.test_images, found.test_labels, None)
+        if source is not None or not self.config.validation:
+            return None
+        _, rows = self.config.split(len(found.train_labels))
+        return HeldOut("validation", found.train_images, found.train_labels, rows)
 
 
 def _description(found: Checkpoint) -> tuple[Config, tuple[int, ...], int, str]:

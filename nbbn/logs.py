@@ -26,7 +26,10 @@ __all__ = ["LogFile", "TensorBoard", "read_log"]
 
 _log = logging.getLogger(__name__)
 _STEP = ("kind", "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "gradient_norm")
-_EPOCH = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+_EPOCH = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "watched",
+          "best_epoch")  # fmt: skip
+# Columns that hold words.
+_WORDS = ("kind", "watched")
 # Where half a standard deviation of a Gaussian, and a little more, lies to both sides.
 _PERCENTILES = (15, 50, 85)
 _PROBE = 1000
@@ -53,6 +56,11 @@ class _Rows(Callback):
         """Write a row if it is time."""
         if run.step % self.every:
             return
+        # What overflows is for `fit` to tell of.
+        with np.errstate(all="ignore"):
+            self._write(self._numbers(run))
+
+    def _numbers(self, run: Run) -> dict[str, Any]:
         row = {
             "kind": "step",
             "step": run.step,
@@ -65,7 +73,7 @@ class _Rows(Callback):
         }
         if self._probe is not None:
             row |= _input_percentiles(run.model, self._probe)
-        self._write({name: value for name, value in row.items() if value is not None})
+        return {name: value for name, value in row.items() if value is not None}
 
     def epoch(self, run: Run, result: Any) -> None:
         """Write the row of the epoch."""
@@ -80,6 +88,7 @@ class _Rows(Callback):
         for name in ("validation", "test"):
             if (found := getattr(result, name)) is not None:
                 row |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+        row |= {"watched": run.watched, "best_epoch": None if run.best is None else run.best.epoch}
         self._write({name: value for name, value in row.items() if value is not None})
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -91,7 +100,8 @@ class LogFile(_Rows):
 
     Rows have a kind, "step" or "epoch". Those of steps hold the loss of the step, the accuracy of
     the epoch so far, each before the update, the learning rate, images per second in this epoch and
-    the norm of the gradient; those of epochs what `nbbn.train.Epoch` holds. A resumed run drops the
+    the norm of the gradient; those of epochs what `nbbn.train.Epoch` holds, the name of what is
+    watched, such as "validation_loss", and the best epoch by it so far. A resumed run drops the
     rows of steps that were lost, and goes on.
 
     Parameters
@@ -233,7 +243,8 @@ class TensorBoard(_Rows):
     def _write(self, row: dict[str, Any]) -> None:
         kind, step = row.pop("kind"), row.pop("step")
         for name, value in row.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+            if name not in _WORDS:
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -281,7 +292,7 @@ def _csv_rows(lines: list[str]) -> Iterator[dict[str, Any]]:
 
     for row in csv.DictReader(lines):
         filled = {name: value for name, value in row.items() if value}
-        yield {k: v if k == "kind" else _number(v) for k, v in filled.items()}
+        yield {k: v if k in _WORDS else _number(v) for k, v in filled.items()}
 
 
 def _number(text: str) -> float:

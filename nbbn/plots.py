@@ -9,6 +9,7 @@ import numpy as np
 
 from ._validation import as_array, iterate, mapping, positive
 from .errors import ArgumentError, DataError, DTypeError, ShapeError
+from .metrics import confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +87,9 @@ def _checked(rows: Any) -> list[Mapping[str, Any]]:
         if not isinstance(row.get("kind"), str) or "step" not in row:
             raise ArgumentError(f"a row of a log has a kind and a step, got {row!r:.80}")
         for name, value in row.items():
-            if name != "kind" and not isinstance(value, int | float | np.integer | np.floating):
+            if name in ("kind", "watched"):
+                continue
+            if not isinstance(value, int | float | np.integer | np.floating):
                 raise DTypeError(f"{name} of a log must be a number, got {type(value).__name__}")
             if isinstance(value, int) and abs(value) > 2**63:
                 raise ArgumentError(f"{name} of a log is beyond 2**63, got {value}")
@@ -130,24 +133,24 @@ def percentiles(rows: Rows) -> Figure:
     return figure
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
-    """Draw how often each class was taken for which.
+def confusion(labels: Any, predicted: Any) -> Figure:
+    """Draw how often each class was taken for which; `nbbn.metrics` has the numbers.
 
     Parameters
     ----------
-    labels, predicted : ndarray of int, shape (N,)
+    labels, predicted : array_like of int, shape (N,)
 
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        As `nbbn.metrics.confusion_matrix`.
     """
-    if labels.shape != predicted.shape or labels.ndim != 1:
-        raise ShapeError(
-            f"labels and predictions must have shape (N,), got {labels.shape}, {predicted.shape}"
-        )
-    classes = int(max(labels.max(), predicted.max())) + 1
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, predicted), 1)
+    counts = confusion_matrix(labels, predicted)
+    classes = len(counts)
     figure = _figure(figsize=(5.5, 5))
     axes = figure.subplots()
     # Mistakes are rare: colors show them, while right answers would outshine them.
@@ -164,22 +167,25 @@ def confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
     return figure
 
 
-def mistakes(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, *, most: int = 25
-) -> Figure:
+def mistakes(images: Any, labels: Any, probabilities: Any, *, most: int = 25) -> Figure:
     """Draw images that were classified wrongly, the most confident mistakes first.
 
     Parameters
     ----------
-    images : ndarray, shape (N, height, width)
-    labels : ndarray of int, shape (N,)
-    probabilities : ndarray, shape (N, classes)
+    images : array_like, shape (N, height, width)
+    labels : array_like of int, shape (N,)
+    probabilities : array_like, shape (N, classes)
     most : int, default 25
         How many at most.
 
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    ShapeError
+        The three do not fit together.
     """
     most = positive(most, "most")
     images, labels, probabilities = (
@@ -190,14 +196,10 @@ def mistakes(
     )  # fmt: skip
     if images.ndim != 3:
         raise ShapeError(f"images must have shape (N, height, width), got {images.shape}")
-    if (
-        labels.shape != images.shape[:1]
-        or probabilities.shape[:-1] != labels.shape
-        or not probabilities.size
-    ):
+    if labels.shape != images.shape[:1] or probabilities.shape[:-1] != images.shape[:1]:
         raise ShapeError(
-            f"labels must have shape {images.shape[:1]} and probabilities (N, classes), got "
-            f"{labels.shape} and {probabilities.shape}"
+            f"labels must have shape (N,) and probabilities (N, classes), one for each of "
+            f"{len(images)} images, got {labels.shape} and {probabilities.shape}"
         )
     for name, array, kinds in (
         ("images", images, "buif"), ("labels", labels, "iu"), ("probabilities", probabilities, "f")

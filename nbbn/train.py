@@ -6,22 +6,23 @@ import contextlib
 import itertools
 import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import backend, checkpoint, checks
-from ._validation import function, instance
+from ._validation import function, instance, switch
 from .autograd import Tensor
 from .callbacks import Callback, Run
 from .checkpoint import Checkpoint
 from .data import Batches
-from .errors import ArgumentError, DivergenceError, DTypeError
+from .errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
 from .layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
 from .losses import cross_entropy
 from .modules import Module, evaluating
-from .observe import BATCH, first_nonfinite
+from .observe import first_nonfinite
 from .optim import Optimizer
 from .step import Loss, Step, check_step, record_step
 
@@ -79,7 +80,12 @@ class Epoch(NamedTuple):
     @property
     def watched(self) -> Evaluation | None:
         """The result that decides: on the validation batches where given, else on the test's."""
-        return self.validation or self.test
+        part = _watched_part(self.validation, self.test)
+        return None if part is None else getattr(self, part)
+
+
+def _watched_part(validation: Any, test: Any) -> str | None:
+    return "validation" if validation is not None else "test" if test is not None else None
 
 
 def fit(
@@ -92,6 +98,8 @@ def fit(
     validation: Batches | None = None,
     test: Batches | None = None,
     until: float | None = None,
+    watch: str = "loss",
+    restore_best: bool = False,
     callbacks: Sequence[Callback] = (),
     resume: Checkpoint | None = None,
     strict: bool = True,
@@ -116,6 +124,13 @@ def fit(
     until : float, optional
         Stop after the epoch whose accuracy reaches this fraction, on the validation set where
         given, else on the test set.
+    watch : {"loss", "accuracy"}, default "loss"
+        What decides which epoch is the best, on the same set as `until`: for `EarlyStopping`, the
+        best file of `Checkpoints` and `restore_best`.
+    restore_best : bool, default False
+        Whether the model ends with the parameters and buffers that it had after the best epoch.
+        They are part of every checkpoint, so that a resumed run has them too. The optimizer, and
+        the last checkpoint, stay those of the last step.
     callbacks : sequence of Callback
         Are told how it goes, in their order; they start in the reverse one.
     resume : Checkpoint, optional
@@ -123,7 +138,8 @@ def fit(
         bit, for the same number of threads. Make model, batches and optimizer as for the first
         run; their state is replaced.
     strict : bool, default True
-        Whether optimizer, schedule and batches must have the settings they had before a resume.
+        Whether `watch`, optimizer, schedule and batches must have the settings they had before a
+        resume.
 
     Returns
     -------
@@ -133,35 +149,49 @@ def fit(
     Raises
     ------
     ArgumentError
-        `epochs` below 1, `until` without data to watch, or batches of one example for a BatchNorm
-        that needs more.
+        `epochs` below 1; `until`, `restore_best` or `EarlyStopping` without data to watch; an
+        accuracy to watch, but targets that are no labels; or batches of one example for a
+        BatchNorm that needs more.
     DivergenceError
         The loss is not finite. The parameters are those before that step.
     DTypeError
         An argument of another type than above.
+    ShapeError
+        A batch without rows.
     CheckpointError
-        `resume` belongs to another model, optimizer or data set.
+        `resume` belongs to another model, optimizer or data set, was watched by something else, or
+        does not hold the best weights that are to be restored.
     """
     _check_callbacks(callbacks)
     with _closing(callbacks):
         epochs = checks.positive(epochs, "epochs")
         if until is not None:
             until = checks.fraction(until, "until")
-            if test is None and validation is None:
-                raise ArgumentError("until watches an accuracy: pass validation or test as well")
+        checks.choice(watch, ("loss", "accuracy"), "watch")
+        restore_best = switch(restore_best, "restore_best")
+        part = _watched_part(validation, test)
+        for name, wanted in (("until", until is not None), ("restore_best", restore_best)):
+            if wanted and part is None:
+                raise ArgumentError(f"{name} needs data to watch: pass validation or test as well")
         check_step(model, loss, optimizer)
         _check_batches(batches, *(data for data in (validation, test) if data is not None))
         if isinstance(batches, Batches):
             _check_batch_size(model, batches)
         counts = any(callback.counts_right for callback in callbacks)
-        watched = _Watched(loss, counts, optimizer.parameters[0].device)
-        step = record_step(model, watched, optimizer)
-        run = Run(model, batches, optimizer, epochs)
+        needed = "until" if until is not None else "watch='accuracy'"
+        needs = part is not None and (until is not None or watch == "accuracy")
+        device = optimizer.parameters[0].device
+        watched = _Watched(loss, counts, device, needed if needs else None)
+        step = _Timed(record_step(model, watched, optimizer))
+        run = Run(model, batches, optimizer, epochs, watch, part)
         if resume is not None:
+            instance(resume, Checkpoint, "resume")
             own = batches if isinstance(batches, Batches) else None
-            checkpoint.restore(resume, model, optimizer, own, strict=strict)
             run.load_state_dict(resume.progress)
             run.history = [_epoch(values) for values in run.history]
+            _check_best(run, resume, restore_best, strict)
+            checkpoint.restore(resume, model, optimizer, own, strict=strict)
+            run.best_state = resume.best if restore_best else {}
         # The last one first: Checkpoints refuse a folder before a log in it is begun anew.
         for callback in reversed(callbacks):
             callback.start(run)
@@ -185,12 +215,37 @@ def fit(
             )
             model.train()
             run.history.append(result)
+            if restore_best and run.best is result:
+                run.best_state = model.state_dict()
             run.next_epoch()
             for callback in callbacks:
                 callback.epoch(run, result)
+            # A resumed run keeps its number of threads, for the results to be the same.
+            if resume is None and device == "cpu":
+                step.tell_if_crowded()
         for callback in callbacks:
             callback.end(run)
+        # Not before: the last checkpoint is where a longer run goes on.
+        if run.best_state:
+            model.load_state_dict(run.best_state)
     return run.history
+
+
+def _check_best(run: Run, resume: Checkpoint, restore_best: bool, strict: bool) -> None:
+    """Refuse to go on from a checkpoint whose best epoch was chosen otherwise, or is needed."""
+    before = resume.progress.get("watch", run.watch)  # which old checkpoints do not state
+    if strict and before != run.watch:
+        raise CheckpointError(
+            f"{resume.path} was trained with watch={before!r}, not {run.watch!r}: keep it, or pass "
+            "strict=False"
+        )
+    best = None if run.best is None else run.best.epoch
+    held = resume.progress.get("best_epoch") if resume.best else None
+    if restore_best and best != held:
+        raise CheckpointError(
+            f"{resume.path} does not hold the weights of epoch {best}, the best so far by "
+            f"{run.watched}: resume without restore_best, or begin a new run"
+        )
 
 
 @contextlib.contextmanager
@@ -202,7 +257,46 @@ def _closing(callbacks: Sequence[Callback]) -> Iterator[None]:
         yield
 
 
-def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Callback]) -> None:
+class _Timed:
+    """A step that notices when other programs hold the cores for which its threads wait.
+
+    A step only computes, on one core at least: what it lacks of one, others have had.
+    """
+
+    EVERY = 8  # steps between two that are timed
+    least = 0.2  # seconds to judge by
+
+    def __init__(self, step: Step) -> None:
+        self._step, self._count, self._told = step, 0, False
+        self._passed = self._had = 0.0
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
+        self._count += 1
+        if self._count % self.EVERY:
+            return self._step(x, y)
+        passed, had = time.perf_counter(), time.process_time()
+        loss = self._step(x, y)
+        self._passed += time.perf_counter() - passed
+        self._had += time.process_time() - had
+        return loss
+
+    def tell_if_crowded(self) -> None:
+        """Say it once, if there is something that helps."""
+        import numba
+
+        if self._told or self._passed < self.least:
+            return
+        share = self._had / self._passed
+        if share < 0.9 and numba.get_num_threads() > 1:
+            self._told = True
+            _log.warning(
+                "other programs keep the cores busy, training had one for %.0f%% of the time: one "
+                "thread may be faster, with nbbn.threads.limit(1) or --threads 1", 100 * share,
+            )  # fmt: skip
+        self._passed = self._had = 0.0
+
+
+def _train_epoch(run: Run, step: _Timed, watched: _Watched, callbacks: Sequence[Callback]) -> None:
     """Make the steps of an epoch, or what is left of it."""
     run.start_clock()
     backend.fill(watched.right, run.right or 0)
@@ -211,14 +305,14 @@ def _train_epoch(run: Run, step: Step, watched: _Watched, callbacks: Sequence[Ca
     for x, y in _pairs(itertools.islice(run.batches, done, None)):
         number = run.step + 1
         try:
-            # Numbers that overflow are told of below, with the layer that they come from.
-            with np.errstate(over="ignore", invalid="ignore"):
+            # What is not finite is told of below, with the operation that it comes from.
+            with np.errstate(all="ignore"):
                 run.loss = step(x, y)
             # On a device this is the first look at it: the step has been made.
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
         except _NotFinite as error:
-            raise _diverged(run, number, error.value, x) from None
+            raise _diverged(run, number, error.value, x, y, watched.loss) from None
         run.take(x, y, int(watched.right[0]) if watched.counts else None)
         for callback in callbacks:
             callback.step(run)
@@ -258,7 +352,14 @@ def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
             raise DTypeError(f"batches must be pairs (x, y), got {type(batch).__name__}{many}")
-        yield batch[0], batch[1]
+        x, y = batch
+        for name, array in (("x", x), ("y", y)):
+            if backend.is_array(array) and (array.ndim == 0 or not len(array)):
+                raise ShapeError(
+                    f"a batch needs at least one row, but its {name} has shape {array.shape}: "
+                    "leave such batches out"
+                )
+        yield x, y
 
 
 def _check_callbacks(callbacks: Any) -> None:
@@ -308,12 +409,20 @@ class _Watched:
     It goes through `backend.run`, so that a replayed step notices the same.
     """
 
-    def __init__(self, loss: Loss, counts: bool, device: str) -> None:
-        self._loss, self.counts = loss, counts
+    def __init__(self, loss: Loss, counts: bool, device: str, needs_labels: str | None) -> None:
+        self.loss, self.counts = loss, counts
+        self._needs_labels = needs_labels
         self.right = backend.zeros(1, np.int64, device)
 
     def __call__(self, output: Tensor, y: np.ndarray) -> Tensor:
-        value = self._loss(output, y)
+        # The first step always comes here: nothing has changed yet.
+        if self._needs_labels and not _are_labels(y, output):
+            raise ArgumentError(
+                f"{self._needs_labels} needs accuracies: class labels of shape (N,) for outputs "
+                f"(N, K), got targets {y.dtype} {y.shape} for outputs {output.shape}; watch='loss' "
+                "goes without"
+            )
+        value = self.loss(output, y)
         if isinstance(value, Tensor) and value.size == 1 and value.device == "cpu":
             backend.run(_check_finite, value.data)
         if self.counts and _are_labels(y, output):
@@ -335,17 +444,14 @@ def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> N
     np.add(right, np.count_nonzero(output.argmax(axis=1) == labels), right)
 
 
-def _diverged(run: Run, step: int, loss: float, x: np.ndarray) -> DivergenceError:
-    first = first_nonfinite(run.model, x)
+def _diverged(
+    run: Run, step: int, value: float, x: np.ndarray, y: np.ndarray, loss: Loss
+) -> DivergenceError:
+    found = first_nonfinite(run.model, x, y, loss)
     saved = f"the last good checkpoint is {run.saved}" if run.saved else "no checkpoint was saved"
-    where = f"the loss is {loss} at step {step} of epoch {run.epoch}"
-    if first == BATCH:
-        return DivergenceError(
-            f"{where}: {first} holds NaN or Inf; repair such examples or leave them out; {saved}"
-        )
     return DivergenceError(
-        f"{where}: training has diverged; {first} is the first that is not finite; {saved}; "
-        "try a smaller learning rate"
+        f"the loss is {value} at step {step} of epoch {run.epoch}: {found.text}; {saved}; "
+        f"{found.advice}"
     )
 
 
@@ -363,6 +469,15 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     Returns
     -------
     Evaluation
+
+    Raises
+    ------
+    ArgumentError
+        There are no batches.
+    ShapeError
+        A batch without rows.
+    DTypeError
+        Something else than batches.
     """
     instance(model, Module, "model")
     function(loss, "loss")
@@ -370,13 +485,16 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):
         for x, y in _pairs(batches):
-            output = model(x)
-            found = loss(output, y)
+            with np.errstate(all="ignore"):
+                output = model(x)
+                found = loss(output, y)
             instance(found, Tensor, "the loss")
             value = found.item()
             if math.isfinite(total) and not math.isfinite(value):
-                first = first_nonfinite(model, x)
-                _log.warning("the loss is %s in evaluation: %s is not finite", value, first)
+                where = first_nonfinite(model, x, y, loss)
+                _log.warning(
+                    "the loss is %s in evaluation: %s; %s", value, where.text, where.advice
+                )
             total += value * len(y)
             if _are_labels(y, output):
                 right += int(np.count_nonzero(output.data.argmax(axis=1) == y))

@@ -65,12 +65,16 @@ class StopAfter(Callback):
             run.stop("test")
 
 
-def run(folder, steps=10**9, *, epochs=6, resume=None, every=None, callbacks=(), **options):
+def run(
+    folder, steps=10**9, *, epochs=6, resume=None, every=None, callbacks=(), watch="loss",
+    restore_best=False, strict=True, **options,
+):  # fmt: skip
     model, batches, optimizer, test = training(**options)
     stack = [Checkpoints(folder, every=every), StopAfter(steps), *callbacks]
     history = fit(
-        model, batches, optimizer, epochs=epochs, test=test, callbacks=stack, resume=resume
-    )
+        model, batches, optimizer, epochs=epochs, test=test, callbacks=stack, resume=resume,
+        watch=watch, restore_best=restore_best, strict=strict,
+    )  # fmt: skip
     return model, optimizer, history
 
 
@@ -153,28 +157,197 @@ def test_any_generator_resumes(kind, tmp_path):
 
 @pytest.mark.parametrize(("measure", "better"), [("loss", -1), ("accuracy", 1)])
 def test_early_stopping_takes_nan_for_no_improvement(measure, better):
-    run = Run(None, None, None, 9)
+    run = Run(None, None, None, 9, measure, "validation")
     values = [math.nan, 0.5, 0.5 + better / 8, math.nan, 0.5]
     stopped = []
     for number, value in enumerate(values, 1):
         result = Evaluation(value, value, 1)
         run.history.append(Epoch(number, 0.0, None, 1.0, 1.0, result, None))
-        EarlyStopping(2, measure).epoch(run, run.history[-1])
+        EarlyStopping(2).epoch(run, run.history[-1])
         stopped.append(run.stopped)
-    assert stopped == [None] * 4 + [f"no better {measure} than in epoch 3"]
+    assert stopped == [None] * 4 + [f"no better validation_{measure} than in epoch 3"]
 
 
 def test_early_stopping_and_until_hold_after_a_resume(tmp_path):
-    options = {"lr": 0.0, "dropout": 0.0}  # so that nothing improves
-    _, optimizer, history = run(tmp_path, callbacks=[EarlyStopping(2, "accuracy")], **options)
+    options = {"lr": 0.0, "dropout": 0.0, "watch": "accuracy"}  # so that nothing improves
+    _, optimizer, history = run(tmp_path, callbacks=[EarlyStopping(2)], **options)
     assert [epoch.epoch for epoch in history] == [1, 2, 3]
     found = checkpoint.latest(tmp_path)
-    _, again, same = run(tmp_path, callbacks=[EarlyStopping(2, "accuracy")], resume=found,
-                         **options)  # fmt: skip
+    _, again, same = run(tmp_path, callbacks=[EarlyStopping(2)], resume=found, **options)
     assert results(same) == results(history)
     assert again.step_count == optimizer.step_count
     _, again, more = run(tmp_path, epochs=5, resume=found, **options)
     assert len(more) == 5
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, tmp_path, caplog):
+    run(tmp_path, 18)
+    damaged = max(tmp_path.glob("step-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    content = damaged.read_bytes()
+    model, optimizer, history = run(tmp_path, resume=checkpoint.latest(tmp_path))
+    assert (bits(model, optimizer), results(history)) == whole
+    aside = tmp_path / f"{damaged.name}.damaged"
+    assert aside.read_bytes() == content
+    assert "is damaged or cut short: " in caplog.text
+    assert f"it is now {aside}" in caplog.text
+
+
+# ------------------------------------------------------------------------- the best epoch
+
+
+def best_of(history, watch):
+    values = [getattr(epoch.test, watch) for epoch in history]
+    return values.index(min(values) if watch == "loss" else max(values)) + 1
+
+
+@pytest.mark.parametrize("watch", ["loss", "accuracy"])
+def test_the_best_file_and_early_stopping_watch_the_same(watch, tmp_path):
+    log = LogFile(tmp_path / "log.jsonl")
+    _, _, history = run(tmp_path, epochs=30, watch=watch, lr=0.2, callbacks=[EarlyStopping(3), log])
+    best = best_of(history, watch)
+    assert len(history) == best + 3
+    found = checkpoint.load(tmp_path / "best.safetensors").progress
+    assert (found["epoch"] - 1, found["best_epoch"]) == (best, best)
+    assert (found["watch"], found["watched"]) == (watch, f"test_{watch}")
+    rows = [row for row in read_log(tmp_path / "log.jsonl") if row["kind"] == "epoch"]
+    assert {row["watched"] for row in rows} == {f"test_{watch}"}
+    assert [row["best_epoch"] for row in rows] == [
+        best_of(history[: number + 1], watch) for number in range(len(rows))
+    ]
+
+
+def test_the_loss_and_the_accuracy_are_not_best_together(tmp_path):
+    """So that the test above tells them apart."""
+    _, _, history = run(tmp_path, lr=0.2)
+    assert best_of(history, "loss") != best_of(history, "accuracy")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_what_is_watched_is_in_every_log(ending, tmp_path):
+    run(tmp_path, epochs=2, callbacks=[LogFile(tmp_path / f"log.{ending}", every=3)])
+    rows = [row for row in read_log(tmp_path / f"log.{ending}") if row["kind"] == "epoch"]
+    assert [(row["watched"], row["best_epoch"] >= 1) for row in rows] == [("test_loss", True)] * 2
+
+
+def regression(seed=0):
+    x = np.random.default_rng(1).normal(size=(40, FEATURES)).astype(np.float32)
+    y = x[:, :2] * 2 + 1
+    model = nbbn.mlp((FEATURES, 6, 2), rng=seed)
+    pairs = [(x[start : start + 8], y[start : start + 8]) for start in range(0, 40, 8)]
+    return model, pairs, optim.Adam(model.parameters(), 0.05)
+
+
+def squares(output, target):
+    return ((output - target) ** 2).mean()
+
+
+def test_a_loss_without_labels_has_a_best_file(tmp_path):
+    model, pairs, optimizer = regression()
+    keeper = Checkpoints(tmp_path)
+    history = fit(model, pairs, optimizer, epochs=4, test=pairs, loss=squares, callbacks=[keeper])
+    assert all(math.isnan(epoch.test.accuracy) for epoch in history)
+    best = checkpoint.load(tmp_path / "best.safetensors").progress
+    assert best["epoch"] - 1 == best_of(history, "loss")
+
+
+@pytest.mark.parametrize("options", [{"watch": "accuracy"}, {"until": 0.9}])
+def test_an_accuracy_that_there_is_not_is_refused_at_the_first_step(options, tmp_path):
+    model, pairs, optimizer = regression()
+    before = bits(model, optimizer)
+    with pytest.raises(ArgumentError, match=r"(watch='accuracy'|until) needs accuracies: class"):
+        fit(model, pairs, optimizer, epochs=4, test=pairs, loss=squares, **options)
+    after = bits(model, optimizer)
+    changed = {name for name, content in after.items() if content != before[name]}
+    assert not {name for name in changed if "running" not in name and "batches" not in name}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"restore_best": True}, "restore_best needs data to watch"),
+        ({"until": 0.5}, "until needs data to watch"),
+        ({"callbacks": [EarlyStopping(1)]}, "early stopping needs data to watch"),
+        ({"watch": "f1"}, "watch must be one of 'loss', 'accuracy'; got 'f1'"),
+    ],
+)
+def test_nothing_to_watch_is_refused_before_the_first_step(options, reason):
+    model, batches, optimizer, _ = training()
+    with pytest.raises(ArgumentError, match=reason):
+        fit(model, batches, optimizer, epochs=2, **options)
+    assert optimizer.step_count == 0
+
+
+class States(Callback):
+    """Keep the state of the model after every epoch."""
+
+    def __init__(self):
+        self.after = {}
+
+    def epoch(self, run, result):
+        self.after[result.epoch] = run.model.state_dict()
+
+
+@pytest.mark.parametrize("watch", ["loss", "accuracy"])
+def test_the_best_weights_are_restored(watch, tmp_path):
+    states = States()
+    model, optimizer, history = run(
+        tmp_path, epochs=20, lr=0.2, watch=watch, restore_best=True,
+        callbacks=[EarlyStopping(3), states],
+    )  # fmt: skip
+    best = best_of(history, watch)
+    assert best < len(history)
+    assert any("running_mean" in name for name in states.after[best])
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, states.after[best][name], strict=True)
+    # A longer run goes on from the last step, not from the best.
+    last = checkpoint.load(tmp_path)
+    for name, array in last.model.items():
+        np.testing.assert_array_equal(array, states.after[len(history)][name])
+    assert last.optimizer["step_count"] == optimizer.step_count
+
+
+@pytest.mark.parametrize("steps", [7, 13, 24])
+def test_a_resumed_run_restores_the_best_too(steps, tmp_path):
+    options = {"lr": 0.2, "restore_best": True}
+    model, optimizer, history = run(tmp_path / "whole", **options)
+    run(tmp_path / "cut", steps, **options)
+    again, same, other = run(
+        tmp_path / "cut", seed=5, resume=checkpoint.latest(tmp_path / "cut"), **options
+    )
+    assert bits(again, same) == bits(model, optimizer)
+    assert results(other) == results(history)
+    # The same again, of a run that had ended.
+    again, same, _ = run(
+        tmp_path / "cut", seed=6, resume=checkpoint.latest(tmp_path / "cut"), **options
+    )
+    assert bits(again, same) == bits(model, optimizer)
+
+
+def test_a_checkpoint_without_the_best_weights_cannot_restore_them(tmp_path):
+    run(tmp_path, 12)
+    found = checkpoint.latest(tmp_path)
+    assert not found.best
+    with pytest.raises(CheckpointError, match=r"does not hold the weights of epoch \d, the best"):
+        run(tmp_path, resume=found, restore_best=True)
+    run(tmp_path, resume=found)
+
+
+def test_another_watch_than_before_is_refused(tmp_path):
+    run(tmp_path, 12)
+    found = checkpoint.latest(tmp_path)
+    with pytest.raises(CheckpointError, match="trained with watch='loss', not 'accuracy'"):
+        run(tmp_path, resume=found, watch="accuracy")
+    run(tmp_path, resume=found, watch="accuracy", strict=False)
+
+
+def test_checkpoints_from_before_watch_are_read(tmp_path, whole):
+    run(tmp_path, 12)
+    found = checkpoint.latest(tmp_path)
+    for name in ("watch", "watched", "best_epoch"):
+        del found.progress[name]
+    model, optimizer, history = run(tmp_path, resume=found, watch="loss")
+    assert (bits(model, optimizer), results(history)) == whole
 
 
 def test_a_finished_run_stays_finished(whole, tmp_path):
@@ -191,8 +364,8 @@ def test_what_is_kept(tmp_path):
     steps = [f"step-{step:08}.safetensors" for step in (26, 28, 30)]
     assert names == ["best.safetensors", *steps]
     best = checkpoint.load(tmp_path / "best.safetensors")
-    accuracies = [epoch.test.accuracy for epoch in history]
-    assert best.progress["epoch"] - 1 == accuracies.index(max(accuracies)) + 1
+    losses = [epoch.test.loss for epoch in history]
+    assert best.progress["epoch"] - 1 == losses.index(min(losses)) + 1
     assert checkpoint.load(tmp_path).path.name == steps[-1]
 
 
@@ -708,6 +881,54 @@ def test_a_kill_at_any_moment(tmp_path):
             child.kill()
             said = [first, *map(int, child.stdout.read().split())]
         check_after_kill(folder, said[-1])
+
+
+_RUNNER = """
+import os, signal, sys
+from nbbn import checkpoint
+from tests.test_checkpoint import run
+count, at, name = 0, int(sys.argv[2]), sys.argv[3]
+replace = os.replace
+
+def deadly(part, path):
+    global count
+    replace(part, path)
+    count += path.name.startswith(name)
+    if count == at and path.name.startswith(name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = deadly
+run(sys.argv[1], lr=0.2)
+"""
+
+
+def killed(folder, at, name):
+    """Train, and be killed right after a file was put in its place."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RUNNER, folder, str(at), name], cwd=Path(__file__).parents[1],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_no_more_are_kept_after_a_kill_between_a_save_and_a_removal(tmp_path):
+    killed(tmp_path, 4, "step-")
+    assert len(list(tmp_path.glob("step-*"))) == 4
+    run(tmp_path, epochs=4, resume=checkpoint.latest(tmp_path), lr=0.2)  # nothing is left to do
+    names = sorted(path.name for path in tmp_path.glob("step-*"))
+    assert names == [f"step-{step:08}.safetensors" for step in (10, 15, 20)]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("name", ["step-", "best"])
+def test_the_best_is_kept_after_a_kill_between_it_and_the_last(name, at, tmp_path):
+    run(tmp_path / "whole", lr=0.2)
+    killed(tmp_path / "cut", at, name)
+    run(tmp_path / "cut", lr=0.2, resume=checkpoint.latest(tmp_path / "cut"))
+    one, other = (checkpoint.load(tmp_path / f / "best.safetensors") for f in ("whole", "cut"))
+    assert one.progress["best_epoch"] == other.progress["best_epoch"]
+    for part, array in one.model.items():
+        np.testing.assert_array_equal(array, other.model[part])
 
 
 def test_a_refused_fit_gives_its_folder_back_and_the_next_takes_it_again(tmp_path):

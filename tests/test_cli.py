@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import checkpoint, data, logs, optim, train
+from nbbn import checkpoint, data, logs, metrics, optim, train
 from nbbn.callbacks import Callback, StopOnSignal
 from nbbn.config import Config
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError
@@ -60,6 +60,9 @@ def test_help_fits_on_one_screen(capsys, monkeypatch):
         (["--keep", "2"], "--keep needs a folder for checkpoints: name it with --out"),
         (["--percentiles"], "--percentiles needs a log: name its folder with --out, or --log-file"),
         (["--log-every", "9"], "--log-every needs a log: name its folder with --out"),
+        (["--watch", "loss"], "--watch needs something that asks for the best epoch: --patience"),
+        (["--watch", "speed"], "'speed' (choose from"),
+        (["--percentiles", "--no-batch-norm", "--log-file", "x.csv"], "batch normalization: there"),
         (["--learning-rate", "1"], "--learning-rate 1 (see nbbn train --help)"),
         (["--log-file", "a.txt"], "a log file must end in .jsonl or .csv, got a.txt"),
         (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
@@ -163,6 +166,7 @@ def test_a_plain_training_loads_nothing_that_it_does_not_use(own):
         ({"until": 0}, "until must be above 0 and at most 1, got 0.0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"momentum": 0.9}, "momentum belongs to the optimizer sgd"),
+        ({"watch": "f1"}, "watch must be one of 'loss', 'accuracy'; got 'f1'"),
     ],
 )
 def test_a_configuration_checks_itself(values, reason):
@@ -175,6 +179,12 @@ def test_a_configuration_survives_json():
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(CheckpointError, match="not the configuration of a training"):
         Config.from_dict({"colour": "red"})
+
+
+def test_a_run_from_before_watch_goes_on_by_the_accuracy():
+    before = Config(seed=3).to_dict()
+    del before["watch"]
+    assert Config.from_dict(before) == Config(seed=3, watch="accuracy")
 
 
 # ------------------------------------------------------------------------------ what is shown
@@ -441,6 +451,64 @@ sys.exit(main(sys.argv[1:]))
     assert "stopped after step 0; there is nothing to save yet" in done.stderr
 
 
+_LAST_MOMENTS = """
+import atexit, os, signal, sys
+from nbbn import _validation, cli
+moment, number = sys.argv.pop(1), getattr(signal, sys.argv.pop(1))
+
+def spring(*anything):
+    os.kill(os.getpid(), number)
+    sum(range(100000))
+
+class Output:
+    def __init__(self, stream): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def write(self, text):
+        written = self.stream.write(text)
+        if text.startswith("{"): spring()
+        return written
+
+if moment == "printing":
+    sys.stdout = Output(sys.stdout)
+elif moment == "writing":
+    write = _validation.write_atomically
+    _validation.write_atomically = lambda path, content: (
+        write(path, content), path.name == "config.json" and spring())
+elif moment == "removing":
+    remove = cli.StopOnSignal._remove
+    cli.StopOnSignal._remove = lambda self: (spring(), remove(self), spring())[1]
+elif moment == "returning":
+    run = cli._run
+    cli._run = lambda *arguments: (run(*arguments), spring())[0]
+else:
+    atexit.register(spring)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [
+        *((m, "SIGTERM") for m in ("writing", "printing", "returning", "removing", "exiting")),
+        ("removing", "SIGINT"),
+        ("exiting", "SIGINT"),
+    ],
+)
+def test_a_signal_when_all_is_saved_leaves_no_trace(moment, name, own, tmp_path):
+    flags = ("--data", own, *FLAGS, "--epochs", 1, "--out", tmp_path, "--quiet")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _LAST_MOMENTS, moment, name, "train",
+         *map(str, flags)],
+        capture_output=True, text=True, env=_ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    assert done.stderr in ("", "nbbn: interrupted\n")
+    assert checkpoint.load(tmp_path).optimizer["step_count"] == 7
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 7
+    if moment != "writing":
+        assert json.loads(done.stdout)["steps"] == 7
+
+
 def test_signals_in_another_thread_are_left_alone(own):
     import threading
 
@@ -481,6 +549,37 @@ def test_eval_measures_what_training_measured(trained, own, capsys):
         json.loads(lines[0])["accuracy"]
         == json.loads((trained / "result.json").read_text())["test_accuracy"]
     )
+
+
+def test_eval_of_a_run_without_a_test_set_takes_its_validation_split(own, tmp_path, capsys):
+    with np.load(own) as parts:
+        np.savez(tmp_path / "own.npz", x=parts["x_train"], y=parts["y_train"])
+    flags = ("--validation", 0.3, "--epochs", 5, "--standardize", "global", "--quiet")
+    _, lines, _ = call(capsys, "train", "--data", tmp_path / "own.npz", *FLAGS, *flags,
+                       "--out", tmp_path / "run")  # fmt: skip
+    expected = json.loads(lines[-1])
+    status, lines, _ = call(capsys, "eval", max((tmp_path / "run").glob("step-*")))
+    assert status == 0
+    found = json.loads(lines[0])
+    assert (found["part"], found["examples"]) == ("validation", 30)
+    assert found["accuracy"] == expected["validation_accuracy"]
+    assert found["loss"] == pytest.approx(expected["validation_loss"], rel=1e-6)
+
+
+def test_eval_per_class(trained, own, capsys):
+    status, lines, _ = call(capsys, "eval", trained, "--per-class")
+    assert status == 0
+    assert lines[0].split() == ["class", "precision", "recall", "f1", "examples"]
+    with np.load(own) as parts:
+        labels, images = parts["y_test"], parts["x_test"]
+    predicted = Classifier.load(trained).probabilities(images).argmax(axis=1)
+    scores = metrics.class_scores(labels, predicted)
+    for number, line in enumerate(lines[1:-1]):
+        found = [float(word) for word in line.split()]
+        assert found == pytest.approx([number, *(part[number] for part in scores)], abs=5e-5)
+    result = json.loads(lines[-1])
+    assert (result["part"], result["examples"]) == ("test", scores.support.sum())
+    assert result["accuracy"] == np.mean(labels == predicted)
 
 
 def test_eval_errors(trained, tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 
 import nbbn
 import nbbn.cli.train
-from nbbn import checkpoint, cli, logs
+from nbbn import checkpoint, cli, logs, train
 from nbbn.checkpoint import Checkpoints
 from nbbn.errors import ArgumentError, DataError, DTypeError
 from nbbn.inference import Classifier, read_images
@@ -134,6 +134,14 @@ def test_images_that_are_not_finite(value, trained_on_floats, tmp_path, capsys):
     images[:] = value
     with pytest.raises(DataError, match=r"2100 of 2100.*number 0, 1, 2, 3, 4, \.\.\., counted"):
         Classifier.load(trained_on_floats).probabilities(images)
+
+
+def test_images_too_large_for_the_model(trained_on_floats, tmp_path, capsys):
+    images = (digits(3, 3)[0] / 255).astype(np.float32)
+    images[1] = -3e38
+    np.save(tmp_path / "large.npy", images)
+    error = refused(capsys, "predict", trained_on_floats, tmp_path / "large.npy")
+    assert "outputs for 1 of 3 images are not finite (number 1 is the first, counted" in error
 
 
 def test_files_that_hold_no_images(trained, tmp_path, capsys):
@@ -278,9 +286,12 @@ def test_widths_beyond_this_memory(own, capsys, monkeypatch):
     assert error == "nbbn: error: there is not enough memory: Unable to allocate 9.0 TiB\n"
 
 
-def test_overflow_is_told_once(own, capsys, recwarn):
-    flags = ("--data", own, "--hidden", 8, "--batch-size", 16, "--quiet")
-    assert "training has diverged" in refused(capsys, "train", *flags, "--lr", "1e300")
+@pytest.mark.parametrize("more", [[], ["--percentiles", "--log-every", 1]])
+@pytest.mark.parametrize("rate", ["1e300", "1e30"])
+def test_overflow_is_told_once(rate, more, own, tmp_path, capsys, recwarn):
+    flags = ("--data", own, "--hidden", 8, "--batch-size", 16, "--log-file", tmp_path / "a.csv")
+    flags += ("--quiet", "--optimizer", "sgd")
+    assert "training has diverged" in refused(capsys, "train", *flags, *more, "--lr", rate)
     assert not recwarn.list
 
 
@@ -334,6 +345,11 @@ def test_plot_of_a_run_without_a_test_set(tmp_path, capsys):
     run = tmp_path / "run"
     flags = (*FLAGS, "--epochs", 1, "--validation", 0.5)
     call(capsys, "train", "--data", tmp_path / "a.npz", *flags, "--out", run)
+    status, lines, _ = call(capsys, "plot", run)
+    names = ["curves", "confusion", "mistakes"]
+    assert (status, lines) == (0, [str(run / f"{name}.png") for name in names])
+    run = tmp_path / "all"
+    call(capsys, "train", "--data", tmp_path / "a.npz", *FLAGS, "--epochs", 1, "--out", run)
     status, lines, error = call(capsys, "plot", run)
     assert (status, lines) == (0, [str(run / "curves.png")])
     assert f"no confusion matrix and mistakes: {tmp_path / 'a.npz'} has no test set" in error
@@ -372,15 +388,24 @@ def test_a_folder_that_data_cannot_be_kept_in(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.1, True), (0.95, False), (1.9, False)])
-def test_training_says_when_others_have_its_cores(share, told, own, tmp_path, capsys, monkeypatch):
+def test_training_says_when_others_have_its_cores(
+    share, told, own, tmp_path, capsys, caplog, monkeypatch
+):
     clock = time.perf_counter
     monkeypatch.setattr(time, "process_time", lambda: share * clock())
-    monkeypatch.setattr(cli.train._Crowded, "least", 0.0)
-    monkeypatch.setattr(nbbn.threads, "limit", lambda count: None)
+    monkeypatch.setattr(train._Timed, "least", 0.0)
+    monkeypatch.setattr(train._Timed, "EVERY", 1)
     flags = ("--data", own, *FLAGS, "--epochs", 3)
-    _, _, error = call(capsys, "train", *flags, "--out", tmp_path)
-    assert error.count("training had one for 10% of the time: --threads 1 may be faster") == told
-    again = ("--out", tmp_path, "--resume", "--epochs", 4)
-    for others in (["--threads", 1], ["--quiet"], again):
-        _, _, error = call(capsys, "train", *flags, *others)
-        assert "may be faster" not in error
+    text = "training had one for 10% of the time: one thread may be faster, with nbbn.threads.limit"
+
+    def messages(*others):
+        caplog.clear()
+        call(capsys, "train", *flags, *others)
+        return [text in message for message in caplog.messages]
+
+    monkeypatch.setattr("numba.get_num_threads", lambda: 2)
+    assert messages("--out", tmp_path) == [True] * told
+    assert messages("--quiet") == [True] * told
+    assert messages("--out", tmp_path, "--resume", "--epochs", 4) == []
+    monkeypatch.setattr("numba.get_num_threads", lambda: 1)
+    assert messages() == []

@@ -213,7 +213,7 @@ def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reas
     mirror.faults = {NAMES[1]: fault}
     with pytest.raises(DataError, match=reason) as caught:
         load_mnist()
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("\n") == 2
     assert contents(cache) == {FIRST: RAW[FIRST]}
 
     sound = Mirror()
@@ -290,6 +290,35 @@ def test_fashion_mnist_from_a_folder(fashion, monkeypatch, tmp_path):
         data.load_fashion_mnist(folder)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_with_a_dot_before_idx(small, tmp_path, packed):
+    for name, raw in RAW.items():
+        path = tmp_path / f"{name.replace('-idx', '.idx')}{'.gz' if packed else ''}"
+        path.write_bytes(gzip.compress(raw) if packed else raw)
+    (tmp_path / FIRST).mkdir()  # as in one archive of MNIST
+    assert_small(load_mnist(tmp_path, download=False))
+
+
+def test_fashion_mnist_without_a_network_says_what_to_fetch(fashion, capsys, monkeypatch):
+    fashion.faults = dict.fromkeys(NAMES, "not found")
+    assert main(["train", "--data", "fashion-mnist"]) == 2
+    _, fetch, put = capsys.readouterr().err.splitlines()
+    assert fetch == f"Fetch {', '.join(f'{name}.gz' for name in NAMES)} from {fashion.url}"
+    assert put.startswith("and put them, packed or not, into a folder; name it with --data-dir")
+
+
+def test_a_folder_that_is_not_there_is_said(small, monkeypatch, mirror, tmp_path, caplog):
+    with pytest.raises(DataError, match="switched off"):
+        load_mnist(tmp_path / "tpyo", download=False)
+    assert not caplog.text
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+    assert_small(load_mnist(tmp_path / "tpyo"))
+    assert f"there is no folder {tmp_path / 'tpyo'} yet: it will be made" in caplog.text
+    caplog.clear()
+    assert_small(load_mnist(tmp_path / "tpyo"))
+    assert not caplog.text
+
+
 def test_fashion_mnist_trains_by_the_same_command(fashion, capsys):
     flags = ["--hidden", "4", "--epochs", "1", "--batch-size", "4", "--quiet"]
     assert main(["train", "--data", "fashion-mnist", *flags]) == 0
@@ -330,7 +359,9 @@ def test_offline_message(small, closed_url, cache, tmp_path):
     with pytest.raises(DataError) as caught:
         load_mnist(tmp_path / "mine")
     message = str(caught.value)
-    assert "\n" not in message
+    _, fetch, put = message.splitlines()
+    assert fetch == f"Fetch {', '.join(f'{name}.gz' for name in NAMES)} from {closed_url}"
+    assert put.startswith("and put them, packed or not, into a folder; name it with --data-dir")
     for part in (
         f"folder {tmp_path / 'mine'}: none",
         f"cache {cache}: none",

@@ -242,7 +242,6 @@ EXCLUDED = {
     "jit": "called from compiled code, whose types the compiler checks",
     "losses.DoubleSoftmaxWarning": "a warning",
     "onnx.Backend": "ONNX's own tests call it",
-    "plots.confusion": "not yet: it will take lists",
     "optim.Cosine.__call__": "called with the number of a step",
     "optim.OneCycle.__call__": "called with the number of a step",
     "optim.Schedule": "the name of a type",

@@ -88,12 +88,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(grown) < 500_000, "kilobytes"
 
 
+@pytest.mark.parametrize("dot", ["-", "."])
 @pytest.mark.parametrize("packed", [False, True])
-def test_idx_files_under_mnists_names(arrays, tmp_path, packed):
+def test_idx_files_under_mnists_names(arrays, tmp_path, packed, dot):
     names = ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"]
     for name, array in zip(names, arrays.values(), strict=True):
         content = idx(array.astype(np.uint8))
-        path = tmp_path / f"{name}-ubyte{'.gz' if packed else ''}"
+        path = tmp_path / f"{name.replace('-idx', f'{dot}idx')}-ubyte{'.gz' if packed else ''}"
         path.write_bytes(gzip.compress(content) if packed else content)
     assert_same(data.load(tmp_path), arrays)
 

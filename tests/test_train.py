@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from training_pair import CLASSES, FEATURES, adam_mlp
 
 import nbbn
 from nbbn import losses, optim
+from nbbn import train as train_module
 from nbbn.callbacks import Callback
 from nbbn.data import Batches, load_mnist
 from nbbn.errors import (
@@ -168,7 +170,7 @@ def test_fit_tells_data_that_are_not_finite_from_divergence(rng):
     images[5, 2] = np.nan
     model, optimizer = adam_mlp()
     train = Batches(images, np.zeros(8, int), 4, shuffle=False)
-    pattern = "step 2 of epoch 1: the batch itself holds NaN or Inf; repair such examples"
+    pattern = "step 2 of epoch 1: the batch itself holds NaN or Inf; .*; repair such examples"
     with pytest.raises(DivergenceError, match=pattern) as told:
         fit(model, train, optimizer, epochs=1)
     assert "learning rate" not in str(told.value)
@@ -183,9 +185,130 @@ def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
     assert not caplog.messages
     found = evaluate(model, Batches(images, np.zeros(12, int), 4, shuffle=False))
     assert math.isnan(found.loss)
-    assert caplog.messages == ["the loss is nan in evaluation: the batch itself is not finite"]
+    assert caplog.messages == [
+        "the loss is nan in evaluation: the batch itself holds NaN or Inf; repair such examples or "
+        "leave them out"
+    ]
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+class Own(nbbn.Op):
+    """An operation of a user's, which makes what it should not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return np.full_like(x, -np.inf)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+class LogOfNothing(nbbn.Module):
+    def forward(self, x):
+        return (x * 0).log()
+
+
+SLIPS = {
+    "log of 0": (lambda out, y: (out * 0).log().mean(), "Log takes the logarithm of 0 in the loss"),
+    "log below 0": (
+        lambda out, y: (out * 0 - 2).log().mean(),
+        "Log takes the logarithm of the negative number -2 in the loss.*keep its input above 0",
+    ),
+    "0 / 0": (
+        lambda out, y: (out * 0).mean() / (out * 0).sum(),
+        "Divide divides by 0 in the loss.*keep its divisor away from 0",
+    ),
+    "1 / 0": (lambda out, y: 1 / (out * 0).sum(), "Divide divides by 0 in the loss"),
+    "root": (
+        lambda out, y: ((out * 0 - 3) ** 0.5).mean(),
+        "Power takes a power that it does not have of the negative number -3 in the loss",
+    ),
+    "power of 0": (
+        lambda out, y: ((out * 0) ** -1).mean(),
+        "Power takes a power that it does not have of 0 in the loss",
+    ),
+    "exp": (
+        lambda out, y: (out * 0 + 90).exp().mean(),
+        "Exp takes the exponential of 90, which overflows float32.*subtract the largest value",
+    ),
+    "own": (
+        lambda out, y: nbbn.apply(Own, out).mean(),
+        "Own makes -inf of values up to .*Own.forw",
+    ),
+    "probabilities": (
+        lambda out, y: losses.nll((out * 0).exp() - 1, y),
+        "Log takes the logarithm of 0 in the loss.*logits, such as nbbn.losses.cross_entropy",
+    ),
+    "constant": (
+        lambda out, y: ((out - np.float32(math.nan)) ** 2).mean(),
+        "Subtract gets a constant NaN or Inf in the loss",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_loss_that_is_not_finite_names_the_operation(name, rng, caplog):
+    loss, reason = SLIPS[name]
+    model, optimizer = adam_mlp()
+    before = {n: p.data.copy() for n, p in enumerate(model.parameters())}
+    images = rng.normal(size=(8, FEATURES)).astype(np.float32)
+    train = Batches(images, np.zeros(8, int), 4, rng=0)
+    with pytest.raises(DivergenceError, match=f"at step 1 of epoch 1: .*{reason}") as told:
+        fit(model, train, optimizer, epochs=1, loss=loss)
+    if name != "exp":
+        assert "learning rate" not in str(told.value)
+    for n, parameter in enumerate(model.parameters()):
+        np.testing.assert_array_equal(parameter.data, before[n])
+    evaluate(model, train, loss=loss)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the loss is ")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_that_is_not_finite_is_named_with_its_operation(rng):
+    model = nbbn.Sequential(nbbn.Dense(FEATURES, CLASSES, rng=0), LogOfNothing())
+    train = Batches(rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int), 4)
+    with pytest.raises(DivergenceError, match=r"logarithm of 0 in layer 1, .*LogOfNothing"):
+        fit(model, train, optim.SGD(model.parameters()), epochs=1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_overflow_is_divergence_and_names_the_operation(rng):
+    model, _ = adam_mlp()
+    train = Batches(rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int), 4)
+    pattern = (
+        r"diverged; the output of layer \d, Dense.* is the first that is not finite: Linear of "
+        r"values up to .*e\+\d+ overflows float32; .*try a smaller learning rate, or standardize"
+    )
+    with pytest.raises(DivergenceError, match=pattern):
+        fit(model, train, optim.SGD(model.parameters(), 1e38), epochs=9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_targets_that_are_not_finite_are_named(rng):
+    model, optimizer = adam_mlp()
+    x = rng.normal(size=(8, FEATURES)).astype(np.float32)
+    y = np.full((8, CLASSES), np.nan, np.float32)
+    with pytest.raises(DivergenceError, match=r"the targets hold NaN or Inf; .*repair such"):
+        fit(model, [(x, y)], optimizer, epochs=1, loss=lambda out, y: ((out - y) ** 2).mean())
+
+
+@pytest.mark.parametrize("use", [fit, evaluate])
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [((0, FEATURES), (0,)), ((4, FEATURES), (0,)), ((0, FEATURES), (4,)), ((), (4,)), ((4, 9), ())],
+)
+def test_a_batch_without_rows_is_refused(use, x, y, caplog):
+    model, optimizer = adam_mlp()
+    batch = [(np.zeros(x, np.float32), np.zeros(y, int))]
+    rest = {"optimizer": optimizer, "epochs": 1} if use is fit else {}
+    with pytest.raises(ShapeError, match=r"needs at least one row, but its [xy] has shape"):
+        use(model, batch, **rest)
+    assert optimizer.step_count == 0
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, "3", None, True])
@@ -271,6 +394,29 @@ def test_training_accuracy_counts_every_step(rng):
             optimizer.zero_grad()
         expected.append(right / 70)
     assert [epoch.accuracy for epoch in history] == expected
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.3, True), (0.95, False), (1.9, False)])
+def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monkeypatch):
+    """Time that steps do not have counts; time that batches take to come does not."""
+    clock, resting = time.perf_counter, 0.0
+
+    class Slow:
+        def __iter__(self):
+            nonlocal resting
+            for _ in range(4):
+                time.sleep(0.001)
+                resting += 0.001
+                yield rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int)
+
+    monkeypatch.setattr(time, "process_time", lambda: share * (clock() - resting))
+    monkeypatch.setattr("numba.get_num_threads", lambda: 2)
+    monkeypatch.setattr(train_module._Timed, "least", 0.0)
+    monkeypatch.setattr(train_module._Timed, "EVERY", 2)
+    model, optimizer = adam_mlp()
+    fit(model, Slow(), optimizer, epochs=3)
+    text = "other programs keep the cores busy, training had one for 30% of the time"
+    assert [message.startswith(text) for message in caplog.messages] == [True] * told
 
 
 @pytest.mark.parametrize("which", ["batches", "test", "validation"])

@@ -102,7 +102,8 @@ class Checkpoints(Callback):
     keep : int, default 3
         How many of the latest to keep.
     best : bool, default True
-        Whether to keep the one of the epoch with the highest accuracy as well.
+        Whether to keep the one of the best epoch as well, by what `fit` watches; its `progress`
+        names that, and the epoch.
     config : mapping, optional
         Saved with each: what JSON can hold.
 
@@ -143,6 +144,8 @@ class Checkpoints(Callback):
         if not self._release.alive:
             # An earlier `fit` has given the folder back.
             self._release = weakref.finalize(self, _close, _take(self.folder))
+        if run.step:
+            self._put_damaged_aside(run.step)
         found = _numbered(self.folder)
         if found and _step(found[-1]) > run.step:
             raise ArgumentError(
@@ -151,6 +154,20 @@ class Checkpoints(Callback):
             )
         self._saved = (run.step, run.epoch)
         run.saved = found[-1] if found else None
+        # A kill may have come between a save and the removal of what it replaced.
+        self._remove_old()
+
+    def _put_damaged_aside(self, step: int) -> None:
+        """Let a run that goes on from before a damaged checkpoint make that step again."""
+        for path in _numbered(self.folder):
+            if _step(path) <= step:
+                continue
+            try:
+                unpack(path)
+            except CheckpointError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                os.replace(path, aside)
+                _log.warning("%s; it is now %s", error, aside)
 
     def step(self, run: Run) -> None:
         """Save if it is time."""
@@ -159,12 +176,11 @@ class Checkpoints(Callback):
 
     def epoch(self, run: Run, result: Any) -> None:
         """Save the epoch, unless steps are counted, and the best one."""
+        # First: if a kill comes between the two, the resumed run makes this epoch, and it, again.
+        if self.best and run.best is result:
+            self._write(run, self.folder / "best.safetensors")
         if self.every is None:
             self._save(run)
-        if self.best and result.watched is not None:
-            accuracies = [epoch.watched.accuracy for epoch in run.history]
-            if accuracies[-1] > max(accuracies[:-1], default=-1.0):
-                self._write(run, self.folder / "best.safetensors")
 
     def end(self, run: Run) -> None:
         """Save the last step."""
@@ -179,8 +195,11 @@ class Checkpoints(Callback):
         path = self.folder / f"step-{run.step:08}.safetensors"
         if self._write(run, path):
             self._saved, run.saved = (run.step, run.epoch), path
-            for old in _numbered(self.folder)[: -self.keep]:
-                old.unlink(missing_ok=True)
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        for old in _numbered(self.folder)[: -self.keep]:
+            old.unlink(missing_ok=True)
 
     def _write(self, run: Run, path: Path) -> bool:
         if not all(np.isfinite(array).all() for array in run.model.state_dict().values()):
@@ -190,7 +209,7 @@ class Checkpoints(Callback):
         try:
             save(
                 path, run.model, run.optimizer, batches,
-                progress=run.state_dict(), config=self.config,
+                progress=run.state_dict(), config=self.config, best=run.best_state,
             )  # fmt: skip
         except OSError as error:
             self.error = error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Checkpoint:
         What the caller wants to find again.
     version : str
         The version of nbbn that wrote it.
+    best : dict of str to ndarray
+        The model's state after the best epoch, where it was to be restored in the end.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Checkpoint:
     settings: dict[str, Any]
     config: dict[str, Any]
     version: str
+    best: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
@@ -130,11 +133,11 @@ def unpack(path: Path) -> Checkpoint:
     return Checkpoint(path=path, model=arrays, version=metadata["version"], **content)
 
 
-_ARRAYS = ("optimizer", "batches")
+_ARRAYS = ("optimizer", "batches", "best")
 _JSON = tuple(
-    field.name
-    for field in fields(Checkpoint)
-    if field.name not in ("path", "model", "version", *_ARRAYS)
+    part.name
+    for part in fields(Checkpoint)
+    if part.name not in ("path", "model", "version", *_ARRAYS)
 )
 
 

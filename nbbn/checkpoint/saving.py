@@ -36,6 +36,7 @@ def save(
     *,
     progress: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
+    best: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a checkpoint. A file of that name is replaced at once and whole, or not at all.
 
@@ -49,6 +50,8 @@ def save(
         no state that could be saved.
     progress, config : mapping, optional
         What JSON can hold, given back by `load`.
+    best : mapping of str to ndarray, optional
+        A state dict of the model from an earlier epoch, given back by `load`.
 
     Raises
     ------
@@ -67,6 +70,8 @@ def save(
     for name, value in (("progress", progress), ("config", config)):
         if value is not None:
             mapping(value, name, "what JSON can hold")
+    if best is not None:
+        mapping(best, "best", "arrays")
     generators = named_generators(model, batches)
     content = Checkpoint(
         path=path,
@@ -78,6 +83,7 @@ def save(
         settings=describe(model, optimizer, batches),
         config=dict(config or {}),
         version=__version__,
+        best=dict(best or {}),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, pack(content))

@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments; those of the process by default.
+        Arguments; those of the process by default, which then ends with this: a signal that comes
+        after it ends the process with its status too, and without a trace.
 
     Returns
     -------
@@ -42,8 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 if the system failed us; 2 after bad input; 130 after Ctrl-C; 143 after
         SIGTERM.
     """
+    if argv is None:
+        StopOnSignal.exit_at_once()
     with StopOnSignal() as signals, _silent_about(signals):
-        status = _run(argv, signals)
+        try:
+            status = _run(argv, signals)
+            # All is done and said: from here on a signal changes the status and nothing else.
+            signals.hold()
+        except BaseException:
+            # One that came where `_run` could not catch it: there is no second one.
+            if signals.signum is None:
+                raise
+            status = 130
         if signals.signum is None or status == signals.status:
             return status
         # Whatever an interrupted library has made of it.
@@ -75,7 +86,9 @@ def _run(argv: Sequence[str] | None, signals: StopOnSignal) -> int:
     module, name = _COMMANDS[arguments.command]
     try:
         command = getattr(importlib.import_module(f".{module}", __name__), name)
-        return int(command(arguments, signals))
+        status = int(command(arguments, signals))
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
         # The reader has left: keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ import re
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..config import OPTIMIZERS, SCHEDULES, STANDARDIZE, Config
+from ..config import OPTIMIZERS, SCHEDULES, STANDARDIZE, WATCH, Config
 from . import values
 
 __all__ = ["make_parser"]
@@ -121,8 +121,9 @@ def _train(commands: Any) -> None:
     own(steps, "--weight-decay", "decay of the weights", type=values.non_negative, metavar="X")
     own(steps, "--momentum", "of sgd [0.9]", type=values.probability, metavar="X")
     own(steps, "--until", "stop at this accuracy, such as 0.98", type=values.fraction, metavar="X")
-    own(steps, "--patience", "stop after N epochs without a lower loss", type=values.count,
+    own(steps, "--patience", "stop after N epochs without a better one", type=values.count,
         metavar="N")  # fmt: skip
+    own(steps, "--watch", f"what is better, {_any_of(WATCH)}", choices=WATCH, metavar="NAME")
     own(steps, "--seed", "of weights, shuffling, dropout and split [0]", type=values.seed,
         metavar="N")  # fmt: skip
 
@@ -159,7 +160,8 @@ def _eval(commands: Any) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="measure a trained classifier",
-        description="Measure loss and accuracy of a checkpoint on the test set of its data.",
+        description="Measure loss and accuracy of a checkpoint on the test set of its data, or on "
+        "its validation split where there is none. The last line is a JSON object.",
     )
     _checkpoint(evaluate)
     evaluate.add_argument(
@@ -168,6 +170,9 @@ def _eval(commands: Any) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--data-dir", type=values.existing_folder, metavar="DIR", help="as in nbbn train"
+    )
+    evaluate.add_argument(
+        "--per-class", action="store_true", help="print precision, recall and F1 of each class"
     )
 
 

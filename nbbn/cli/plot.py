@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import data, plots
+from .. import plots
 from ..callbacks import StopOnSignal
 from ..data.own import NAMED
 from ..errors import ArgumentError, CheckpointError
@@ -56,15 +56,18 @@ def _of_one(path: Path, rows: list[dict[str, Any]], data_dir: Path | None) -> It
         print(f"nbbn: no confusion matrix and mistakes: {error}", file=sys.stderr)
         return
     source = classifier.config.data
-    found = data.load(*source, data_dir=data_dir if source[0] in NAMED else None)
-    if found.test_images is None or found.test_labels is None:
+    found = classifier.held_out(data_dir=data_dir if source[0] in NAMED else None)
+    if found is None:
         name = " ".join(source)
         print(f"nbbn: no confusion matrix and mistakes: {name} has no test set", file=sys.stderr)
         return
-    probabilities = classifier.probabilities(found.test_images)
-    yield "confusion", plots.confusion(found.test_labels, probabilities.argmax(axis=1))
-    if found.test_images.ndim == 3:
-        yield "mistakes", plots.mistakes(found.test_images, found.test_labels, probabilities)
+    images, labels = found.images, found.labels
+    if found.rows is not None:
+        images, labels = images[found.rows], labels[found.rows]
+    probabilities = classifier.probabilities(images)
+    yield "confusion", plots.confusion(labels, probabilities.argmax(axis=1))
+    if images.ndim == 3:
+        yield "mistakes", plots.mistakes(images, labels, probabilities)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..callbacks import Callback, EarlyStopping, Run, StopOnSignal
+from ..callbacks import Callback, EarlyStopping, StopOnSignal
 from ..config import Config, Training
 from ..errors import ArgumentError, CheckpointError
 
@@ -22,6 +22,16 @@ __all__ = ["run"]
 
 # What may change when a run goes on: how long it is, and where its data lies.
 _FREE = {"epochs", "until", "patience", "data"}
+_FOLDER = ("out",), "a folder for checkpoints: name it with --out"
+_LOG = ("out", "log_file", "tensorboard"), "a log: name its folder with --out, or --log-file"
+# Flags that would change nothing without one of others.
+_NEEDS = {
+    "save_every": _FOLDER,
+    "keep": _FOLDER,
+    "log_every": _LOG,
+    "percentiles": _LOG,
+    "watch": (("patience", "out"), "something that asks for the best epoch: --patience or --out"),
+}
 
 
 def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
@@ -35,6 +45,8 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     _check(arguments)
     found = _checkpoint(arguments)
     config = _config(arguments, found)
+    if arguments.percentiles and not config.batch_norm:
+        raise ArgumentError("--percentiles are those of batch normalization: there is none")
     callbacks = [signals, *_watchers(arguments, config)]
     keeper = None
     if arguments.out is not None:
@@ -70,7 +82,7 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     history = train.fit(
         training.model, training.batches, training.optimizer,
         epochs=config.epochs, validation=training.validation, test=training.test,
-        until=config.until, callbacks=callbacks, resume=found,
+        until=config.until, watch=config.watch, callbacks=callbacks, resume=found,
         strict=found is None or config.epochs == _saved_config(found).epochs,
     )  # fmt: skip
     if signals.signum is not None:
@@ -90,29 +102,6 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     return status
 
 
-class _Crowded(Callback):
-    """Says once that other programs hold the cores for which training's threads wait."""
-
-    least = 2.0  # seconds to judge by
-
-    def start(self, run: Run) -> None:
-        """Count the time from here."""
-        self._start, self._said = (time.perf_counter(), time.process_time()), False
-
-    def epoch(self, run: Run, result: Any) -> None:
-        """Compare the time that has passed with what this process has had of it."""
-        passed, had = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
-        # Training always computes, on one core at least: what is missing, others have had.
-        if self._said or passed < self.least or had > 0.9 * passed:
-            return
-        self._said = True
-        print(
-            f"nbbn: other programs keep the cores busy, training had one for {had / passed:.0%} of "
-            "the time: --threads 1 may be faster",
-            file=sys.stderr,
-        )
-
-
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot work."""
     if arguments.out is None:
@@ -121,14 +110,9 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.resume is not None:
             path = Path(arguments.resume)
             arguments.out = path if path.is_dir() else path.parent
-    logged = arguments.out or arguments.log_file or arguments.tensorboard
-    for names, place, advice in (
-        (("save_every", "keep"), arguments.out, "a folder for checkpoints: name it with --out"),
-        (("log_every", "percentiles"), logged, "a log: name its folder with --out, or --log-file"),
-    ):
-        for name in names:
-            if getattr(arguments, name) and not place:
-                raise ArgumentError(f"--{name.replace('_', '-')} needs {advice}")
+    for name, (others, advice) in _NEEDS.items():
+        if getattr(arguments, name, None) and not any(getattr(arguments, o, None) for o in others):
+            raise ArgumentError(f"--{name.replace('_', '-')} needs {advice}")
 
 
 def _checkpoint(arguments: argparse.Namespace) -> Checkpoint | None:
@@ -215,9 +199,6 @@ def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:
     found: list[Callback] = []
     if not arguments.quiet:
         found.append(progress.Bar() if sys.stderr.isatty() else progress.Lines())
-        # A resumed run keeps its number of threads, for the results to be the same.
-        if arguments.threads is None and arguments.resume is None and arguments.device == "cpu":
-            found.append(_Crowded())
     if config.patience is not None:
         found.append(EarlyStopping(config.patience))
     path = arguments.log_file

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .. import data, train
+from .. import data, metrics, train
 from .._validation import write_atomically
 from ..callbacks import StopOnSignal
 from ..errors import ArgumentError, DataError, NbbnError
@@ -21,16 +21,30 @@ __all__ = ["evaluate", "export", "predict"]
 
 
 def evaluate(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
-    """Print loss and accuracy on a test set."""
+    """Print loss and accuracy on what the model was not trained on."""
     classifier = Classifier.load(arguments.checkpoint)
-    source = arguments.data or classifier.config.data
-    found = data.load(*source, data_dir=arguments.data_dir)
-    if found.test_images is None or found.test_labels is None:
-        raise DataError(f"{' '.join(source)} has no test set: name other data with --data")
-    batches = classifier.batches(found.test_images, found.test_labels)
+    found = classifier.held_out(arguments.data, arguments.data_dir)
+    if found is None:
+        source = " ".join(arguments.data or classifier.config.data)
+        raise DataError(f"{source} has no test set: name other data with --data")
+    part, images, labels, rows = found
+    batches = classifier.batches(images, labels, rows)
     result = train.evaluate(classifier.model, batches)
-    print(json.dumps({"accuracy": result.accuracy, "loss": result.loss, "examples": result.count}))
+    if arguments.per_class:
+        _print_classes(classifier, batches)
+    numbers = {"accuracy": result.accuracy, "loss": result.loss, "examples": result.count}
+    print(json.dumps({**numbers, "part": part}))
     return 0
+
+
+def _print_classes(classifier: Classifier, batches: data.Batches) -> None:
+    """Print precision, recall and F1 of each class."""
+    pairs = [(y, classifier.model(x).numpy().argmax(axis=1)) for x, y in batches]
+    labels, predicted = map(np.concatenate, zip(*pairs, strict=True))
+    print(f"{'class':>5}  precision  recall      f1  examples")
+    for number, row in enumerate(zip(*metrics.class_scores(labels, predicted), strict=True)):
+        precision, recall, f1, support = row
+        print(f"{number:5}  {precision:9.4f}  {recall:.4f}  {f1:.4f}  {support:8,}")
 
 
 def predict(arguments: argparse.Namespace, signals: StopOnSignal) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ def collect(
     sources: list[Source],
     data_dir: str | os.PathLike[str] | None,
     progress: bool,
+    urls: Sequence[str],
 ) -> dict[str, bytes]:
     """Return the verified content of every file, from the first source that has it."""
     named = data_dir if data_dir is not None else os.environ.get("NBBN_DATA_DIR") or None
@@ -60,6 +61,8 @@ def collect(
     folder = None
     if named is not None:
         folder = _named_folder(named)
+        if sources and not folder.exists():
+            _log.warning("there is no folder %s yet: it will be made for the data", folder)
         for file in files:
             if (raw := _from_named_folder(folder, file)) is not None:
                 found[file.name] = raw
@@ -88,9 +91,10 @@ def collect(
         if not sources:
             tried.append("downloads: switched off")
         raise DataError(
-            f"could not get the data set {title}. Tried: {'; '.join(tried)}. "
-            f"What to do: put {', '.join(file.name for file in files)} (plain or .gz) into a "
-            "folder and name it with --data-dir, data_dir= or NBBN_DATA_DIR, or go online once"
+            f"could not get the data set {title}. Tried: {'; '.join(tried)}.\n"
+            f"Fetch {', '.join(f'{file.name}.gz' for file in files)} from {' or '.join(urls)}\n"
+            "and put them, packed or not, into a folder; name it with --data-dir, data_dir= or "
+            "NBBN_DATA_DIR. Or go online once"
         )
     return found
 
@@ -110,7 +114,11 @@ def _lacks(missing: list[File], files: tuple[File, ...]) -> str:
 
 def _from_named_folder(folder: Path, file: File) -> bytes | None:
     """Return the content of a file in the user's folder, None if absent; damage is an error."""
-    for path in (folder / file.name, folder / f"{file.name}.gz"):
+    # Copies of MNIST are also called train-images.idx3-ubyte.
+    spellings = (file.name, file.name.replace("-idx", ".idx"))
+    paths = [folder / (name + end) for name in spellings for end in ("", ".gz")]
+    # One archive of them has folders of such names beside the files.
+    for path in sorted(paths, key=Path.is_dir):
         content = read_file(path)
         if content is None:
             continue

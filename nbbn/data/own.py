@@ -23,11 +23,15 @@ __all__ = ["NAMED", "load", "read_npy"]
 NAMED = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist}
 # What the parts of a data set may be called, in this order: Keras's names, PyTorch users', MNIST's.
 _NAMES = {
-    "train_images": ("x_train", "train_images", "train-images", "train-images-idx3-ubyte", "x"),
-    "train_labels": ("y_train", "train_labels", "train-labels", "train-labels-idx1-ubyte", "y"),
-    "test_images": ("x_test", "test_images", "test-images", "t10k-images-idx3-ubyte"),
-    "test_labels": ("y_test", "test_labels", "test-labels", "t10k-labels-idx1-ubyte"),
-}
+    "train_images": ("x_train", "train_images", "train-images", "train-images-idx3-ubyte",
+                     "train-images.idx3-ubyte", "x"),
+    "train_labels": ("y_train", "train_labels", "train-labels", "train-labels-idx1-ubyte",
+                     "train-labels.idx1-ubyte", "y"),
+    "test_images": ("x_test", "test_images", "test-images", "t10k-images-idx3-ubyte",
+                    "t10k-images.idx3-ubyte"),
+    "test_labels": ("y_test", "test_labels", "test-labels", "t10k-labels-idx1-ubyte",
+                    "t10k-labels.idx1-ubyte"),
+}  # fmt: skip
 # Beyond this no label is the number of a class: an identifier, or a fill value, was meant.
 _LARGEST_LABEL = 2**24
 _TEXT = (".csv", ".tsv", ".txt")

@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("device.json"), help="where the JSON goes")
     add("--only", type=sections, default=[], metavar="A,B", help=f"of {', '.join(SECTIONS)}")
