@@ -457,5 +457,5 @@ def in_place_batch_norm(
         slope=float(slope), eps=eps, axis=axis, single=single,
     )  # fmt: skip
     if isinstance(x, Tensor) and x._tape is not None and x._tape is y._tape:
-        x.data = Released(x.shape, x.dtype)  # type: ignore[assignment]
+        x._tape.release(x, Released(x.shape, x.dtype))
     return y, ctx.stats  # type: ignore[attr-defined]
