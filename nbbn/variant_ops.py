@@ -164,7 +164,9 @@ def _renormalize(
 def _renormalized_gradient(
     r: np.ndarray, d: np.ndarray, dbeta: np.ndarray, dgamma: np.ndarray
 ) -> None:
-    dgamma[...] = r * dgamma + d * dbeta
+    # A shift that is off adds nothing, not even 0 * Inf.
+    shifted = np.multiply(d, dbeta, out=np.zeros_like(d), where=d != 0)
+    dgamma[...] = r * dgamma + shifted
 
 
 class InPlaceBatchNorm(Op):
