@@ -111,7 +111,7 @@ def _layout(
     if not MIN_RANK <= rank <= MAX_RANK:
         raise ShapeError(
             f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
-            "reshape it so that one axis counts the channels"
+            f"{rank_hint(shape, axis, name)}"
         )
     channel = _axis_index(axis, shape, name)
     if shape[channel] == 0:
@@ -128,6 +128,17 @@ def _layout(
     else:
         folded = (math.prod(shape[:channel]), channels, inner)
     return Layout(order, folded, dtype, dtype, _FLOAT64, "cpu")
+
+
+def rank_hint(shape: tuple[int, ...], axis: int, name: str) -> str:
+    """Say how an array of too few or too many dimensions becomes one with a channel axis."""
+    if len(shape) != 1:
+        return "reshape it so that one axis counts the channels"
+    one, many = f"{name}[None, :]", f"{name}[:, None]"
+    if axis in (0, -2):
+        one, many = many, one
+    n = shape[0]
+    return f"{one} is one example of {n} channels, {many} is {n} examples of one channel"
 
 
 def row_layout(x: Any, axis: int, name: str) -> Layout:
@@ -269,19 +280,24 @@ def nothing(to: Layout) -> np.ndarray:
     return _NOTHING[len(to.shape), to.dtype]  # of the host always: no kernel looks into it
 
 
-def real(value: Any, name: str) -> float:
-    """Check that `value` is one finite real number."""
+def number(value: Any, name: str) -> float:
+    """Check that `value` is one real number."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
     try:
-        number = float(value)
+        return float(value)
     except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ArgumentError(f"{name} must be finite, got {number}")
-    return number
+        return math.inf
+
+
+def real(value: Any, name: str) -> float:
+    """Check that `value` is one finite real number."""
+    found = number(value, name)
+    if not math.isfinite(found):
+        raise ArgumentError(f"{name} must be finite, got {found}")
+    return found
 
 
 def epsilon(eps: Any, *, zero_allowed: bool) -> float:
@@ -297,10 +313,10 @@ def epsilon(eps: Any, *, zero_allowed: bool) -> float:
 
 def fraction(value: Any, name: str) -> float:
     """Check that `value` lies in [0, 1]."""
-    number = real(value, name)
-    if not 0 <= number <= 1:
-        raise ArgumentError(f"{name} must lie between 0 and 1, got {number}")
-    return number
+    found = real(value, name)
+    if not 0 <= found <= 1:
+        raise ArgumentError(f"{name} must lie between 0 and 1, got {found}")
+    return found
 
 
 def choice(value: Any, allowed: tuple[Any, ...], name: str) -> Any:

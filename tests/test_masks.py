@@ -209,7 +209,9 @@ def test_open_masks_pass_what_torch_passes(dtype, special, create_graph, trainin
     if training:
         function = normalized(ops.batch_norm_train)
     else:
-        function = normalized(lambda x, *rest, **o: ops.batch_norm_infer(x, *statistics, *rest, **o))
+        function = normalized(
+            lambda x, *rest, **o: ops.batch_norm_infer(x, *statistics, *rest, **o)
+        )
     found = gradients(function, arrays, dy, create_graph)
     tolerance = 1e-5 if dtype == np.float32 else 1e-12
     for position, (got, leaf) in enumerate(zip(found, leaves, strict=True)):

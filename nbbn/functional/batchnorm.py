@@ -273,7 +273,8 @@ def batch_norm(
     training : bool, default False
         Normalize with the batch's statistics.
     momentum : float, default 0.1
-        Weight of the new value in the running statistics; their variance is the unbiased one.
+        Weight of the new value in the running statistics, between 0 and 1 where they are updated;
+        their variance is the unbiased one.
     eps : float, default 1e-5
         Added to the variance.
     axis : int, default 1
@@ -306,7 +307,7 @@ def batch_norm(
         )
     layout = checks.layout(x, axis)
     channels, device = layout.shape[1], layout.device
-    momentum = checks.fraction(momentum, "momentum")
+    checks.number(momentum, "momentum")
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):
         if array is not None:
@@ -320,6 +321,7 @@ def batch_norm(
         return batch_norm_infer(
             x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
         )
+    momentum = checks.fraction(momentum, "momentum")
     _check_running(running_mean, running_var, channels, device)
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
     _update_running(running_mean, running_var, stats, momentum, True, counter)

@@ -72,7 +72,8 @@ class Max(RecordableOp):
 
 def maxima(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Where x is the maximum, y; a maximum that is NaN is every NaN, as in PyTorch."""
-    return (x == y) | ((x != x) & (y != y))
+    ties: np.ndarray = (x == y) | ((x != x) & (y != y))
+    return ties
 
 
 def _share_among_maxima(
