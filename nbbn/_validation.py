@@ -64,6 +64,18 @@ def positive(value: Any, name: str) -> int:
     return integer(value, name, least=1)
 
 
+def number(value: Any, name: str) -> float:
+    """Check that `value` is one real number, finite or not."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def real(
     value: Any,
     name: str,
@@ -74,22 +86,15 @@ def real(
     below: float = math.inf,
 ) -> float:
     """Check that `value` is one finite real number within bounds."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise DTypeError(f"{name} must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ArgumentError(f"{name} must be finite, got {number}")
-    if not (least <= number <= most and above < number < below):
+    found = number(value, name)
+    if not math.isfinite(found):
+        raise ArgumentError(f"{name} must be finite, got {found}")
+    if not (least <= found <= most and above < found < below):
         bounds = {"at least": least, "above": above, "at most": most, "below": below}
         finite = (f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
         expected = " and ".join(finite)
-        raise ArgumentError(f"{name} must be {expected}, got {number}")
-    return number
+        raise ArgumentError(f"{name} must be {expected}, got {found}")
+    return found
 
 
 def fraction(value: Any, name: str) -> float:

@@ -3,12 +3,16 @@
 `with Tape() as tape:` records each operation in the order it runs, which is already a topological
 order: walking the list backwards needs neither a sort nor recursion, and each node is dropped as
 soon as it has been used, so memory falls as the walk goes on.
+
+A result holds its tape, and the tape names a result by its position in the list: there is no cycle,
+so that a tape that nobody walks is freed as soon as nobody holds one of its results.
 """
 
 from __future__ import annotations
 
 import importlib
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -49,7 +53,9 @@ class Tensor:
     requires_grad : bool
     """
 
-    __slots__ = ("_buffer", "_logits", "_tape", "data", "grad", "requires_grad")
+    __slots__ = (
+        "__weakref__", "_buffer", "_logits", "_position", "_tape", "data", "grad", "requires_grad"
+    )  # fmt: skip
     # Makes `array * tensor` call Tensor.__rmul__ instead of looping over the array.
     __array_ufunc__ = None
 
@@ -75,7 +81,9 @@ class Tensor:
         self.data: np.ndarray = data
         self.grad: np.ndarray | None = None
         self.requires_grad = requires_grad is not False and switch(requires_grad, "requires_grad")
+        # What recorded this tensor, if anything, and where on it.
         self._tape: Tape | None = None
+        self._position: Position | None = None
         # An optimizer's slice of its flat gradient array, where it has adopted this tensor.
         self._buffer: np.ndarray | None = None
         # The input of the softmax that made this tensor, for losses that are stable through it.
@@ -357,13 +365,41 @@ def operation(name: str) -> type[Op]:
     return op
 
 
+class Position(int):
+    """Where on its own tape a node finds an input: the number of the node that made it."""
+
+    __slots__ = ()
+
+
+class Elsewhere(Tensor):
+    """Stands for a result of another tape, which a node must not hold: tapes may use each other's.
+
+    Its gradient goes to that tensor while somebody holds it; nobody could read it later.
+    """
+
+    __slots__ = ("original",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor.data, requires_grad=tensor.requires_grad)
+        self.original = weakref.ref(tensor)
+
+    def _accumulate(self, gradient: np.ndarray) -> None:
+        tensor = self.original()
+        if tensor is not None:
+            tensor._accumulate(gradient)
+
+
 class Node(NamedTuple):
-    """One recorded operation."""
+    """One recorded operation.
+
+    An input that the same tape made is a `Position`, any other is what the operation was given. The
+    output is the array, not the tensor, which holds the tape; rules of `graph_rules` get tensors.
+    """
 
     op: type[Op]
     ctx: Any
     inputs: tuple[Any, ...]
-    output: Tensor
+    output: Any
 
 
 class Tape:
@@ -402,6 +438,39 @@ class Tape:
         """Return what was recorded so far, in order, as a new list."""
         return list(self._nodes)
 
+    def record(self, op: type[Op], ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Add an operation; on a consumed tape its output only remembers the tape, for errors."""
+        output.requires_grad = True
+        output._tape = self
+        if not self._consumed:
+            output._position = Position(len(self._nodes))
+            # No tensor that holds a tape.
+            held = [x if getattr(x, "_tape", None) is None else self._held(x) for x in inputs]
+            self._nodes.append(Node(op, ctx, tuple(held), output.data))
+
+    def _held(self, x: Tensor) -> Tensor | Position:
+        if x._tape is self and x.requires_grad and x._position is not None:
+            return x._position
+        return x if x._tape is None or x._tape._consumed else Elsewhere(x)
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether `x` is a result on this tape that can still be differentiated."""
+        return x._tape is self and not self._consumed
+
+    def result(self, position: Position) -> Tensor:
+        """Return a recorded result as a tensor, another one than its operation returned."""
+        tensor = Tensor(0.0, requires_grad=True)
+        # As it is: an array that was released is no longer one.
+        tensor.data = self._nodes[position].output
+        tensor._tape, tensor._position = self, position
+        return tensor
+
+    def release(self, x: Tensor, instead: Any) -> None:
+        """Let go of the array of a result, whose operation and users keep what they need."""
+        assert x._position is not None
+        x.data = instead
+        self._nodes[x._position] = self._nodes[x._position]._replace(output=instead)
+
     def backward(self, loss: Tensor, grad: np.ndarray | None = None) -> None:
         """Add the gradients of `loss` to the `grad` of every leaf it depends on.
 
@@ -430,24 +499,24 @@ class Tape:
                 "this tape did not record the loss: compute it inside `with nbbn.Tape():` from "
                 "tensors that require gradients"
             )
-        grads = {loss: _seed(loss, grad)}
+        grads: dict[int, np.ndarray] = {loss._position: _seed(loss, grad)}  # type: ignore[dict-item]
         self._consumed = True
-        fresh: set[Tensor] = set()
+        fresh: set[int] = set()
         nodes = self._nodes
         while nodes:
             op, ctx, inputs, output = nodes.pop()
-            dy = grads.pop(output, None)
-            ctx.owns_dy = output in fresh
-            fresh.discard(output)
-            output._tape = None
+            position = len(nodes)
+            dy = grads.pop(position, None)
+            ctx.owns_dy = position in fresh
+            fresh.discard(position)
             # The output's array is of no more use, unless to somebody outside.
             del output
             if dy is None:
                 continue
-            ctx.needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+            ctx.needs = tuple(map(_needed, inputs))
             ctx.buffers = _buffers(inputs, dy.dtype)
-            for x, gradient in _wanted(op, ctx.needs, inputs, op.backward(ctx, dy)):
-                if x._tape is not self:
+            for x, gradient in self._wanted(op, ctx.needs, inputs, op.backward(ctx, dy)):
+                if isinstance(x, Tensor):
                     x._accumulate(gradient)
                 elif x in grads:
                     where = backend.device_of(gradient)
@@ -459,6 +528,34 @@ class Tape:
                     grads[x] = gradient
                     if op.fresh:
                         fresh.add(x)
+
+    def _wanted(
+        self, op: type[Op], needs: tuple[bool, ...], inputs: tuple[Any, ...], gradients: Any
+    ) -> Iterator[tuple[Tensor | Position, np.ndarray]]:
+        """Yield what an operation's backward returned for each input that wants it, checked."""
+        if not isinstance(gradients, tuple):
+            gradients = (gradients,)
+        if len(gradients) != len(inputs):
+            raise TapeError(
+                f"{op.__name__}.backward must return a gradient, or None, for each of its "
+                f"{len(inputs)} inputs, got {len(gradients)}"
+            )
+        for x, needed, gradient in zip(inputs, needs, gradients, strict=True):
+            if not needed or gradient is None:
+                continue
+            data = x.data if isinstance(x, Tensor) else self._nodes[x].output
+            if not backend.is_array(gradient) or gradient.shape != data.shape:
+                raise ShapeError(
+                    f"{op.__name__}.backward must return a gradient of shape {data.shape}, "
+                    f"got {getattr(gradient, 'shape', type(gradient).__name__)}"
+                )
+            if gradient.dtype != data.dtype:
+                gradient = backend.contiguous(gradient, data.dtype)
+            yield x, gradient
+
+
+def _needed(x: Any) -> bool:
+    return isinstance(x, Position) or (isinstance(x, Tensor) and x.requires_grad)
 
 
 def _seed(loss: Tensor, grad: np.ndarray | None) -> np.ndarray:
@@ -478,30 +575,6 @@ def _seed(loss: Tensor, grad: np.ndarray | None) -> np.ndarray:
     if backend.device_of(grad) != loss.device:
         raise DeviceError(f"grad is on {backend.device_of(grad)}, the loss on {loss.device}")
     return backend.contiguous(grad, loss.data.dtype)
-
-
-def _wanted(
-    op: type[Op], needs: tuple[bool, ...], inputs: tuple[Any, ...], gradients: Any
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Yield what an operation's backward returned for each input that wants it, checked."""
-    if not isinstance(gradients, tuple):
-        gradients = (gradients,)
-    if len(gradients) != len(inputs):
-        raise TapeError(
-            f"{op.__name__}.backward must return a gradient, or None, for each of its "
-            f"{len(inputs)} inputs, got {len(gradients)}"
-        )
-    for x, needed, gradient in zip(inputs, needs, gradients, strict=True):
-        if not needed or gradient is None:
-            continue
-        if not backend.is_array(gradient) or gradient.shape != x.data.shape:
-            raise ShapeError(
-                f"{op.__name__}.backward must return a gradient of shape {x.shape}, "
-                f"got {getattr(gradient, 'shape', type(gradient).__name__)}"
-            )
-        if gradient.dtype != x.data.dtype:
-            gradient = backend.contiguous(gradient, x.data.dtype)
-        yield x, gradient
 
 
 def _buffers(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray | None, ...]:
@@ -542,13 +615,16 @@ def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[T
     if not recordable:
         backend.not_recordable(f"the operation {op.__name__} is not marked recordable")
     ctx = Context()
-    arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
+    arrays, wanted = [], False
+    for x in inputs:
+        if isinstance(x, Tensor):
+            wanted = wanted or x.requires_grad
+            x = x.data
+        arrays.append(x)
     output = Tensor(op.forward(ctx, *arrays, **attributes))
     tape = _local.tape
-    if tape is not None and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-        output.requires_grad = True
-        output._tape = tape
-        tape._nodes.append(Node(op, ctx, inputs, output))
+    if tape is not None and wanted:
+        tape.record(op, ctx, inputs, output)
     return output, ctx
 
 

@@ -114,7 +114,7 @@ def _layout(
     if not MIN_RANK <= rank <= MAX_RANK:
         raise ShapeError(
             f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
-            "reshape it so that one axis counts the channels"
+            f"{rank_hint(shape, axis, name)}"
         )
     channel = _axis_index(axis, shape, name)
     if shape[channel] == 0:
@@ -131,6 +131,17 @@ def _layout(
     else:
         folded = (math.prod(shape[:channel]), channels, inner)
     return Layout(order, folded, dtype, dtype, _FLOAT64, "cpu")
+
+
+def rank_hint(shape: tuple[int, ...], axis: int, name: str) -> str:
+    """Say how an array of too few or too many dimensions becomes one with a channel axis."""
+    if len(shape) != 1:
+        return "reshape it so that one axis counts the channels"
+    one, many = f"{name}[None, :]", f"{name}[:, None]"
+    if axis in (0, -2):
+        one, many = many, one
+    n = shape[0]
+    return f"{one} is one example of {n} channels, {many} is {n} examples of one channel"
 
 
 def row_layout(x: Any, axis: int, name: str) -> Layout:

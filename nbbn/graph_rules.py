@@ -14,6 +14,8 @@ import numpy as np
 from . import backend, ops
 from . import functional as F  # noqa: N812 - the usual name
 from .autograd import Node, Op, Tensor, apply
+from .ops._common import masked, zeros_beside
+from .ops.shapes import maxima
 
 __all__ = ["RULES", "Cast"]
 
@@ -44,13 +46,35 @@ def _swapped(x: Any) -> Any:
     return x.transpose(*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)
 
 
+class Masked(Op):
+    """Scale by a constant mask that is not negative; nothing passes where it is 0, not even NaN."""
+
+    recordable = True
+    fresh = True
+
+    @staticmethod
+    def forward(ctx: Any, dy: np.ndarray, *, mask: np.ndarray) -> np.ndarray:
+        """Scale."""
+        ctx.mask = mask
+        return masked(dy, mask)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        """Scale again."""
+        return masked(dy, ctx.mask)
+
+
+def _masked(dy: Tensor, mask: np.ndarray) -> Tensor:
+    return apply(Masked, dy, mask=mask)
+
+
 def _where_positive(dy: Tensor, y: np.ndarray | None) -> Tensor:
     """Pass a gradient back through a ReLU of output y; None is no ReLU."""
     if y is None:
         return dy
     mask = backend.empty(y.shape, dy.dtype)
     backend.run(np.greater, y, 0, mask)
-    return dy * mask
+    return _masked(dy, mask)
 
 
 def _per_channel(vector: Any, like: Any, axis: int) -> Any:
@@ -89,6 +113,8 @@ def _divide(node: Node, dy: Tensor) -> Gradients:
 
 def _power(node: Node, dy: Tensor) -> Gradients:
     p = node.ctx.p
+    if p == 0:
+        return (_masked(dy, zeros_beside(dy.data)),)
     return (dy * (node.inputs[0] ** (p - 1) * p),)
 
 
@@ -111,11 +137,11 @@ def _max(node: Node, dy: Tensor) -> Gradients:
     share = backend.empty(x.shape, dy.dtype)
     kept = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     backend.run(_share_of_maxima, x, node.ctx.y.reshape(kept), axes, share)
-    return (dy.reshape(kept) * share,)
+    return (_masked(_expand(dy, x.shape, axes), share),)
 
 
 def _share_of_maxima(x: np.ndarray, y: np.ndarray, axes: tuple[int, ...], out: np.ndarray) -> None:
-    ties = x == y
+    ties = maxima(x, y)
     np.divide(ties, ties.sum(axis=axes, keepdims=True), out=out, casting="same_kind")
 
 
@@ -304,6 +330,7 @@ RULES: dict[type[Op], Callable[[Node, Tensor], Gradients]] = {
     ops.Mean: _mean,
     ops.Max: _max,
     ops.Reshape: lambda node, dy: (dy.reshape(node.ctx.shape),),
+    Masked: lambda node, dy: (_masked(dy, node.ctx.mask),),
     Cast: lambda node, dy: (apply(Cast, dy, dtype=node.ctx.dtype),),
     ops.To: lambda node, dy: (dy.to(node.ctx.device),),
     ops.Transpose: lambda node, dy: (dy.transpose(*node.ctx.inverse),),
@@ -313,7 +340,7 @@ RULES: dict[type[Op], Callable[[Node, Tensor], Gradients]] = {
     ops.Tanh: lambda node, dy: (dy * (1 - node.output * node.output),),
     ops.Softmax: _softmax,
     ops.LogSoftmax: _log_softmax,
-    ops.Dropout: lambda node, dy: (dy * node.ctx.mask,),
+    ops.Dropout: lambda node, dy: (_masked(dy, node.ctx.mask),),
     ops.Linear: _linear,
     ops.CrossEntropy: _cross_entropy,
     ops.BatchNormTrain: _batch_norm_train,

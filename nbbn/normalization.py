@@ -224,9 +224,10 @@ class BatchNorm(Module):
             return self.forward(x.reshape(-1, 1), residual, weights).reshape(-1)
         found = x.shape[self.axis] if -x.ndim <= self.axis < x.ndim else None
         if found != self._channels:
+            hint = f": {checks.rank_hint(x.shape, self.axis, 'x')}" if x.ndim == 1 else ""
             raise ShapeError(
                 f"this BatchNorm has {self._channels} channels on axis {self.axis}, "
-                f"got x of shape {x.shape}"
+                f"got x of shape {x.shape}{hint}"
             )
         policy = self.on_single if x.size == found else None
         fixed = self.frozen or not self.training or policy == "eval"
@@ -266,7 +267,9 @@ class BatchNorm(Module):
         """Weight a of the k-th batch, counted from 1, in the running statistics."""
         if self.momentum is None:
             return 1.0 / k
-        a = self.momentum if self.momentum_weighs == "new" else 1.0 - self.momentum
+        # An attribute, which may have been set to anything since the layer was made.
+        momentum = checks.fraction(self.momentum, "momentum")
+        a = momentum if self.momentum_weighs == "new" else 1.0 - momentum
         # Rounding must not carry the first weight, which is 1, beyond it.
         return min(a / (1.0 - (1.0 - a) ** k), 1.0) if self.zero_debias and a else a
 
@@ -277,8 +280,8 @@ class BatchNorm(Module):
         if self._observed is not None:
             self._observed.append(stats)
             return
-        backend.run(_increment, self.num_batches_tracked)
         weight: Any = self.weight_of_new(1)
+        backend.run(_increment, self.num_batches_tracked)
         if self.momentum is None or self.zero_debias:
             # An array, read when the update runs: a replayed step counts on.
             weight = backend.empty((), np.float64)

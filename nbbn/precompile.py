@@ -102,6 +102,7 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     softmax_cpu.scaled_sum(vector, 1.0, vector)
     elementwise_cpu.add_bias(rows, vector, rows)
     elementwise_cpu.bias_gradient(rows, vector)
+    elementwise_cpu.masked(vector, vector, vector.copy())
     dropout_cpu.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
     hyper = np.zeros(9, dtype)
     optim_cpu.sgd(vector, hyper, vector, vector)

@@ -8,12 +8,13 @@ records how each gradient came about. First-order training passes none of this.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from . import checks
 from ._validation import iterate, switch
-from .autograd import Node, Tensor, apply, recording_tape
+from .autograd import Elsewhere, Node, Position, Tape, Tensor, apply, recording_tape
 from .errors import DTypeError, ShapeError, TapeError
 from .graph_rules import RULES, Cast, Gradients
 
@@ -71,7 +72,7 @@ def grad(
     (array([27.], dtype=float32), array([972.], dtype=float32))
     """
     tape = output._tape if isinstance(output, Tensor) else None
-    if tape is None:
+    if tape is None or not tape.holds(output):
         raise TapeError(
             "no tape holds this output: compute it inside `with nbbn.Tape():` from tensors that "
             "require gradients, and call grad before backward"
@@ -87,49 +88,76 @@ def grad(
         raise DTypeError("inputs must be a list of Tensors, got one Tensor: put it into a list")
     wanted = list(iterate(inputs, "inputs", "Tensors"))
     nodes = tape.nodes()
-    sources = _sources(output, nodes)
-    for position, x in enumerate(wanted):
-        if not isinstance(x, Tensor) or x not in sources:
-            raise TapeError(f"the output does not depend on input {position}")
-    reached = _reached(nodes, wanted)
-    gradients = {output: _start(output, grad_output)}
-    found: dict[Tensor, Tensor] = {}
-    differentiate = _on_tensors if create_graph else _on_arrays
-    for node in reversed(nodes):
-        dy = gradients.pop(node.output, None)
+    keys = [_key(x._position if isinstance(x, Tensor) and tape.holds(x) else x) for x in wanted]
+    start = output._position
+    sources = _sources(start, nodes)
+    for number, key in enumerate(keys):
+        if key is None or key not in sources:
+            raise TapeError(f"the output does not depend on input {number}")
+    reached = _reached(nodes, keys)
+    gradients: dict[Any, Tensor] = {start: _start(output, grad_output)}
+    found: dict[Any, Tensor] = {}
+    for position in reversed(range(len(nodes))):
+        dy = gradients.pop(position, None)
         if dy is None:
             continue
-        if any(node.output is x for x in wanted):
-            found[node.output] = dy
-        needs = tuple(isinstance(x, Tensor) and x in reached for x in node.inputs)
-        if any(needs):
-            for x, needed, dx in zip(
-                node.inputs, needs, differentiate(node, dy, needs), strict=True
-            ):
-                if needed and dx is not None:
-                    # Where types mix, a gradient has its tensor's.
-                    dx = dx if dx.dtype == x.dtype else apply(Cast, dx, dtype=x.dtype)
-                    gradients[x] = gradients[x] + dx if x in gradients else dx
+        if position in keys:
+            found[position] = dy
+        node = nodes[position]
+        own = [_key(x) for x in node.inputs]
+        needs = tuple(key in reached for key in own)
+        if not any(needs):
+            continue
+        if create_graph:
+            differentiated = _on_tensors(_as_tensors(tape, node, position), dy, needs)
+        else:
+            differentiated = _on_arrays(node, dy, needs)
+        for key, needed, dx in zip(own, needs, differentiated, strict=True):
+            if needed and dx is not None:
+                # Where types mix, a gradient has its tensor's.
+                dtype = (nodes[key].output if isinstance(key, Position) else key).dtype
+                dx = dx if dx.dtype == dtype else apply(Cast, dx, dtype=dtype)
+                gradients[key] = gradients[key] + dx if key in gradients else dx
     found = gradients | found
-    return [found[x] if x in found else Tensor(np.zeros(x.shape, x.dtype)) for x in wanted]
+    return [
+        found[key] if key in found else Tensor(np.zeros(x.shape, x.dtype))
+        for key, x in zip(keys, wanted, strict=True)
+    ]
 
 
-def _reached(nodes: Sequence[Node], inputs: Sequence[Tensor]) -> set[Tensor]:
-    """All tensors that depend on one of `inputs`, these included."""
-    reached = set(inputs)
-    for node in nodes:
-        if any(isinstance(x, Tensor) and x in reached for x in node.inputs):
-            reached.add(node.output)
+def _key(x: Any) -> Any:
+    """What names an input, of a node or wanted, among gradients; None for a constant."""
+    if isinstance(x, Elsewhere):
+        original = x.original()
+        return x if original is None else original
+    return x if isinstance(x, Tensor | Position) else None
+
+
+def _reached(nodes: Sequence[Node], keys: Sequence[Any]) -> set[Any]:
+    """All tensors that depend on one of `keys`, these included."""
+    reached = set(keys)
+    for position, node in enumerate(nodes):
+        if any(_key(x) in reached for x in node.inputs):
+            reached.add(position)
     return reached
 
 
-def _sources(output: Tensor, nodes: Sequence[Node]) -> set[Tensor]:
-    """All tensors that `output` depends on, itself included."""
-    sources = {output}
-    for node in reversed(nodes):
-        if node.output in sources:
-            sources.update(x for x in node.inputs if isinstance(x, Tensor))
-    return sources
+def _sources(start: Any, nodes: Sequence[Node]) -> set[Any]:
+    """All tensors that a result depends on, itself included."""
+    sources = {start}
+    for position in reversed(range(len(nodes))):
+        if position in sources:
+            sources.update(_key(x) for x in nodes[position].inputs)
+    return sources - {None}
+
+
+def _as_tensors(tape: Tape, node: Node, position: int) -> Node:
+    """Return a node whose inputs and output are tensors that the tape can follow."""
+    inputs = tuple(
+        tape.result(x) if isinstance(x, Position) else _key(x) if isinstance(x, Tensor) else x
+        for x in node.inputs
+    )
+    return node._replace(inputs=inputs, output=tape.result(Position(position)))
 
 
 def _start(output: Tensor, grad_output: Tensor | np.ndarray | None) -> Tensor:

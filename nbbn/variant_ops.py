@@ -165,7 +165,9 @@ def _renormalize(
 def _renormalized_gradient(
     r: np.ndarray, d: np.ndarray, dbeta: np.ndarray, dgamma: np.ndarray
 ) -> None:
-    dgamma[...] = r * dgamma + d * dbeta
+    # A shift that is off adds nothing, not even 0 * Inf.
+    shifted = np.multiply(d, dbeta, out=np.zeros_like(d), where=d != 0)
+    dgamma[...] = r * dgamma + shifted
 
 
 class InPlaceBatchNorm(Op):
@@ -458,5 +460,5 @@ def in_place_batch_norm(
         slope=slope, eps=eps, axis=axis, single=single,
     )  # fmt: skip
     if isinstance(x, Tensor) and x._tape is not None and x._tape is y._tape:
-        x.data = Released(x.shape, x.dtype)  # type: ignore[assignment]
+        x._tape.release(x, Released(x.shape, x.dtype))
     return y, ctx.stats  # type: ignore[attr-defined]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -230,6 +232,169 @@ def test_memory_falls_while_backward_walks():
     # The node under way is alive, and the one before it until its variables are assigned again.
     assert all(now <= 101 - walked for walked, now in enumerate(alive))
     assert alive[-1] <= 2
+
+
+@pytest.fixture
+def without_collector():
+    """Nothing but reference counts frees memory in the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def dropped(tape, loss):
+    """A step that needs its loss and no gradient: an evaluation, or one that is given up."""
+
+
+def walked(tape, loss):
+    tape.backward(loss)
+
+
+def walked_from_the_loss(tape, loss):
+    del tape
+    loss.backward()
+
+
+def first_gradients(tape, loss):
+    nbbn.grad(loss, [loss])
+
+
+def failed(tape, loss):
+    with pytest.raises(ShapeError):
+        tape.backward(loss, np.ones(2))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [dropped, walked, walked_from_the_loss, first_gradients, failed],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.usefixtures("without_collector")
+def test_a_tape_needs_no_collector(end):
+    saved = []
+    w = Parameter(np.ones((100, 100)))
+    for _ in range(50):
+        with Tape() as tape:
+            h = nbbn.ops.relu(w * 2)
+            saved.append(weakref.ref(h.data))
+            loss = (h @ h).sum()
+        end(tape, loss)
+        del tape, h, loss
+        assert all(array() is None for array in saved)
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_a_step_that_is_given_up_leaves_no_memory():
+    w = Parameter(np.ones(100_000))
+
+    def step():
+        with Tape():
+            loss = ((w * 2).exp() + 1).log().mean()
+        return loss.item()
+
+    step()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(50):
+            step()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_a_second_derivative_needs_no_collector():
+    saved = []
+    w = Parameter(np.ones((20, 20)))
+    for _ in range(5):
+        with Tape():
+            h = nbbn.ops.tanh(w @ w)
+            (slope,) = nbbn.grad((h * h).sum(), [w], create_graph=True)
+            saved += [weakref.ref(h.data), weakref.ref(slope.data)]
+            (slope * slope).sum()
+        del h, slope
+        assert all(array() is None for array in saved)
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_an_exception_in_the_block_leaves_no_memory():
+    saved = []
+
+    def step(w):
+        with Tape():
+            h = w * 2
+            saved.append(weakref.ref(h.data))
+            h @ np.ones((7, 7))
+
+    w = Parameter(np.ones((3, 3)))
+    for _ in range(3):
+        with contextlib.suppress(ShapeError):
+            step(w)
+        assert saved[-1]() is None
+    with Tape() as tape:
+        loss = w.sum()
+    tape.backward(loss)
+    np.testing.assert_array_equal(w.grad, np.ones((3, 3)))
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_tapes_that_use_results_of_each_other_leave_no_memory():
+    w = Parameter(np.ones(3))
+    saved = []
+    for ends in ((), ("outer",), ("inner",), ("inner", "outer"), ("outer", "inner")):
+        with Tape() as outer:
+            a = w * 2
+            with Tape() as inner:
+                b = a * 3
+            c = b * a
+        tapes = {"inner": (inner, b), "outer": (outer, c)}
+        saved += [weakref.ref(tensor.data) for tensor in (a, b, c)]
+        for name in ends:
+            tape, result = tapes[name]
+            tape.backward(result, np.ones(3))
+        if ends == ("inner", "outer"):
+            np.testing.assert_array_equal(a.grad, [3, 3, 3])
+            np.testing.assert_array_equal(b.grad, [2, 2, 2])
+        del a, b, c, outer, inner, tapes
+        if ends:
+            del tape, result
+        assert all(array() is None for array in saved)
+
+
+def test_gradients_of_what_another_tape_recorded():
+    w = Parameter(np.array([2.0]))
+    with Tape():
+        a = w * w
+        with Tape():
+            b = a * a
+            (slope,) = nbbn.grad(b, [a], create_graph=True)
+            (curvature,) = nbbn.grad(slope, [a])
+        with pytest.raises(TapeError, match="not depend"):
+            nbbn.grad(b, [w])
+    np.testing.assert_array_equal(slope.data, [8])
+    np.testing.assert_array_equal(curvature.data, [2])
+
+
+def test_the_gradient_of_a_result_that_nobody_holds_is_lost():
+    w = Parameter([2.0])
+    with Tape():
+        a = w * w
+        with Tape() as inner:
+            b = a * 3
+        del a
+        inner.backward(b)
+        assert w.grad is None
+
+
+def test_a_loss_keeps_its_tape():
+    w = Parameter([3.0])
+    with Tape():
+        loss = (w * w).sum()
+    loss.backward()
+    np.testing.assert_array_equal(w.grad, [6])
 
 
 def test_intermediate_gradients_are_freed():

@@ -8,6 +8,7 @@ import reference
 from batchnorm_cases import Case, assert_close, assert_forward
 from views import read_only
 
+import nbbn
 from nbbn import functional as fn
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 
@@ -222,6 +223,84 @@ def test_momentum_must_be_a_number():
     for momentum in (np.array([0.1]), np.array("a"), np.array(0.1j)):
         with pytest.raises(DTypeError, match="momentum must be a number"):
             fn.update_running_stats(ROW.copy(), ROW.copy(), STATS, momentum=momentum)
+
+
+@pytest.mark.parametrize("momentum", [-0.5, 1.5, 7, np.nan, np.inf, np.float32(2)])
+def test_momentum_that_is_not_used_may_be_anything(momentum):
+    """As in PyTorch: inference, no running statistics, one value per channel that moves none."""
+    expected = fn.batch_norm_infer(X, ROW, ROW)
+    y = fn.batch_norm(X, ROW, ROW, momentum=momentum)
+    np.testing.assert_array_equal(y, expected)
+    fn.batch_norm(X, training=True, momentum=momentum)
+    one = X[:1]
+    for on_single in ("eval", "skip"):
+        mean, var = ROW.copy(), ROW.copy()
+        fn.batch_norm(one, mean, var, training=True, momentum=momentum, on_single=on_single)
+    with pytest.raises(ArgumentError, match="momentum"):
+        fn.batch_norm(X, ROW.copy(), ROW.copy(), training=True, momentum=momentum)
+
+
+def test_momentum_that_is_not_used_is_a_number():
+    for momentum in ("fast", None, np.ones(2), True, 1j):
+        with pytest.raises(DTypeError, match="momentum must be a number"):
+            fn.batch_norm(X, ROW, ROW, momentum=momentum)
+
+
+def test_nothing_is_written_when_the_momentum_is_refused():
+    mean, var, out = ROW.copy(), ROW.copy(), np.full_like(X, 7)
+    with pytest.raises(ArgumentError, match=r"momentum must lie between 0 and 1, got 1\.5"):
+        fn.batch_norm(X, mean, var, training=True, momentum=1.5, out=out)
+    np.testing.assert_array_equal(mean, ROW)
+    np.testing.assert_array_equal(var, ROW)
+    assert (out == 7).all()
+
+
+def test_the_momentum_of_a_layer_matters_in_training():
+    """Set on a layer, which refuses it when it is made."""
+    layer = nbbn.BatchNorm(X.shape[1], dtype=X.dtype)
+    layer.momentum = 1.5
+    layer.eval()(X)
+    layer.frozen = True
+    layer.train()(X)
+    layer.frozen = False
+    before = layer.state_dict()
+    with pytest.raises(ArgumentError, match="momentum"):
+        layer(X)
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+STATISTIC = np.ones(4)
+RANK_1 = {
+    "batch_norm_train": lambda x, axis: fn.batch_norm_train(x, axis=axis),
+    "batch_norm_infer": lambda x, axis: fn.batch_norm_infer(x, STATISTIC, STATISTIC, axis=axis),
+    "batch_norm": lambda x, axis: fn.batch_norm(x, axis=axis),
+    "batch_norm_backward": lambda x, axis: fn.batch_norm_backward(x, x, STATS, axis=axis),
+    "weighted": lambda x, axis: fn.weighted_batch_norm_train(x, STATISTIC, axis=axis),
+    "layer": lambda x, axis: nbbn.BatchNorm(4, axis=axis)(x),
+    "keras layer": lambda x, axis: nbbn.BatchNorm(4, convention="keras", axis=axis)(x),
+    "layer of other channels": lambda x, axis: nbbn.BatchNorm(3, axis=axis)(x),
+    "ghost": lambda x, axis: nbbn.GhostBatchNorm(4, 2, axis=axis)(x),
+    "evaluation": lambda x, axis: nbbn.BatchNorm(4, axis=axis).eval()(x),
+}
+
+
+@pytest.mark.parametrize("axis", [1, -1, 0])
+@pytest.mark.parametrize("name", RANK_1)
+def test_an_array_of_one_dimension_learns_which_to_add(name, axis):
+    x = np.arange(4.0)
+    with pytest.raises(ShapeError) as caught:
+        RANK_1[name](x, axis)
+    message = str(caught.value)
+    assert "shape (4,)" in message
+    one, many = ("x[:, None]", "x[None, :]") if axis == 0 else ("x[None, :]", "x[:, None]")
+    assert f"{one} is one example of 4 channels" in message
+    assert f"{many} is 4 examples of one channel" in message
+
+
+def test_an_array_of_no_dimensions_is_refused():
+    with pytest.raises(ShapeError, match=r"2 to 5 dimensions, got shape \(\)"):
+        fn.batch_norm_train(np.array(1.0))
 
 
 def test_options_that_are_arrays():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -278,12 +282,97 @@ def test_a_batch_norm_without_state_is_skipped(rng):
     assert state_of(other) == state_of(model)
 
 
+AFFINE = [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.fixture(params=["this", "older"])
+def torch_of_an_age(request, monkeypatch):
+    """PyTorch, and PyTorch as it was when a scale came with a shift."""
+    torch = pytest.importorskip("torch")
+    if request.param == "older":
+
+        class BatchNorm1d(torch.nn.BatchNorm1d):
+            def __init__(
+                self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True
+            ):
+                super().__init__(num_features, eps, momentum, affine, track_running_stats)
+
+        monkeypatch.setattr(torch.nn, "BatchNorm1d", BatchNorm1d)
+    elif "bias" not in inspect.signature(torch.nn.BatchNorm1d).parameters:
+        pytest.skip("this PyTorch has no BatchNorm with scale and no shift")
+    return torch, request.param
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize(("scale", "shift"), AFFINE)
+def test_options_build_the_same_module_in_torch(scale, shift, tracked, torch_of_an_age, rng):
+    """It learns what the layer learns, under the same names, and trains alike."""
+    torch, age = torch_of_an_age
+    model = net(scale=scale, shift=shift, track_running_stats=tracked, eps=1e-2, momentum=0.3)
+    inexact = (scale, shift) == (False, True) or (
+        (scale, shift) == (True, False) and age == "older"
+    )
+    absent = "weight" if shift else "bias"
+    if inexact:
+        with pytest.warns(UserWarning, match=rf"module\.{absent}\.requires_grad_\(False\)"):
+            options = convert.options(model[1], "torch")
+    else:
+        options = convert.options(model[1], "torch")
+    assert ("bias" in options) == ((scale, shift) == (True, False) and age == "this")
+    module = torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6, **options), torch.nn.ReLU(),
+        torch.nn.Linear(6, 3),
+    ).double()  # fmt: skip
+    if inexact:
+        getattr(module[1], absent).requires_grad_(False)
+    learned = [name for name, p in module[1].named_parameters() if p.requires_grad]
+    assert learned == ["weight"] * scale + ["bias"] * shift
+    assert (module[1].eps, module[1].momentum) == (1e-2, 0.3)
+
+    names = ["0", "1", "3"] if scale or shift or tracked else ["0", "3"]
+    state = convert.to_torch(model, names=names)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    own = nbbn.optim.SGD(model.parameters(), 0.1)
+    for _ in range(4):
+        x = rng.normal(size=(8, 4))
+        optimizer.zero_grad()
+        loss = module(torch.from_numpy(x)).square().mean()
+        loss.backward()
+        optimizer.step()
+        with nbbn.Tape() as tape:
+            value = (model(nbbn.Tensor(x)) ** 2).mean()
+        tape.backward(value)
+        own.step()
+        own.zero_grad()
+        assert value.item() == pytest.approx(loss.item(), rel=1e-10)
+
+    again = net(scale=scale, shift=shift, track_running_stats=tracked)
+    convert.load_torch(again, module.state_dict(), names=names, eps=1e-2, momentum=0.3)
+    for name, array in model.state_dict().items():
+        np.testing.assert_allclose(again.state_dict()[name], array, rtol=1e-9, atol=1e-12)
+
+
+def test_a_scale_alone_leaves_no_shift_in_the_state(rng):
+    """Without any PyTorch loaded too: files are for the present one."""
+    model = net(shift=False)
+    assert "1.bias" not in convert.to_torch(model, names=["0", "1", "3"])
+    code = (
+        "import sys, nbbn; from nbbn import convert; layer = nbbn.BatchNorm(3, shift=False);"
+        "assert convert.options(layer, 'torch')['bias'] is False;"
+        "assert 'bias' not in convert.to_torch(layer);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("missing", ["scale", "shift"])
-def test_pytorch_has_scale_and_shift_or_neither(missing, rng):
-    """What is filled in on the way there is left out on the way back, if it still does nothing."""
+def test_what_does_nothing_is_left_out_on_the_way_back(missing):
+    """A scale of ones, which PyTorch always has beside a shift, and a shift of zeros."""
     model, other = net(**{missing: False}), net(**{missing: False})
     state = convert.to_torch(model)
     name, neutral = {"scale": ("1.weight", 1), "shift": ("1.bias", 0)}[missing]
+    state.setdefault(name, np.zeros(6))
     np.testing.assert_array_equal(state[name], np.full(6, neutral))
     other[0].weight.data[...] = 0
     convert.load_torch(other, state)
@@ -291,6 +380,28 @@ def test_pytorch_has_scale_and_shift_or_neither(missing, rng):
     state[name] = state[name] + 1
     with pytest.raises(ArgumentError, match="the model has no place for"):
         convert.load_torch(other, state)
+
+
+def test_a_module_without_shift_needs_a_layer_without():
+    torch = pytest.importorskip("torch")
+    if "bias" not in inspect.signature(torch.nn.BatchNorm1d).parameters:
+        pytest.skip("this PyTorch has no BatchNorm with scale and no shift")
+    module = torch.nn.BatchNorm1d(3, bias=False)
+    layer = nbbn.BatchNorm(3, shift=False)
+    convert.load_torch(layer, module.state_dict())
+    before = state_of(nbbn.BatchNorm(3))
+    full = nbbn.BatchNorm(3)
+    with pytest.raises(ArgumentError, match="the beta of PyTorch's '' is missing"):
+        convert.load_torch(full, module.state_dict())
+    assert state_of(full) == before
+
+
+@pytest.mark.parametrize(("scale", "shift"), AFFINE)
+def test_keras_options_say_what_is_learned(scale, shift):
+    layer = nbbn.BatchNorm(3, scale=scale, shift=shift)
+    options = convert.options(layer, "keras")
+    assert (options["scale"], options["center"]) == (scale, shift)
+    assert len(convert.to_keras(layer)) == 2 + scale + shift
 
 
 def deep(width: int = 5) -> nbbn.Sequential:

@@ -340,6 +340,19 @@ def test_the_backend_runs_a_node():
     np.testing.assert_array_equal(c, np.full((2, 4), 6))
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("kind", ["SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"])
+def test_an_ignored_row_of_infinite_loss_counts_nothing(kind, reduction):
+    scores = np.log(np.array([[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]], np.float32))
+    labels = np.array([0, -1, 1])
+    node = helper.make_node(kind, ["x", "t"], ["l"], reduction=reduction, ignore_index=-1)
+    expected = nbbn.onnx.Backend.run_node(node, [scores, labels], opset_version=13)[0]
+    assert np.isfinite(expected).all()
+    scores[1, 0] = -np.inf
+    found = nbbn.onnx.Backend.run_node(node, [scores, labels], opset_version=13)[0]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_backend_normalizes_half_precision_and_one_axis(rng):
     """A one-dimensional x has one channel; statistics stay float32 beside a float16 x."""
     x = rng.normal(2, 3, size=50).astype(np.float16)

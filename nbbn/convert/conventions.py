@@ -13,6 +13,9 @@ the ONNX operator BatchNormalization-15.
 
 from __future__ import annotations
 
+import inspect
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -273,6 +276,15 @@ def with_settings(
     )
 
 
+def torch_can_omit_shift() -> bool:
+    """Whether PyTorch has a BatchNorm with scale and no shift: ``bias=False``, not in old ones.
+
+    That is the PyTorch that is loaded; without one, the present one.
+    """
+    torch = sys.modules.get("torch")
+    return torch is None or "bias" in inspect.signature(torch.nn.BatchNorm1d).parameters
+
+
 def options(layer: BatchNorm, framework: str) -> dict[str, Any]:
     """Give the arguments that build the same layer in another framework.
 
@@ -292,6 +304,12 @@ def options(layer: BatchNorm, framework: str) -> dict[str, Any]:
     ------
     ArgumentError
         An unknown framework, or one that cannot express the layer.
+
+    Warns
+    -----
+    UserWarning
+        PyTorch would learn a scale beside the layer's shift, or, where it is too old for
+        ``bias=False``, a shift beside its scale; how to freeze that.
     """
     state = BatchNormState.of(layer).to(framework)
     if framework != "keras" and layer.axis not in (1, -1):
@@ -299,14 +317,26 @@ def options(layer: BatchNorm, framework: str) -> dict[str, Any]:
             f"{framework} normalizes axis 1 and this layer axis {layer.axis}: move the axis"
         )
     if framework == "torch":
-        affine = layer.gamma is not None or layer.beta is not None
-        tracked = layer.running_mean is not None
-        return {
+        scale, shift = layer.gamma is not None, layer.beta is not None
+        found: dict[str, Any] = {
             "eps": state.eps,
             "momentum": state.momentum,
-            "affine": affine,
-            "track_running_stats": tracked,
+            "affine": scale or shift,
+            "track_running_stats": layer.running_mean is not None,
         }
+        if scale and not shift and torch_can_omit_shift():
+            found["bias"] = False
+        elif scale != shift:
+            there, absent, leaf = (
+                ("scale", "shift", "bias") if scale else ("shift", "scale", "weight")
+            )
+            warnings.warn(
+                f"this layer learns a {there} and no {absent}, which PyTorch cannot: keep the "
+                f"{absent} that to_torch fills in with module.{leaf}.requires_grad_(False)",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
     if state.mean is None:
         raise ArgumentError(f"{framework} has no batch normalization without running statistics")
     if framework == "onnx":

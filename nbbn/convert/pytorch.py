@@ -19,6 +19,7 @@ from .conventions import (
     as_array,
     assignment,
     known_updates,
+    torch_can_omit_shift,
     variance,
     with_settings,
 )
@@ -119,8 +120,10 @@ def to_torch(
     """Return a PyTorch state dict of a model of Dense and BatchNorm layers.
 
     PyTorch takes it with ``load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})``,
-    and `safetensors.numpy.save_file` writes it. A scale or a shift that a BatchNorm lacks is filled
-    in, for PyTorch has both or neither; `load_torch` leaves it out again.
+    and `safetensors.numpy.save_file` writes it. `options` builds the module that each BatchNorm
+    fits. Beside a shift PyTorch always has a scale: ones are filled in, and `load_torch` leaves
+    them out again. So are zeros beside a scale where the PyTorch that is loaded is too old for
+    ``bias=False``.
 
     Parameters
     ----------
@@ -161,7 +164,7 @@ def _batch_norm_arrays(layer: BatchNorm, count: int | None) -> dict[str, np.ndar
     gamma, beta = state.gamma, state.beta
     if gamma is None and beta is not None:
         gamma = np.ones_like(beta)
-    elif beta is None and gamma is not None:
+    elif beta is None and gamma is not None and not torch_can_omit_shift():
         beta = np.zeros_like(gamma)
     updates = None if state.mean is None else np.array(state.updates or 0, np.int64)
     return {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
-from .._validation import choice, fraction, switch
+from .._validation import choice, fraction, number, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ._kind import in_kind
 from ._out import Target, unchanged_by
@@ -227,9 +227,9 @@ def update_running_stats(
         Arrays that do not fit, that share memory or are read-only, a running variance below 0,
         momentum outside [0, 1].
     """
-    number = fraction(momentum, "momentum")
+    checked = fraction(momentum, "momentum")
     if not isinstance(momentum, np.ndarray):
-        momentum = number
+        momentum = checked
     if not isinstance(stats, BatchNormStats | WeightedStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
     unbiased = switch(unbiased, "unbiased")
@@ -276,7 +276,8 @@ def batch_norm(
     training : bool, default False
         Normalize with the batch's statistics.
     momentum : float, default 0.1
-        Weight of the new value in the running statistics; their variance is the unbiased one.
+        Weight of the new value in the running statistics, between 0 and 1 where they are updated;
+        their variance is the unbiased one.
     eps : float, default 1e-5
         Added to the variance.
     axis : int, default 1
@@ -310,7 +311,7 @@ def batch_norm(
         )
     layout = checks.layout(x, axis)
     channels, device = layout.shape[1], layout.device
-    momentum = fraction(momentum, "momentum")
+    number(momentum, "momentum")
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
     for name, array in (("running_mean", running_mean), ("running_var", running_var)):
         if array is not None:
@@ -324,6 +325,7 @@ def batch_norm(
         return batch_norm_infer(
             x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
         )
+    momentum = checks.fraction(momentum, "momentum")
     _check_running(running_mean, running_var, channels, device)
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
     _update_running(running_mean, running_var, stats, momentum, True, counter)

@@ -87,7 +87,9 @@ def backward_affine(gamma, mean, inv_std, count, fixed, wide, narrow, dgamma, db
     for j in range(C):
         rest = mean[j] - np.float64(narrow[j])
         sum_g = wide[j]
-        sum_g_x_hat = (wide[C + j] - rest * sum_g) * inv_std[j]
+        # Beside an infinite sum the rest is nothing, and 0 * Inf would be NaN.
+        offset = rest * sum_g if abs(sum_g) < np.inf else 0.0
+        sum_g_x_hat = (wide[C + j] - offset) * inv_std[j]
         a = inv_std[j]
         if gamma.size > 0:
             a *= gamma[j]

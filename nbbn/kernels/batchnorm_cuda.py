@@ -156,8 +156,11 @@ def _gradient_sums(dy, x, y, i, count, inner, step, jump, shift):
 
 
 @device_function
-def _gradient_walk(dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level):
-    """Dx = scale * (g + slope * (x - shift) + level) along a walk, backwards, two at a time."""
+def _gradient_walk(dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level, fixed):
+    """Dx = scale * (g + slope * (x - shift) + level) along a walk, backwards, two at a time.
+
+    Fixed statistics pass scale * g, whatever x is.
+    """
     if count == 0:
         return
     i, b = last_index(i, count, inner, step, jump), 0
@@ -169,9 +172,11 @@ def _gradient_walk(dy, x, y, dx, i, count, inner, step, jump, shift, scale, slop
         g, h = load(dy, i, zero), load(dy, j, zero)
         if y.size > 0:
             g, h = choose(load(y, i, zero), g, zero), choose(load(y, j, zero), h, zero)
-        u, v = load(x, i, zero) - shift, load(x, j, zero) - shift
-        store(dx, i, scale * (g + (slope * u + level)))
-        store(dx, j, scale * (h + (slope * v + level)))
+        if not fixed:
+            u, v = load(x, i, zero) - shift, load(x, j, zero) - shift
+            g, h = g + (slope * u + level), h + (slope * v + level)
+        store(dx, i, scale * g)
+        store(dx, j, scale * h)
         i, b = step_on(j, b, inner, -step, -jump)
 
 
@@ -269,7 +274,9 @@ def _backward(V, acc, planes):
             _keep(dgamma, c, planes, b)
         if cuda.gridDim.y * cuda.gridDim.z == 1:
             scale, slope, level = _gradient_affine(gamma, c, planes, inverse, a, b, N * S, fixed)
-            _gradient_walk(dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level)
+            _gradient_walk(
+                dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level, fixed
+            )
 
     return kernel
 
@@ -286,7 +293,9 @@ def _input_gradient(V, acc, planes):
             inverse = _channels(inv_std, c, planes, zero)
             scale, slope, level = _gradient_affine(gamma, c, planes, inverse, a, b, N * S, fixed)
             shift = _channels(mean, c, planes, zero)
-            _gradient_walk(dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level)
+            _gradient_walk(
+                dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level, fixed
+            )
 
     return kernel
 

@@ -102,6 +102,18 @@ def _relu_backward(dy, y, threads, dx):
 
 
 @Kernel
+def _masked(x, mask, threads, y):
+    """Y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        source, factor, target = x[first:last], mask[first:last], y[first:last]
+        zero = x.dtype.type(0)
+        for i in range(source.size):
+            product = source[i] * factor[i]
+            target[i] = product if factor[i] > zero else zero
+
+
+@Kernel
 def _sigmoid(x, threads, y):
     """Y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
     for t in prange(threads):
@@ -181,6 +193,12 @@ def relu_backward(dy, y, dx):
     """Pass the gradient where the output is positive."""
     threads = workers(y.size)
     _relu_backward(threads, dy, y, threads, dx)
+
+
+def masked(x, mask, y):
+    """Scale by a mask that is not negative; 0 where it is 0, even of NaN and Inf."""
+    threads = workers(x.size)
+    _masked(threads, x, mask, threads, y)
 
 
 def sigmoid(x, y):

@@ -27,6 +27,14 @@ def _relu_backward(i, like, operands):
 
 
 @Elementwise
+def _masked(i, like, operands):
+    """Y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
+    x, mask, y = operands
+    factor = load(mask, i, like)
+    store(y, i, choose(factor, load(x, i, like) * factor, spread(0, like)))
+
+
+@Elementwise
 def _sigmoid(i, like, operands):
     """Y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
     x, y = operands
@@ -76,6 +84,11 @@ def relu(x, y):
 def relu_backward(dy, y, dx):
     """Pass the gradient where the output is positive."""
     _relu_backward(dy, y, dx)
+
+
+def masked(x, mask, y):
+    """Scale by a mask that is not negative; 0 where it is 0, even of NaN and Inf."""
+    _masked(x, mask, y)
 
 
 def sigmoid(x, y):

@@ -122,7 +122,7 @@ def _reduced(
     flat = np.where(ignored, 0, flat)
     factors = np.ones(len(flat), rows.dtype) if weights is None else weights[flat]
     factors = np.where(ignored, 0, factors).astype(rows.dtype)
-    losses: np.ndarray = factors * loss_of(rows, flat)
+    losses: np.ndarray = factors * np.where(ignored, 0, loss_of(rows, flat))
     reduction = node.attribute("reduction", b"mean").decode()
     if reduction == "none":
         return losses.reshape(labels.shape)

@@ -50,9 +50,25 @@ def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
     return out
 
 
+def masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Scale by a dense mask >= 0 of x's shape; where it is 0 nothing passes, not even NaN."""
+    device = backend.device_of(mask)
+    out = backend.empty(mask.shape, mask.dtype, device)
+    flat = (a.reshape(-1) for a in (backend.contiguous(x, mask.dtype), mask, out))
+    backend.run(backend.kernels("elementwise", device).masked, *flat)
+    return out
+
+
 def empty_beside(shape: tuple[int, ...], like: Any) -> np.ndarray:
     """Allocate beside an array, in its type."""
     return backend.empty(shape, like.dtype, backend.device_of(like))
+
+
+def zeros_beside(like: Any) -> np.ndarray:
+    """Make zeros of an array's shape and type."""
+    out = empty_beside(like.shape, like)
+    backend.run(np.copyto, out, 0)
+    return out
 
 
 def unbroadcast(dy: np.ndarray, like: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ from .. import functional as F  # noqa: N812 - the usual name
 from .._validation import real
 from ..autograd import Tensor, apply
 from ..errors import ArgumentError, DTypeError
-from ._common import RecordableOp, compute
+from ._common import RecordableOp, masked
 
 __all__ = ["dropout", "log_softmax", "relu", "sigmoid", "softmax", "tanh"]
 
@@ -102,11 +102,11 @@ class Dropout(RecordableOp):
         key = backend.empty(1, np.uint64, device, lasting=True)
         backend.run_ahead(_draw_key, rng, key)
         backend.run(backend.kernels("dropout", device).dropout_mask, key, p, ctx.mask.reshape(-1))
-        return compute(np.multiply, x, ctx.mask)
+        return masked(x, ctx.mask)
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        return compute(np.multiply, dy, ctx.mask)
+        return masked(dy, ctx.mask)
 
 
 def _draw_key(rng: np.random.Generator, key: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from .. import checks
 from .._validation import real
 from ..errors import ShapeError
-from ._common import RecordableOp, compute, matmul, unbroadcast
+from ._common import RecordableOp, compute, matmul, unbroadcast, zeros_beside
 
 
 class Add(RecordableOp):
@@ -88,6 +88,9 @@ class Power(RecordableOp):
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
+        if ctx.p == 0:
+            # Not 0 * x ** -1, which is NaN at 0.
+            return zeros_beside(dy)
         slope = compute(np.multiply, compute(np.power, ctx.x, ctx.p - 1), ctx.p)
         return compute(np.multiply, dy, slope)
 

@@ -74,12 +74,17 @@ class Max(RecordableOp):
         return dx
 
 
+def maxima(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Where x is the maximum, y; a maximum that is NaN is every NaN, as in PyTorch."""
+    ties: np.ndarray = (x == y) | ((x != x) & (y != y))
+    return ties
+
+
 def _share_among_maxima(
     x: np.ndarray, y: np.ndarray, dy: np.ndarray, axes: tuple[int, ...], dx: np.ndarray
 ) -> None:
-    ties = x == y
-    shares = np.sum(ties, axis=axes, keepdims=True)
-    np.multiply(ties, dy / shares, out=dx, casting="same_kind")
+    ties = maxima(x, y)
+    dx[...] = np.where(ties, dy / np.sum(ties, axis=axes, keepdims=True), 0)
 
 
 class Reshape(RecordableOp):

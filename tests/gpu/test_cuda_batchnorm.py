@@ -105,6 +105,29 @@ def test_against_the_reference(shape, dtype, option):
     check_against_the_reference(Problem(shape, dtype, option))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("special", [np.inf, np.nan])
+@pytest.mark.parametrize("shape", [(33, 24), (65, 3), (9, 2, 16), (5, 3, 7)], ids=str)
+def test_no_gradient_passes_a_closed_mask(shape, dtype, special):
+    """Whatever comes in where the ReLU's output is 0, and whatever x is under fixed statistics."""
+    problem = Problem(shape, dtype, "relu")
+    y, mean, _, inv_std = problem.train()
+    closed = values(y) == 0
+    dy, found = values(problem.dy), {}
+    for blocked in (0.0, special):
+        problem.dy = stored(np.where(closed, blocked, dy), dtype)
+        found[blocked] = [
+            values(array)
+            for fixed in (False, True)
+            for array in problem.backward(y, mean, inv_std, fixed)
+        ]
+    for got, expected in zip(found[special], found[0.0], strict=True):
+        np.testing.assert_array_equal(got, expected)
+    problem.x = stored(np.where(closed, special, values(problem.x)), dtype)
+    dx, _, _ = problem.backward(y, mean, inv_std, True)
+    np.testing.assert_array_equal(values(dx), found[0.0][3])
+
+
 def check_against_the_reference(problem):
     """All launchers, with statistics of the batch and with given ones."""
     dtype = problem.dtype

@@ -66,6 +66,18 @@ def test_no_gradient_where_the_output_is_not_positive(dtype):
 
 
 @pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_masks_select(size, dtype, arrange):
+    mask = arrange(stored(np.arange(size) % 3 / 2, dtype))
+    special = np.resize([np.inf, -np.inf, np.nan], size)
+    x = arrange(stored(np.where(values(mask) > 0, 3.0, special), dtype))
+    y = poisoned(size, dtype)
+    elementwise_cuda.masked(x, mask, y)
+    np.testing.assert_array_equal(values(y), np.where(values(mask) > 0, 3 * values(mask), 0))
+
+
+@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_16_bit_number(dtype, arrange):
     """Each comes out as it went in, and sums are rounded to nearest even, bit for bit."""
