@@ -248,7 +248,7 @@ def test_momentum_that_is_not_used_is_a_number():
 
 def test_nothing_is_written_when_the_momentum_is_refused():
     mean, var, out = ROW.copy(), ROW.copy(), np.full_like(X, 7)
-    with pytest.raises(ArgumentError, match=r"momentum must lie between 0 and 1, got 1\.5"):
+    with pytest.raises(ArgumentError, match=r"momentum must be at least 0 and at most 1, got 1\.5"):
         fn.batch_norm(X, mean, var, training=True, momentum=1.5, out=out)
     np.testing.assert_array_equal(mean, ROW)
     np.testing.assert_array_equal(var, ROW)

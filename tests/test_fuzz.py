@@ -242,6 +242,10 @@ EXCLUDED = {
     "jit": "called from compiled code, whose types the compiler checks",
     "losses.DoubleSoftmaxWarning": "a warning",
     "onnx.Backend": "ONNX's own tests call it",
+    **{
+        f"Tape.{name}": "called by apply and grad"
+        for name in ("holds", "record", "release", "result")
+    },
     "optim.Cosine.__call__": "called with the number of a step",
     "optim.OneCycle.__call__": "called with the number of a step",
     "optim.Schedule": "the name of a type",
