@@ -293,7 +293,7 @@ def test_a_setting_that_one_group_refuses_changes_none(rng):
 def test_decay_groups(rng):
     model = nbbn.mlp((FEATURES, 9, CLASSES), rng=1)
     weights, others = groups = optim.decay_groups(model, 0.1)
-    assert [p.shape for p in weights["params"]] == [(FEATURES, 9), (9, CLASSES)]
+    assert [p.shape for p in weights["params"]] == [(9, FEATURES), (CLASSES, 9)]
     layers = [layer for layer in model if isinstance(layer, nbbn.BatchNorm)]
     small = {id(p) for layer in layers for p in (layer.gamma, layer.beta)}
     assert small <= {id(p) for p in others["params"]}
@@ -402,7 +402,7 @@ def test_plans_that_update_other_parameters_share_an_optimizer(kind, rng):
     pair = Pair(make)
     pair.train(batches(rng, [8] * 4 + [5] * 4))
     pair.train(batches(rng, [8] * 3))
-    assert pair.train(batches(rng, [8, 5] * 6)) == 12 - 2
+    assert pair.train(batches(rng, [8, 5] * 6)) == 12
     pair.train(batches(rng, [5, 8, 8, 5] * 2))
     if kind is optim.AdamW:
         counts = pair.optimizer.state_dict()["counts"]
@@ -572,7 +572,7 @@ def test_groups_resume_bit_for_bit(tmp_path):
         ({"second": {"eps": 0.5}}, "optimizer: group 1.eps is 0.5 here and 1e-08 there"),
         ({"lr": 0.5}, "schedule: group 0.lr is 0.5 here and 0.01 there"),
         ({"second": {"lr": 0.5}}, "schedule: type is 'OneCycle, _Constant' here"),
-        ({"order": -1}, r"parameters.group 0 is \['0.bias'.*here and \['0.weight'"),
+        ({"order": -1}, r"parameters.group 0 is \['1.gamma'.*here and \['0.weight'"),
     ],
 )
 def test_other_groups_are_refused(options, words, tmp_path):
@@ -582,10 +582,11 @@ def test_other_groups_are_refused(options, words, tmp_path):
     model, data, optimizer = grouped_training(**options)
     with pytest.raises(CheckpointError, match=words):
         checkpoint.restore(saved, model, optimizer, data)
-    if "order" in options:
+    # Without strict the settings are free, but for classes and the place of each parameter.
+    if "type" in words or "parameters" in words:
         with pytest.raises(CheckpointError, match=words):
             checkpoint.restore(saved, model, optimizer, data, strict=False)
-    elif "lr" not in words:
+    else:
         checkpoint.restore(saved, model, optimizer, data, strict=False)
 
 
@@ -614,7 +615,13 @@ def test_a_checkpoint_of_before_the_counts_is_resumed(tmp_path):
 def test_logs_have_the_rate_of_the_first_group(tmp_path):
     model, data, optimizer = grouped_training()
     optimizer.param_groups[1]["lr"] = 0.5
-    fit(model, data, optimizer, epochs=1, callbacks=[nbbn.logs.LogFile(tmp_path / "l.jsonl", 1)])
+    fit(
+        model,
+        data,
+        optimizer,
+        epochs=1,
+        callbacks=[nbbn.logs.LogFile(tmp_path / "l.jsonl", every=1)],
+    )
     rows = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
     rates = [row["lr"] for row in rows if row["kind"] == "step"]
     assert rates == [optim.OneCycle(0.01, 12)(step) for step in range(3)]
