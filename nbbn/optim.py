@@ -224,8 +224,9 @@ class _Arena:
         self.group, self.parameters, self.device = group, parameters, device
         checks.possible((size,), dtype, "an array of all parameters")
         try:
-            self.data, self.grad = (backend.zeros(size, dtype, device) for _ in range(2))
-            self.states = [backend.zeros(size, dtype, device) for _ in range(group.states)]
+            self.data, self.grad, *self.states = (
+                backend.aligned_zeros(size, dtype, device) for _ in range(2 + group.states)
+            )
         except MemoryError:
             arrays = 2 + group.states
             raise ArgumentError(
@@ -328,7 +329,8 @@ def _shared(name: str, doc: str) -> Any:
         for group, settings in zip(self.param_groups, changed, strict=True):
             group._settings = settings
 
-    return property(get, put, doc=doc)
+    get.__doc__ = doc
+    return property(get, put)
 
 
 class Optimizer:
@@ -519,14 +521,14 @@ class Optimizer:
     def _advance(self, blocks: tuple[_Block, ...]) -> None:
         """Count the step and write its numbers to where the kernels read them."""
         rates = {id(g): g.rate("lr, which the schedule gave,") for g in self._groups}
-        numbers = [self._hyper(b.group, rates[id(b.group)], b.count + 1) for b in blocks]
+        numbers = [self._hyper(rates[id(b.group)], b.group, b.count + 1) for b in blocks]
         for group in self._groups:
             group.step += 1
         for block, values in zip(blocks, numbers, strict=True):
             block.count += 1
             backend.fill(block.hyper, values)
 
-    def _hyper(self, group: _Group, lr: float, count: int) -> tuple[float, ...]:
+    def _hyper(self, lr: float, group: _Group, count: int) -> tuple[float, ...]:
         """Numbers of parameters that make their step `count`, in the order of the kernel."""
         raise NotImplementedError
 
@@ -658,7 +660,7 @@ class SGD(Optimizer):
     def _needed(cls, settings: dict[str, Any]) -> int:
         return 1 if settings["momentum"] else 0
 
-    def _hyper(self, group: _Group, lr: float, count: int) -> tuple[float, ...]:
+    def _hyper(self, lr: float, group: _Group, count: int) -> tuple[float, ...]:
         return lr, group["momentum"], group["weight_decay"], float(group["nesterov"])
 
     def _update(
@@ -715,7 +717,7 @@ class Adam(Optimizer):
         eps = _nonnegative(settings["eps"], "eps")
         return {**super()._checked(settings), "betas": values, "eps": eps}
 
-    def _hyper(self, group: _Group, lr: float, count: int) -> tuple[float, ...]:
+    def _hyper(self, lr: float, group: _Group, count: int) -> tuple[float, ...]:
         decay, (beta1, beta2) = group["weight_decay"], group["betas"]
         coupled, decoupled = (0.0, decay) if self._decoupled else (decay, 0.0)
         bias1, bias2 = 1 - beta1**count, 1 - beta2**count

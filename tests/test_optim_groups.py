@@ -309,6 +309,14 @@ def test_decay_groups(rng):
     assert only["weight_decay"] == 0.0
 
 
+def test_flat_arrays_start_on_a_cache_line(rng):
+    for _ in range(5):
+        optimizer = optim.Adam([{"params": p} for p in parameters(rng, [(3001,), (70_003,), (0,)])])
+        for arena in optimizer.arenas:
+            for array in (arena.data, arena.grad, *arena.states):
+                assert array.ctypes.data % 64 == 0 or not array.size
+
+
 def test_arrays_hold_all_that_an_optimizer_writes(rng):
     own = [*parameters(rng), *parameters(rng, [(5,)], np.float32)]
     optimizer = optim.Adam([{"params": own[:2]}, {"params": own[2:]}])
