@@ -67,7 +67,7 @@ class _Rows(Callback):
             "epoch": run.epoch,
             "loss": run.loss,
             "accuracy": None if run.right is None else run.right / run.count,
-            "lr": run.optimizer.schedule(run.step - 1),
+            "lr": run.optimizer.param_groups[0].schedule(run.step - 1),
             "images_per_second": run.count / run.seconds,
             "gradient_norm": run.optimizer.gradient_norm(),
         }
@@ -99,10 +99,10 @@ class LogFile(_Rows):
     """Write a row every few steps and one per epoch into a file.
 
     Rows have a kind, "step" or "epoch". Those of steps hold the loss of the step, the accuracy of
-    the epoch so far, each before the update, the learning rate, images per second in this epoch and
-    the norm of the gradient; those of epochs what `nbbn.train.Epoch` holds, the name of what is
-    watched, such as "validation_loss", and the best epoch by it so far. A resumed run drops the
-    rows of steps that were lost, and goes on.
+    the epoch so far, each before the update, the learning rate (of the first group), images per
+    second in this epoch and the norm of the gradient; those of epochs what `nbbn.train.Epoch`
+    holds, the name of what is watched, such as "validation_loss", and the best epoch by it so far.
+    A resumed run drops the rows of steps that were lost, and goes on.
 
     Parameters
     ----------

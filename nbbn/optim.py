@@ -1,22 +1,27 @@
 """Optimizers and learning-rate schedules.
 
-An optimizer moves its parameters, gradients and state into flat arrays, one per dtype: a step is
-one kernel over one array, and all gradients can be reduced or saved as one. A parameter's ``data``
-becomes a view into them.
+An optimizer moves its parameters, gradients and state into flat arrays, one per group and dtype: a
+step is one kernel over one array, and all gradients can be reduced or saved as one. A parameter's
+``data`` becomes a view into them.
+
+Where an optimizer takes parameters it also takes a list of groups with settings of their own, as
+PyTorch's: dicts with "params" and whatever differs from the optimizer's arguments.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 
 from . import backend, checks
-from ._validation import integer, iterate, real, switch
+from ._validation import integer, iterate, possible, real, switch
 from .autograd import Parameter
-from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
+from .errors import ArgumentError, DeviceError, DTypeError, NbbnError, ShapeError
+from .modules import Module
 
 __all__ = [
     "OPTIMIZERS",
@@ -29,9 +34,11 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "StepDecay",
+    "decay_groups",
 ]
 
 Schedule = Callable[[int], float]
+Parameters = Iterable[Parameter] | Iterable[Mapping[str, Any]]
 
 
 class StepDecay:
@@ -49,7 +56,7 @@ class StepDecay:
     """
 
     def __init__(self, lr: float, every: int, *, factor: float = 0.1, warmup: int = 0) -> None:
-        self.lr = _rate(lr)
+        self.lr = _nonnegative(lr, "lr")
         self.every = checks.positive(every, "every")
         self.factor = real(factor, "factor", above=0)
         self.warmup = integer(warmup, "warmup", least=0)
@@ -77,9 +84,9 @@ class Cosine:
     """
 
     def __init__(self, lr: float, total: int, *, final: float = 0.0, warmup: int = 0) -> None:
-        self.lr = _rate(lr)
+        self.lr = _nonnegative(lr, "lr")
         self.total = checks.positive(total, "total")
-        self.final = _rate(final, "final")
+        self.final = _nonnegative(final, "final")
         self.warmup = integer(warmup, "warmup", least=0)
         if self.warmup >= self.total:
             raise ArgumentError(f"warmup ({warmup}) must be shorter than total ({total})")
@@ -106,7 +113,7 @@ class OneCycle:
     """
 
     def __init__(self, lr: float, total: int, *, rise: float = 0.3) -> None:
-        self.lr = _rate(lr)
+        self.lr = _nonnegative(lr, "lr")
         self.total = checks.positive(total, "total")
         self.rise = checks.fraction(rise, "rise")
 
@@ -126,40 +133,122 @@ def _anneal(start: float, end: float, position: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
-    "constant": lambda lr, total: _rate(lr),
+    "constant": lambda lr, total: _nonnegative(lr, "lr"),
     "cosine": lambda lr, total: Cosine(lr, total),
     "one-cycle": lambda lr, total: OneCycle(lr, total),
     "step": lambda lr, total: StepDecay(lr, max(total // 3, 1)),
 }
 
 
-class _Arena:
-    """The flat arrays of all parameters of one dtype."""
+class _Group(MutableMapping[str, Any]):
+    """The parameters that share settings: a mapping, as PyTorch's groups are."""
 
-    def __init__(self, parameters: list[Parameter], states: int, numbers: int) -> None:
+    def __init__(self, kind: type[Optimizer], parameters: list[Parameter], given: Any) -> None:
+        self._kind, self.parameters = kind, tuple(parameters)
+        # Steps that the optimizer has made: where the schedule is.
+        self.step = 0
+        self._settings = kind._checked(given)
+        self.rate()
+        self.states = kind._needed(self._settings)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What maps the step to the learning rate."""
+        schedule: Schedule = self._settings["lr"]
+        return schedule
+
+    def rate(self, name: str = "lr") -> float:
+        """Learning rate of the next step."""
+        return _nonnegative(self.schedule(self.step), name)
+
+    def changed(self, name: str, value: Any) -> dict[str, Any]:
+        """Return the settings with another value for one of them, checked."""
+        if name == "params":
+            raise ArgumentError(
+                "the parameters of a group stay: use optimizer.add_param_group, or make a new "
+                "optimizer"
+            )
+        _check_keys([name], self._settings)
+        settings = self._kind._checked({**self._settings, name: value})
+        _nonnegative(settings["lr"](self.step), "lr")
+        if self._kind._needed(settings) > self.states:
+            raise ArgumentError(
+                f"{name} cannot become {value}: this {self._kind.__name__} was made without the "
+                "state for it; make a new one"
+            )
+        return settings
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings but the learning rate."""
+        return {name: value for name, value in self._settings.items() if name != "lr"}
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "params":
+            return self.parameters
+        return self.rate() if name == "lr" else self._settings[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._settings = self.changed(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        raise ArgumentError(f"a group keeps all of its settings, {name} too: assign another value")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", *self._settings))
+
+    def __len__(self) -> int:
+        return 1 + len(self._settings)
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={self[name]!r}" for name in self._settings)
+        return f"Group({len(self.parameters)} parameters{settings})"
+
+
+class _Block:
+    """Neighbours in an arena that have made the same steps: one launch."""
+
+    def __init__(self, arena: _Arena, first: int, last: int, count: int) -> None:
+        self.group, self.first, self.last, self.count = arena.group, first, last, count
+        part = slice(arena.ends[first] - arena.parameters[first].size, arena.ends[last - 1])
+        self.hyper, self.grad, self.data = arena.hyper[first], arena.grad[part], arena.data[part]
+        self.states = [state[part] for state in arena.states]
+
+
+class _Arena:
+    """The flat arrays of all parameters of one group and dtype."""
+
+    def __init__(self, group: _Group, parameters: list[Parameter], numbers: int) -> None:
         dtype, device = parameters[0].data.dtype, parameters[0].device
         size = sum(p.size for p in parameters)
-        self.parameters, self.device = parameters, device
-        self.data, self.grad = (backend.zeros(size, dtype, device) for _ in range(2))
-        self.states = [backend.zeros(size, dtype, device) for _ in range(states)]
-        self.hyper = backend.zeros(numbers, dtype, device)
-        self._lay_out()
-        for p in parameters:
-            p.grad = None
-        self.adopt()
+        self.group, self.parameters, self.device = group, parameters, device
+        possible((size,), dtype, "an array of all parameters")
+        try:
+            self.data, self.grad, *self.states = (
+                backend.aligned_zeros(size, dtype, device) for _ in range(2 + group.states)
+            )
+        except MemoryError:
+            arrays = 2 + group.states
+            raise ArgumentError(
+                f"{size:,} parameters need {arrays * size * dtype.itemsize / 2**30:,.1f} GiB, "
+                f"{arrays} arrays of {dtype}, which cannot be had: make the model smaller"
+            ) from None
+        # The numbers of a block are where its first parameter's are.
+        self.hyper = backend.zeros((len(parameters), numbers), dtype, device)
+        self._lay_out([0] * len(parameters))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the views, which a copy would turn into arrays of their own."""
-        return {k: v for k, v in vars(self).items() if k not in ("views", "buffers", "ends")}
+        kept = {k: v for k, v in vars(self).items() if k not in ("views", "buffers", "ends")}
+        return {**kept, "blocks": self.counts()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Move the parameters of a copy into the flat arrays of the copy."""
         vars(self).update(state)
-        self._lay_out()
+        self._lay_out(state["blocks"])
         self.adopt()
 
-    def _lay_out(self) -> None:
-        """Give every parameter its place."""
+    def _lay_out(self, counts: list[int]) -> None:
+        """Give every parameter its place, and the number of its steps."""
         self.views: list[np.ndarray] = []
         self.buffers: list[np.ndarray] = []
         self.ends: list[int] = []
@@ -169,6 +258,29 @@ class _Arena:
             self.views.append(self.data[start:end].reshape(p.shape))
             self.buffers.append(self.grad[start:end].reshape(p.shape))
             self.ends.append(end)
+        self.cut([(count,) for count in counts])
+
+    def cut(self, keys: list[tuple[int, ...]]) -> None:
+        """Make a block of all neighbours with equal keys, which begin with their count."""
+        self.blocks: list[_Block] = []
+        end = 0
+        for (count, *_), members in itertools.groupby(keys):
+            start, end = end, end + len(list(members))
+            self.blocks.append(_Block(self, start, end, count))
+
+    def counts(self) -> list[int]:
+        """Steps that each parameter has made."""
+        return [block.count for block in self.blocks for _ in range(block.first, block.last)]
+
+    def separate(self) -> bool:
+        """Cut blocks that have a gradient in parts only; return whether there were any."""
+        without = [p.grad is None for p in self.parameters]
+        pieces = [without[block.first : block.last] for block in self.blocks]
+        if not any(0 < sum(piece) < len(piece) for piece in pieces):
+            return False
+        parts = zip(self.blocks, pieces, strict=True)
+        self.cut([(block.count, block.first, none) for block, piece in parts for none in piece])
+        return True
 
     def adopt(self) -> None:
         """Bring back data and gradients that somebody replaced by arrays of their own."""
@@ -199,32 +311,49 @@ class _Arena:
                 return False
         return True
 
-    def runs(self) -> list[slice]:
-        """Longest stretches of neighbours that have a gradient."""
-        found: list[slice] = []
-        for p, end in zip(self.parameters, self.ends, strict=True):
-            if p.grad is None:
-                continue
-            start = end - p.size
-            if found and found[-1].stop == start:
-                found[-1] = slice(found[-1].start, end)
-            else:
-                found.append(slice(start, end))
-        return found
+
+def _shared(name: str, doc: str) -> Any:
+    """Make the property of an optimizer that is one setting of all its groups."""
+
+    def get(self: Optimizer) -> Any:
+        values = [group[name] for group in self.param_groups]
+        if any(value != values[0] for value in values):
+            raise ArgumentError(
+                f"{name} differs between the groups, {values}: read it from param_groups"
+            )
+        return values[0]
+
+    def put(self: Optimizer, value: Any) -> None:
+        changed = [group.changed(name, value) for group in self.param_groups]
+        for group, settings in zip(self.param_groups, changed, strict=True):
+            group._settings = settings
+
+    get.__doc__ = doc
+    return property(get, put)
 
 
 class Optimizer:
-    """Base class: the arenas, the step count, the learning rate.
+    """Base class: groups, arenas, the step count, the learning rate.
 
-    A parameter without a gradient is left alone, its state too.
+    A parameter without a gradient is left alone, its state too, and its count: the bias correction
+    of `Adam` goes by the steps that the parameter has made.
 
     Parameters
     ----------
-    parameters : iterable of Parameter
+    parameters : iterable of Parameter, or of dict
+        Groups are dicts with "params", and any setting below that differs: "lr" (a number or a
+        schedule), "weight_decay", and what the subclass takes.
     lr : float or callable
         Learning rate, or a schedule that maps the step (0, 1, ...) to it.
     weight_decay : float
         See the subclass.
+    **settings
+        Further ones of the subclass.
+
+    Attributes
+    ----------
+    layout : int
+        Changes whenever a recorded step must be recorded again.
     """
 
     _states = 0
@@ -232,34 +361,134 @@ class Optimizer:
     _numbers = 0
 
     def __init__(
-        self, parameters: Iterable[Parameter], lr: float | Schedule, weight_decay: float = 0.0
+        self,
+        parameters: Parameters,
+        lr: float | Schedule,
+        weight_decay: float = 0.0,
+        **settings: Any,
     ) -> None:
-        if isinstance(parameters, Parameter):
-            raise DTypeError("parameters must be a list of Parameters, got one: put it into a list")
-        several = iterate(parameters, "parameters", "Parameters, such as model.parameters()")
-        unique = list({id(p): p for p in several}.values())
-        if not unique:
-            raise ArgumentError("an optimizer needs at least one parameter, got none")
-        for p in unique:
-            if not isinstance(p, Parameter):
-                raise DTypeError(
-                    "an optimizer takes Parameters, such as model.parameters(), "
-                    f"got {type(p).__name__}"
-                )
-        self.schedule: Schedule = lr if callable(lr) else _Constant(_rate(lr))
-        _rate(self.schedule(0))
-        self.weight_decay = real(weight_decay, "weight_decay", least=0)
-        self.step_count = 0
-        self.parameters = unique
-        by_kind: dict[Any, list[Parameter]] = {}
-        for p in unique:
-            by_kind.setdefault((p.data.dtype, p.device), []).append(p)
-        self.arenas = [_Arena(group, self._states, self._numbers) for group in by_kind.values()]
+        given = {"lr": lr, "weight_decay": weight_decay, **settings}
+        self._defaults = self._checked(given)
+        _nonnegative(self._defaults["lr"](0), "lr")
+        self.parameters: list[Parameter] = []
+        self.arenas: list[_Arena] = []
+        self._groups: tuple[_Group, ...] = ()
+        self.layout = 0
+        groups = _as_groups(parameters)
+        self._add(groups, "group {}: " if isinstance(groups[0], Mapping) else "")
+
+    lr = _shared("lr", "Learning rate of the next step; set it to a number or a schedule.")
+    weight_decay = _shared("weight_decay", "Weight decay, where it is the same for all groups.")
 
     @property
-    def lr(self) -> float:
-        """Learning rate of the next step."""
-        return _rate(self.schedule(self.step_count))
+    def param_groups(self) -> tuple[_Group, ...]:
+        """The groups: mappings of "params" and settings, effective from the next step when set."""
+        return self._groups
+
+    @property
+    def schedule(self) -> Schedule:
+        """What maps the step to the learning rate, where it is the same for all groups."""
+        schedules = [group.schedule for group in self._groups]
+        if any(schedule is not schedules[0] for schedule in schedules):
+            raise ArgumentError("the schedule differs between the groups")
+        return schedules[0]
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        self.lr = value
+
+    @property
+    def step_count(self) -> int:
+        """Number of steps so far."""
+        return self._groups[0].step
+
+    @step_count.setter
+    def step_count(self, value: int) -> None:
+        for group in self._groups:
+            group.step = value
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return every array that belongs to this optimizer.
+
+        Returns
+        -------
+        list of ndarray
+            Flat ones: parameters, gradients, state and the numbers of a step. ``data`` and ``grad``
+            of parameters are views into them.
+        """
+        return [
+            array
+            for arena in self.arenas
+            for array in (arena.data, arena.grad, *arena.states, arena.hyper)
+        ]
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Take more parameters, such as those of layers that thaw later.
+
+        Parameters
+        ----------
+        group : mapping
+            As for the constructor.
+
+        Raises
+        ------
+        ArgumentError
+            No "params", none in it, one that has a group already, an unknown key or a bad value.
+        DTypeError
+            Something of another type.
+        """
+        if not isinstance(group, Mapping):
+            raise DTypeError(f"a group must be a dict with 'params', got {type(group).__name__}")
+        self._add([group], "")
+
+    def _add(self, given: list[Mapping[str, Any]], label: str) -> None:
+        """Take groups, all or none."""
+        groups: list[_Group] = []
+        taken = {id(p): number for number, g in enumerate(self._groups) for p in g.parameters}
+        for number, settings in enumerate(given, len(self._groups)):
+            try:
+                parameters = _parameters_of(settings, [*self._defaults])
+                for p in parameters:
+                    other = taken.setdefault(id(p), number)
+                    if other != number:
+                        raise ArgumentError(
+                            f"a parameter of shape {p.shape} is in group {other} already: each "
+                            "belongs to one group"
+                        )
+                own = {name: value for name, value in settings.items() if name != "params"}
+                groups.append(_Group(type(self), parameters, {**self._defaults, **own}))
+            except NbbnError as error:
+                raise type(error)(f"{label.format(number)}{error}") from None
+        arenas: list[_Arena] = []
+        for group in groups:
+            by_kind: dict[Any, list[Parameter]] = {}
+            for p in group.parameters:
+                by_kind.setdefault((p.data.dtype, p.device), []).append(p)
+            arenas += [_Arena(group, same, self._numbers) for same in by_kind.values()]
+        for arena in arenas:
+            for p in arena.parameters:
+                p.grad = None
+            arena.adopt()
+        for group in groups:
+            group.step = self.step_count if self._groups else 0
+            self.parameters += group.parameters
+        self.arenas += arenas
+        self._groups += tuple(groups)
+        self.layout += 1
+
+    @classmethod
+    def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Check the settings of a group; a learning rate that is a number becomes a schedule."""
+        lr = settings["lr"]
+        return {
+            "lr": lr if callable(lr) else _Constant(_nonnegative(lr, "lr")),
+            "weight_decay": _nonnegative(settings["weight_decay"], "weight_decay"),
+        }
+
+    @classmethod
+    def _needed(cls, settings: dict[str, Any]) -> int:
+        """How many state arrays the settings of a group ask for."""
+        return cls._states
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""
@@ -278,22 +507,28 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         self.adopt()
-        backend.run_ahead(self._advance)
+        blocks: list[_Block] = []
         for arena in self.arenas:
-            for run in arena.runs():
-                states = [state[run] for state in arena.states]
-                self._update(arena.hyper, arena.grad[run], arena.data[run], states)
+            if arena.separate():
+                self.layout += 1
+            items = arena.parameters
+            blocks += [block for block in arena.blocks if items[block.first].grad is not None]
+        backend.run_ahead(self._advance, tuple(blocks))
+        for block in blocks:
+            self._update(block.hyper, block.grad, block.data, block.states)
 
-    def _advance(self) -> None:
-        """Count the step and write its numbers to where the kernel reads them."""
-        lr = _rate(self.schedule(self.step_count), "lr, which the schedule gave,")
-        self.step_count += 1
-        numbers = self._hyper(lr)
-        for arena in self.arenas:
-            backend.fill(arena.hyper, numbers)
+    def _advance(self, blocks: tuple[_Block, ...]) -> None:
+        """Count the step and write its numbers to where the kernels read them."""
+        rates = {id(g): g.rate("lr, which the schedule gave,") for g in self._groups}
+        numbers = [self._hyper(rates[id(b.group)], b.group, b.count + 1) for b in blocks]
+        for group in self._groups:
+            group.step += 1
+        for block, values in zip(blocks, numbers, strict=True):
+            block.count += 1
+            backend.fill(block.hyper, values)
 
-    def _hyper(self, lr: float) -> tuple[float, ...]:
-        """Numbers of this step, in the order of the kernel."""
+    def _hyper(self, lr: float, group: _Group, count: int) -> tuple[float, ...]:
+        """Numbers of parameters that make their step `count`, in the order of the kernel."""
         raise NotImplementedError
 
     def _update(
@@ -311,17 +546,39 @@ class Optimizer:
         return math.sqrt(total)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of the step count and the state arrays, by name."""
-        state = {"step_count": np.array(self.step_count)}
+        """Copies of the step count, the count of each parameter and the state arrays, by name.
+
+        Settings are not among them.
+        """
+        counts = [count for arena in self.arenas for count in arena.counts()]
+        state = {"step_count": np.array(self.step_count), "counts": np.array(counts, np.int64)}
         for a, arena in enumerate(self.arenas):
             for s, array in enumerate(arena.states):
                 state[f"arena{a}.state{s}"] = np.array(backend.host(array))
         return state
 
+    def expected(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return `state_dict`, but no counts where `state` was saved before they were.
+
+        Parameters
+        ----------
+        state : mapping
+            What a `state_dict` of this or an earlier version returned.
+
+        Returns
+        -------
+        dict of str to ndarray
+        """
+        own = self.state_dict()
+        if "counts" not in state:
+            del own["counts"]
+        return own
+
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned.
 
-        Nothing is changed unless everything fits.
+        Nothing is changed unless everything fits. States of earlier versions have no counts: there
+        every parameter has made all steps.
 
         Raises
         ------
@@ -332,7 +589,7 @@ class Optimizer:
             It is no mapping, or holds something else than numbers.
         """
         checks.mapping(state, "state")
-        own = self.state_dict()
+        own = self.expected(state)
         given = {name: backend.host(array) for name, array in state.items()}
         if own.keys() != given.keys() or any(own[k].shape != given[k].shape for k in own):
             raise ArgumentError(
@@ -343,10 +600,16 @@ class Optimizer:
         for name, array in given.items():
             if array.dtype.kind not in "fiu":
                 raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
-        count = given["step_count"]
-        checks.running_statistic(count, checks.COUNTERS[0], count.dtype, "step_count")
-        self.step_count = int(count)
+        for name in ("step_count", "counts"):
+            if name in given:
+                checks.running_statistic(given[name], checks.COUNTERS[0], given[name].dtype, name)
+        self.step_count = int(given["step_count"])
+        counts = given.get("counts", np.full(len(self.parameters), self.step_count))
+        self.layout += 1
+        end = 0
         for a, arena in enumerate(self.arenas):
+            start, end = end, end + len(arena.parameters)
+            arena.cut([(int(count),) for count in counts[start:end]])
             for s, array in enumerate(arena.states):
                 backend.assign(array, given[f"arena{a}.state{s}"])
 
@@ -356,7 +619,8 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter
+    parameters : iterable of Parameter, or of dict
+        Groups are described under `Optimizer`.
     lr : float or callable
         Learning rate, or a schedule that maps the step (0, 1, ...) to it.
     momentum : float, default 0
@@ -371,22 +635,32 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Parameters,
         lr: float | Schedule = 1e-2,
         *,
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        self.momentum = checks.fraction(momentum, "momentum")
-        self.nesterov = switch(nesterov, "nesterov")
-        if self.nesterov and not self.momentum:
-            raise ArgumentError("nesterov needs a momentum above 0")
-        self._states = 1 if self.momentum else 0
-        super().__init__(parameters, lr, weight_decay)
+        super().__init__(parameters, lr, weight_decay, momentum=momentum, nesterov=nesterov)
 
-    def _hyper(self, lr: float) -> tuple[float, ...]:
-        return lr, self.momentum, self.weight_decay, float(self.nesterov)
+    momentum = _shared("momentum", "Momentum, where it is the same for all groups.")
+    nesterov = _shared("nesterov", "Whether all groups step in Nesterov's form.")
+
+    @classmethod
+    def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        momentum = checks.fraction(settings["momentum"], "momentum")
+        nesterov = switch(settings["nesterov"], "nesterov")
+        if nesterov and not momentum:
+            raise ArgumentError("nesterov needs a momentum above 0")
+        return {**super()._checked(settings), "momentum": momentum, "nesterov": nesterov}
+
+    @classmethod
+    def _needed(cls, settings: dict[str, Any]) -> int:
+        return 1 if settings["momentum"] else 0
+
+    def _hyper(self, lr: float, group: _Group, count: int) -> tuple[float, ...]:
+        return lr, group["momentum"], group["weight_decay"], float(group["nesterov"])
 
     def _update(
         self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
@@ -401,7 +675,8 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter
+    parameters : iterable of Parameter, or of dict
+        Groups are described under `Optimizer`.
     lr : float or callable
         Learning rate, or a schedule that maps the step (0, 1, ...) to it.
     betas : (float, float), default (0.9, 0.999)
@@ -418,33 +693,35 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Parameters,
         lr: float | Schedule = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        super().__init__(parameters, lr, weight_decay, betas=betas, eps=eps)
+
+    betas = _shared("betas", "Decay of both averages, where it is the same for all groups.")
+    eps = _shared("eps", "What is added to the square root, where it is the same for all groups.")
+
+    @classmethod
+    def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        betas = settings["betas"]
         if not isinstance(betas, tuple | list):
             raise DTypeError(f"betas must be a pair of numbers, got {type(betas).__name__}")
-        if len(betas) != 2:
+        values = tuple(checks.fraction(beta, "betas") for beta in betas)
+        if len(values) != 2 or max(values) == 1:
             raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas!r}")
-        self.betas = tuple(checks.fraction(beta, "betas") for beta in betas)
-        if max(self.betas) == 1:
-            raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas!r}")
-        self.eps = checks.real(eps, "eps")
-        if self.eps < 0:
-            raise ArgumentError(f"eps must be >= 0, got {eps}")
-        super().__init__(parameters, lr, weight_decay)
+        eps = _nonnegative(settings["eps"], "eps")
+        return {**super()._checked(settings), "betas": values, "eps": eps}
 
-    def _hyper(self, lr: float) -> tuple[float, ...]:
-        coupled, decoupled = (
-            (0.0, self.weight_decay) if self._decoupled else (self.weight_decay, 0.0)
-        )
-        beta1, beta2 = self.betas
-        bias1, bias2 = 1 - beta1**self.step_count, 1 - beta2**self.step_count
+    def _hyper(self, lr: float, group: _Group, count: int) -> tuple[float, ...]:
+        decay, (beta1, beta2) = group["weight_decay"], group["betas"]
+        coupled, decoupled = (0.0, decay) if self._decoupled else (decay, 0.0)
+        bias1, bias2 = 1 - beta1**count, 1 - beta2**count
         return (
-            lr / bias1, beta1, beta2, 1 - beta1, 1 - beta2, self.eps, coupled,
+            lr / bias1, beta1, beta2, 1 - beta1, 1 - beta2, group["eps"], coupled,
             1 - lr * decoupled, 1 / math.sqrt(bias2),
         )  # fmt: skip
 
@@ -460,7 +737,8 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    parameters : iterable of Parameter
+    parameters : iterable of Parameter, or of dict
+        Groups are described under `Optimizer`.
     lr : float or callable
         Learning rate, or a schedule that maps the step (0, 1, ...) to it.
     betas : (float, float), default (0.9, 0.999)
@@ -473,7 +751,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Parameters,
         lr: float | Schedule = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -494,5 +772,79 @@ class _Constant:
         return self.lr
 
 
-def _rate(value: Any, name: str = "lr") -> float:
+def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Make groups of which only the weights decay: not gamma, beta and biases.
+
+    These are told by their number of dimensions, which is at most 1.
+
+    Parameters
+    ----------
+    model : Module
+    weight_decay : float
+
+    Returns
+    -------
+    list of dict
+        What an optimizer takes instead of parameters.
+
+    Raises
+    ------
+    DTypeError, ArgumentError
+        A `model` that is not a Module, a `weight_decay` that is no number of at least 0.
+    """
+    if not isinstance(model, Module):
+        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    decay = _nonnegative(weight_decay, "weight_decay")
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _as_groups(parameters: Any) -> list[Mapping[str, Any]]:
+    """Check what an optimizer is given; return its groups."""
+    items = _items(parameters, "parameters")
+    if not items:
+        raise ArgumentError("an optimizer needs at least one parameter, got none")
+    groups = [item for item in items if isinstance(item, Mapping)]
+    if not groups:
+        return [{"params": items}]
+    if len(groups) < len(items):
+        raise DTypeError("an optimizer takes Parameters or groups (dicts), got both in one list")
+    return groups
+
+
+def _items(parameters: Any, what: str) -> list[Any]:
+    """List what is to be Parameters or groups, unless its elements cannot be either."""
+    if isinstance(parameters, Parameter):
+        raise DTypeError("parameters must be a list of Parameters, got one: put it into a list")
+    return list(iterate(parameters, what, "Parameters, such as model.parameters(), or of groups"))
+
+
+def _parameters_of(group: Mapping[str, Any], settings: list[str]) -> list[Parameter]:
+    """Return the parameters of a group, each once; check its keys."""
+    _check_keys(group, ["params", *settings])
+    if "params" not in group:
+        raise ArgumentError(f"a group needs 'params', got only {', '.join(map(repr, group))}")
+    found = group["params"]
+    found = [found] if isinstance(found, Parameter) else _items(found, "'params'")
+    if not found:
+        raise ArgumentError("a group needs at least one parameter, got none: leave it out")
+    for p in found:
+        if not isinstance(p, Parameter):
+            raise DTypeError(
+                f"an optimizer takes Parameters, such as model.parameters(), got {type(p).__name__}"
+            )
+    return list({id(p): p for p in found}.values())
+
+
+def _check_keys(names: Iterable[str], allowed: Iterable[str]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise ArgumentError(
+                f"a group has no setting {name!r}: the settings are {', '.join(allowed)}"
+            )
+
+
+def _nonnegative(value: Any, name: str) -> float:
     return real(value, name, least=0)

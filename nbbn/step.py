@@ -49,6 +49,8 @@ class Step:
         self._plans: dict[Any, Recorder | Plan] = {}
         self._version: Any = None
         self._parameters: list[Parameter] = []
+        self._layout: int | None = None
+        self._others = _Others([])
         self.refusal: str | None = None
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
@@ -87,7 +89,8 @@ class Step:
                 raise DTypeError(f"a step takes {name} as a numpy array of numbers, got {found}")
         if self.refusal is not None:
             return self._eager(x, y).item
-        if self._version != modules.version() or not self._optimizer.intact():
+        fits = self._version == modules.version() and self._layout == self._optimizer.layout
+        if not (fits and self._optimizer.intact() and self._others.intact()):
             self._forget()
         checks.on_device(y, backend.device_of(x), "y")
         # Only whole, dense, separate arrays can take each other's place in a plan.
@@ -95,7 +98,8 @@ class Step:
         if np.may_share_memory(x, y):
             y = y.copy()
         wanted = tuple([p.requires_grad for p in self._parameters])
-        key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted)
+        having = self._others.having()
+        key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted, having)
         plan = self._plans.get(key)
         if isinstance(plan, Plan):
             return functools.partial(plan.value, plan.replay((x, y)))
@@ -115,6 +119,10 @@ class Step:
         # What other threads do to their models is no concern of this step.
         if modules.changes() != changes:
             recorder.refuse("the model sets attributes of its modules during a step")
+        if self._layout != self._optimizer.layout:
+            # This step cut the optimizer's blocks: other plans update what no longer is one.
+            self._plans.clear()
+            self._layout = self._optimizer.layout
         reason = recorder.refusal
         if before is not None:
             reason = difference(before, recorder)
@@ -144,6 +152,7 @@ class Step:
         if loss.size != 1:
             raise ShapeError(f"the loss must be one number, got shape {loss.shape}")
         tape.backward(loss)
+        backend.run_ahead(self._others.receive, self._others.having())
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss
@@ -151,8 +160,47 @@ class Step:
     def _forget(self) -> None:
         self._plans.clear()
         self._version = modules.version()
+        self._layout = self._optimizer.layout
         self._parameters = self._model.parameters()
+        owned = set(map(id, self._optimizer.parameters))
+        self._others = _Others([p for p in self._parameters if id(p) not in owned])
         self._optimizer.adopt()
+
+
+class _Others:
+    """The model's parameters that the optimizer does not have: their gradients add up.
+
+    They do so in arrays that stay, so that a recorded step can go on adding.
+    """
+
+    def __init__(self, parameters: list[Parameter]) -> None:
+        self._places: list[tuple[Parameter, np.ndarray, np.ndarray | None]] = []
+        for p in parameters:
+            if p.requires_grad and (p._buffer is None or p._buffer.shape != p.shape):
+                p._buffer = backend.zeros(p.shape, p.dtype, p.device)
+            if p._buffer is not None and p.grad is not None and p.grad is not p._buffer:
+                np.copyto(p._buffer, p.grad)
+                p.grad = p._buffer
+            self._places.append((p, p.data, p._buffer))
+
+    def intact(self) -> bool:
+        """Whether data and gradients are where they were."""
+        for p, data, buffer in self._places:
+            if p.data is not data or p._buffer is not buffer:
+                return False
+            if p.requires_grad and (buffer is None or not (p.grad is None or p.grad is buffer)):
+                return False
+        return True
+
+    def having(self) -> tuple[bool, ...]:
+        """Which of them have a gradient."""
+        return tuple([p.grad is not None for p, _, _ in self._places])
+
+    def receive(self, having: tuple[bool, ...]) -> None:
+        """Show the gradients that a replay has written, as backward does."""
+        for (p, _, buffer), has in zip(self._places, having, strict=True):
+            if has and buffer is not None:
+                p.grad = buffer
 
 
 def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:

@@ -308,23 +308,6 @@ def test_a_recordable_operation_of_a_user_is_recorded(rng):
     assert Pair(make).train(batches(rng, [16] * 5)) == 3
 
 
-def test_parameters_of_no_optimizer_fall_back_and_stay_right(rng):
-    """Their gradients add up from step to step, which a replay could not do."""
-
-    def make():
-        model, _ = adam_mlp()
-        return model, optim.SGD(model[-1].parameters(), 0.1)
-
-    pair = Pair(make)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        pair.train(batches(rng, [16] * 5))
-    for own, other in zip(pair.model.parameters(), pair.twin.parameters(), strict=True):
-        assert (own.grad is None) == (other.grad is None)
-        if own.grad is not None:
-            np.testing.assert_array_equal(own.grad, other.grad)
-
-
 # ------------------------------------------------------------------------------------ errors
 
 

@@ -112,7 +112,7 @@ def restore(
         Over the same number of examples.
     strict : bool, default True
         Whether the settings of optimizer, schedule and batches must be the same too. Those of the
-        model and all classes always must.
+        model, all classes and the parameters of each group always must.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def restore(
             raise CheckpointError(f"{where} was saved without {part}")
         saved = checkpoint.settings[part]
         if not strict and part != "model":
-            saved, settings = {"type": saved["type"]}, {"type": settings["type"]}
+            saved, settings = _essential(saved), _essential(settings)
         if part == "batches":
             saved, settings = without_data(saved), without_data(settings)
         if difference := first_difference(saved, settings):
@@ -148,7 +148,9 @@ def restore(
     _compare_arrays(f"{where} does not fit this model", checkpoint.model, model.state_dict())
     if optimizer is not None:
         _compare_arrays(
-            f"{where} does not fit this optimizer", checkpoint.optimizer, optimizer.state_dict()
+            f"{where} does not fit this optimizer",
+            checkpoint.optimizer,
+            optimizer.expected(checkpoint.optimizer),
         )
     try:
         model._fitting(checkpoint.model, strict=True)
@@ -161,6 +163,11 @@ def restore(
     model.load_state_dict(checkpoint.model)
     if optimizer is not None:
         optimizer.load_state_dict(checkpoint.optimizer)
+
+
+def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the class, and which parameters are in which group: the state depends on both."""
+    return {name: settings[name] for name in ("type", "parameters") if name in settings}
 
 
 def _compare_arrays(

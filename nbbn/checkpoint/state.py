@@ -26,7 +26,7 @@ __all__ = [
 
 _PLAIN = (bool, int, float, str, type(None))
 # What changes while training, or does not matter to the numbers.
-_PASSING = {"training", "step_count", "order", "position", "reuse", "device"}
+_PASSING = {"training", "layout", "order", "position", "reuse", "device"}
 
 
 def describe(
@@ -49,12 +49,37 @@ def describe(
         "model": {name or "itself": _settings(m) for name, m in model.named_modules()}
     }
     if optimizer is not None:
-        found["optimizer"] = _settings(optimizer)
-        found["schedule"] = _settings(optimizer.schedule)
+        found |= _optimizer(model, optimizer)
     if batches is not None:
         found["batches"] = {**_settings(batches), **_data(batches)}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(found))
     return plain
+
+
+def _optimizer(model: Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    """Describe an optimizer and its schedule; those of several groups by their numbers."""
+    groups = optimizer.param_groups
+    settings = [group.settings() for group in groups]
+    schedules = [_settings(group.schedule) for group in groups]
+    if len(groups) == 1:
+        return {"optimizer": _settings(optimizer) | settings[0], "schedule": schedules[0]}
+    names = {
+        id(parameter): f"{name}.{attribute}" if name else attribute
+        for name, module in model.named_modules()
+        for attribute, parameter in vars(module).items()
+    }
+    found = _settings(optimizer) | {
+        "parameters": {
+            f"group {number}": [names.get(id(p), "of no module") for p in group["params"]]
+            for number, group in enumerate(groups)
+        }
+    }
+    types = ", ".join(schedule["type"] for schedule in schedules)
+    return {
+        "optimizer": found | {f"group {number}": own for number, own in enumerate(settings)},
+        "schedule": {"type": types}
+        | {f"group {number}": own for number, own in enumerate(schedules)},
+    }
 
 
 def _data(batches: Batches) -> dict[str, Any]:

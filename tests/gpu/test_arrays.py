@@ -369,6 +369,28 @@ def model_and_step(**options):
     return model, optimizer, train.record_step(model, losses.cross_entropy, optimizer)
 
 
+def test_groups_and_counts_are_those_of_the_host():
+    def run(device):
+        rng = np.random.default_rng(0)
+        shapes = [(4, 3), (3,), (2, 5)]
+        own = [Parameter(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+        for p in own:
+            p.data = backend.to(p.data, device)
+        groups = [{"params": own[:2]}, {"params": own[2:], "lr": 0.1, "weight_decay": 0.0}]
+        optimizer = optim.AdamW(groups, 0.01)
+        for step in range(7):
+            for position, p in enumerate(own):
+                gradient = backend.to(np.sin(backend.host(p.data) + step), device)
+                p.grad = None if (step + position) % 3 == 0 else gradient
+            optimizer.step()
+        return optimizer.state_dict(), [backend.host(p.data) for p in own]
+
+    (state, own), (expected, others) = run("cuda"), run("cpu")
+    assert state["counts"].tolist() == expected["counts"].tolist() == [4, 5, 5]
+    for p, other in zip(own, others, strict=True):
+        np.testing.assert_allclose(p, other, rtol=1e-6)
+
+
 def test_replayed_steps_are_the_eager_ones_bit_for_bit(rng):
     batches = [batch(rng) for _ in range(6)]
     model, optimizer, step = model_and_step()
