@@ -102,6 +102,7 @@ __all__ = [
     "pool",
     "progress",
     "recalibrate",
+    "recordable",
     "threads",
     "train",
     "warmup",
@@ -139,6 +140,7 @@ _HOMES = {
     "grad": "second_order",
     **dict.fromkeys(("gradcheck", "gradgradcheck"), "gradients"),
     "inspect": "diagnostics",
+    "recordable": "trust",
     "warmup": "precompile",
 }
 

@@ -7,6 +7,7 @@ soon as it has been used, so memory falls as the walk goes on.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 from collections.abc import Iterator
@@ -322,7 +323,8 @@ class Op:
     ----------
     recordable : bool, default False
         Whether all it computes goes through `nbbn.backend.run`, so that a recorded training step
-        can replay it. With False the step stays correct, and eager.
+        can replay it. With False the step stays correct, and eager. A subclass that computes in
+        another way says so again.
     """
 
     recordable: ClassVar[bool] = False
@@ -524,7 +526,7 @@ def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
 
 def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Context]:
     """As `apply`, and return the context too, for what the forward computed besides."""
-    if not op.recordable:
+    if not _may_be_recorded(op):
         backend.not_recordable(f"the operation {op.__name__} is not marked recordable")
     ctx = Context()
     arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
@@ -535,6 +537,18 @@ def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[T
         output._tape = tape
         tape._nodes.append(Node(op, ctx, inputs, output))
     return output, ctx
+
+
+@functools.lru_cache(maxsize=256)
+def _may_be_recorded(op: type[Op]) -> bool:
+    """Whether each class that defines what an operation computes is marked, or nbbn's."""
+    homes = [
+        next((k for k in op.__mro__ if name in vars(k)), Op)
+        for name in ("forward", "backward", "backward_graph")
+    ]
+    return bool(op.recordable) and all(
+        k.__module__.startswith("nbbn.") or vars(k).get("recordable") is True for k in homes
+    )
 
 
 def recording_tape() -> Tape | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from . import checks
+from . import backend, checks
 from .autograd import Node, Tensor, apply, recording_tape
 from .errors import DTypeError, ShapeError, TapeError
 from .graph_rules import RULES, Cast, Gradients
@@ -111,7 +111,7 @@ def grad(
                     dx = dx if dx.dtype == x.dtype else apply(Cast, dx, dtype=x.dtype)
                     gradients[x] = gradients[x] + dx if x in gradients else dx
     found = gradients | found
-    return [found[x] if x in found else Tensor(np.zeros(x.shape, x.dtype)) for x in wanted]
+    return [found[x] if x in found else Tensor(backend.zeros(x.shape, x.dtype, x.device)) for x in wanted]
 
 
 def _reached(nodes: Sequence[Node], inputs: Sequence[Tensor]) -> set[Tensor]:
@@ -139,7 +139,7 @@ def _start(output: Tensor, grad_output: Tensor | np.ndarray | None) -> Tensor:
                 f"grad needs an output of one element, got shape {output.shape}: reduce it with "
                 ".sum() or .mean(), or pass grad_output"
             )
-        return Tensor(np.ones(output.shape, output.dtype))
+        return Tensor(backend.ones(output.shape, output.dtype, output.device))
     if not isinstance(grad_output, Tensor):
         checks.floating(grad_output, "grad_output")
         grad_output = Tensor(grad_output)

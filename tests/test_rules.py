@@ -48,6 +48,7 @@ FLOORS = [
     {"layers", "variants"},
     {"convert", "folding", "onnx", "checkpoint", "observe"},
     {"diagnostics"},
+    {"trust", "transparent"},
     {"step", "config"},
     {"train"},
 ]
