@@ -252,7 +252,8 @@ class Recorder:
         """Overwrite all that a replay has to compute."""
         assert self._arena is not None
         for own, start in zip(self.allocations, self._arena.offsets, strict=True):
-            if own.death < math.inf or own.birth:
+            # Lasting memory, born at 0, holds what is done ahead of everything else.
+            if own.birth:
                 self._arena.memory[own.device][start : start + own.nbytes].fill(255)
 
     def resolve(self, place: _Place) -> Any:

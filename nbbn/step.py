@@ -119,12 +119,13 @@ class Step:
     ) -> float:
         device = backend.memory(x)
         state = audit.arrays()
-        known = [array for _, array in state]
+        known = [*(array for _, array in state), *audit.numbers]
         # A batch that the loss holds as well, say, is not what the next batch takes the place of.
         x, y = (a.copy("K") if any(np.may_share_memory(a, b) for b in known
                 if type(a) is type(b)) else a for a in (x, y))  # fmt: skip
         recorder = Recorder((x, y), known, None if before is None else Arena(before), device)
-        start = [array.copy() for array in (*known, x, y)] if audit.declared and before else []
+        proving = audit.declared and before is not None
+        start = [array.copy() for _, array in [*state, ("", x), ("", y)]] if proving else []
         self.recordings += 1
         with backend.recording(recorder):
             loss = self._eager(x, y)
@@ -132,7 +133,7 @@ class Step:
         value = loss.item()
         if audit.versions() != self._versions or not audit.holds():
             recorder.refuse("it sets attributes of its modules or global names")
-        if [id(array) for _, array in audit.arrays()] != [id(array) for array in known]:
+        if [id(array) for _, array in audit.arrays()] != [id(array) for _, array in state]:
             recorder.refuse("it replaces arrays by new ones")
         reason = recorder.refusal if before is None else difference(before, recorder)
         if reason is not None:

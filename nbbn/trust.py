@@ -75,6 +75,8 @@ class Audit:
         All that the step applies.
     tensors : list of Tensor
         All that no optimizer holds.
+    numbers : list of ndarray
+        What the optimizer writes ahead of a step, such as its learning rate.
     declared : bool
         Whether some of the code is trusted because its author says so.
     live : str or None
@@ -89,6 +91,7 @@ class Audit:
     def __init__(self, model: Module, loss: Callable[..., Any], optimizer: Optimizer) -> None:
         self.modules: list[Module] = []
         self.tensors: list[Tensor] = []
+        self.numbers: list[Any] = []
         self.declared = False
         self.live: str | None = None
         self._kinds: dict[int, str] = {}
@@ -143,7 +146,8 @@ class Audit:
         self._overrides(optimizer)
         self._held[id(optimizer)] = "the optimizer", vars(optimizer)
         for arena in optimizer.arenas:
-            self._held[id(arena)] = "the optimizer", vars(arena)
+            self._held[id(arena)] = "the optimizer", {**vars(arena), "hyper": None}
+        self.numbers = [arena.hyper for arena in optimizer.arenas]
         for name in ("step", "_update", "zero_grad", "adopt"):
             self._guard(functools.partial(vars(optimizer).get, name), None)
         schedule = optimizer.schedule
@@ -336,7 +340,7 @@ class Audit:
             if isinstance(value, Module):
                 self._module(value)
             elif [*_leaves("", value)]:
-                self._held[id(value)] = f"of {function.__qualname__}", [value]
+                self._held[id(value)] = f"an array of {function.__qualname__}", [value]
 
 
 def _is_own(part: Any) -> bool:
@@ -356,7 +360,7 @@ def _advice(label: str, reason: str, owner: type | None) -> str:
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the arrays and Tensors in nested containers."""
     if isinstance(value, Tensor) or backend.is_array(value):
-        yield f"an array {name}", value
+        yield name, value
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(f"{key} {name}", item)
