@@ -98,9 +98,8 @@ class _Reader:
                 case ast.Assert(test):
                     self.static(test)
                 case ast.If(test, body, other):
-                    self.static(test)
-                    self.block(body)
-                    self.block(other)
+                    for taken in self.branches(test, body, other):
+                        self.block(taken)
                 case ast.For(target, source, body, []):
                     for item in self.items(source):
                         self.assign(target, item)
@@ -127,6 +126,14 @@ class _Reader:
                 if value is None or self.local.get(target.id, value) != value:
                     raise self.fail(target)
             self.local[target.id] = value
+
+    def branches(self, test: ast.expr, first: Any, second: Any) -> list[Any]:
+        """Return the branches that a step may take: one, where settings alone decide."""
+        self.static(test)
+        found = self.value(test)
+        if isinstance(found, Known):
+            return [first if found.value else second]
+        return [first, second]
 
     def static(self, node: ast.expr) -> None:
         if self.data(node) != STATIC:
@@ -183,7 +190,9 @@ class _Reader:
                 if TENSOR in kinds or kinds == {STATIC}:
                     return TENSOR if TENSOR in kinds else STATIC
             case ast.Compare(left, [ast.Is() | ast.IsNot()], [ast.Constant(None)]):
-                self.value(left)
+                base, negated = self.value(left), isinstance(node.ops[0], ast.IsNot)
+                if isinstance(base, Known):
+                    return Known((base.value is None) != negated)
                 return STATIC
             case ast.Compare(left, _, others) if self.all(left, *others) == STATIC:
                 return STATIC
@@ -192,8 +201,7 @@ class _Reader:
             case ast.UnaryOp(ast.Not(), operand) if self.data(operand) == STATIC:
                 return STATIC
             case ast.IfExp(test, first, second):
-                self.static(test)
-                kinds = {self.data(first), self.data(second)}
+                kinds = {self.data(taken) for taken in self.branches(test, first, second)}
                 return kinds.pop() if len(kinds) == 1 else VALUE
             case ast.Call():
                 return self.call(node)
