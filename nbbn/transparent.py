@@ -114,18 +114,17 @@ class _Reader:
         return iter([STATIC if self.data(source) == STATIC else VALUE])
 
     def assign(self, target: ast.expr, value: Any) -> None:
-        if isinstance(target, ast.Tuple):
+        name = target.id if isinstance(target, ast.Name) else ""
+        if isinstance(value, Known) and self.stores[name] != 1:
+            value = self.audit.kind(value.value)
+        if isinstance(target, ast.Tuple) and value:
             for part in target.elts:
                 self.assign(part, STATIC if value == STATIC else VALUE)
-        elif not isinstance(target, ast.Name):
-            raise self.fail(target)
+        # A name that is bound twice must be the same kind of thing wherever it is used.
+        elif name and value and (self.stores[name] == 1 or self.local.get(name, value) == value):
+            self.local[name] = value
         else:
-            if self.stores[target.id] > 1:
-                # A name that is bound twice must be the same kind of thing wherever it is used.
-                value = self.audit.kind(value.value) if isinstance(value, Known) else value
-                if value is None or self.local.get(target.id, value) != value:
-                    raise self.fail(target)
-            self.local[target.id] = value
+            raise self.fail(target)
 
     def branches(self, test: ast.expr, first: Any, second: Any) -> list[Any]:
         """Return the branches that a step may take: one, where settings alone decide."""

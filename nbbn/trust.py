@@ -345,7 +345,8 @@ class Audit:
 
 def _is_own(part: Any) -> bool:
     """Whether a function or class is nbbn's; by where it was compiled, which no wrapper copies."""
-    home = getattr(part, "__globals__", {}).get("__name__") or part.__module__
+    is_function = isinstance(part, types.FunctionType)
+    home = part.__globals__.get("__name__") if is_function else part.__module__
     return str(home).partition(".")[0] == "nbbn"
 
 

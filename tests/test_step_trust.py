@@ -684,3 +684,85 @@ def test_a_deleted_attribute_is_noticed(rng):
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
     pair.both(lambda model, optimizer: delattr(model[1], "factor"))
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
+
+
+# ------------------------------------------------------------------------- all of it at once
+
+
+class Counting(nbbn.Module):
+    def __init__(self):
+        self.count = 0
+
+    def forward(self, x):
+        self.count += 1
+        return x * (1 / self.count)
+
+
+class Gate(nbbn.Module):
+    """Another way in evaluation."""
+
+    def forward(self, x):
+        return ops.tanh(x) if self.training else x * 0.5
+
+
+PIECES = [
+    nbbn.ReLU, nbbn.Tanh, Composed, Gate, lambda: nbbn.Dropout(0.3, rng=4),
+    lambda: nbbn.BatchNorm(6, momentum=None), lambda: Residual(nbbn.Dense(6, 6, rng=1)),
+    TutorialNorm, Growing, Noise, ByValue, Counting, WithDoubled, FalseNorm, Replacing, OwnFollow,
+]  # fmt: skip
+OPTIMIZERS = [
+    lambda p: optim.SGD(p, 0.1, momentum=0.9),
+    lambda p: optim.Adam(p, optim.Cosine(0.01, 20, warmup=2)),
+    lambda p: optim.AdamW(p, lambda step: 0.01 / (1 + step)),
+    lambda p: Declared(p, 0.01),
+    lambda p: Clipping(p, 0.01),
+    lambda p: Accumulating(p, 0.1),
+]
+BETWEEN = [
+    lambda model, optimizer: None,
+    lambda model, optimizer: model.eval(),
+    lambda model, optimizer: model.train(),
+    lambda model, optimizer: setattr(model[0].weight, "requires_grad", False),
+    lambda model, optimizer: setattr(model[0].weight, "requires_grad", True),
+    lambda model, optimizer: np.clip(model[-1].weight.data, -0.1, 0.1, out=model[-1].weight.data),
+    lambda model, optimizer: setattr(model[-1].bias, "data", model[-1].bias.data * 0.5),
+    lambda model, optimizer: setattr(optimizer, "schedule", lambda step: 0.02),
+    lambda model, optimizer: model[0](np.ones((2, FEATURES), np.float32)),
+]
+
+
+def python_side(model) -> list[str]:
+    """What a model keeps outside of parameters and buffers."""
+    kept = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, np.random.Generator):
+                value = value.bit_generator.state
+            if isinstance(value, list | dict | int | np.ndarray) and name != "_version":
+                kept.append(f"{name} {value!r}")
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_steps_are_the_eager_ones(seed):
+    rng = np.random.default_rng(seed)
+    # Some of the pieces alone, and together with others.
+    layers = [PIECES[n] for n in rng.integers(0, len(PIECES), 1 + seed % 3)]
+    if seed % 2:
+        layers = [PIECES[n] for n in rng.integers(0, 7, 2)]
+    optimizer = OPTIMIZERS[rng.integers(0, len(OPTIMIZERS) if seed % 4 == 0 else 4)]
+    loss = [losses.cross_entropy, smoothed, lambda output, y: losses.cross_entropy(output, y) * 2]
+    pair = Pair(small(*layers, optimizer=optimizer), loss[rng.integers(3)])
+    data = batches(rng, [16, 16, 5]) if seed % 3 else batches(rng, [16])
+    total, messages = 0, []
+    with np.errstate(all="ignore"):
+        for _ in range(5):
+            action = BETWEEN[rng.integers(0, len(BETWEEN))]
+            pair.both(action)
+            steps = [data[n] for n in rng.integers(0, len(data), 4)]
+            count, warned = replayed(pair, steps)
+            total, messages = total + count, messages + warned
+            assert python_side(pair.model) == python_side(pair.twin)
+    assert len(messages) <= 1
+    if seed % 2 and seed % 4:
+        assert pair.step.refusal is None
