@@ -526,7 +526,7 @@ def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
 
 def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Context]:
     """As `apply`, and return the context too, for what the forward computed besides."""
-    if not _may_be_recorded(op):
+    if not _may_be_recorded(op):  # type: ignore[arg-type]
         backend.not_recordable(f"the operation {op.__name__} is not marked recordable")
     ctx = Context()
     arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]

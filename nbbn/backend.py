@@ -209,17 +209,18 @@ def _verify(flag: Any, complain: Callable[..., Any], *args: Any) -> None:
 
 def ones(shape: int | tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
     """Allocate an array of ones that is not part of a recording."""
-    return constant(_filled(shape, dtype, name, 1))
+    return _filled(shape, dtype, name, 1)
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
     """Allocate an array of zeros that is not part of a recording."""
-    return constant(_filled(shape, dtype, name, 0))
+    return _filled(shape, dtype, name, 0)
 
 
 def _filled(shape: int | tuple[int, ...], dtype: Any, name: str, value: int) -> np.ndarray:
     array: np.ndarray = np.empty(shape, dtype) if name == "cpu" else device().empty(shape, dtype)
     array.fill(value)
+    constant(array)
     return array
 
 

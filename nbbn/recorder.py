@@ -9,8 +9,8 @@ Most notes are launches that keep their order. "ahead" marks work of the host th
 everything else, "after" marks checks of results; what lies between is a device's graph.
 
 What Python computes outside `backend.run` cannot be noted. So every array argument must come from
-where a replay finds it again: the batch, the arena, or the state of model, optimizer and loss; and the
-two recordings must agree in everything else.
+where a replay finds it again: the batch, the arena, or the state of model, optimizer and loss. And
+the two recordings must agree in everything else.
 """
 
 from __future__ import annotations
@@ -198,10 +198,11 @@ class Recorder:
 
     def know(self, array: Any) -> None:
         """Accept an array from now on: a replay finds it as the recorded step does."""
-        if not array.size:
+        memory = memory_of(array, self.memories)
+        if memory is None or not array.size:
             return
         spans = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
-        first = memory_of(array, self.memories).address(array)
+        first = memory.address(array)
         start = first + sum(span for span in spans if span < 0)
         end = first + sum(span for span in spans if span > 0) + array.dtype.itemsize
         bisect.insort(self._known, (start, end, array), key=lambda item: item[0])

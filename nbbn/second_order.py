@@ -111,7 +111,10 @@ def grad(
                     dx = dx if dx.dtype == x.dtype else apply(Cast, dx, dtype=x.dtype)
                     gradients[x] = gradients[x] + dx if x in gradients else dx
     found = gradients | found
-    return [found[x] if x in found else Tensor(backend.zeros(x.shape, x.dtype, x.device)) for x in wanted]
+    return [
+        found[x] if x in found else Tensor(backend.zeros(x.shape, x.dtype, x.device))
+        for x in wanted
+    ]
 
 
 def _reached(nodes: Sequence[Node], inputs: Sequence[Tensor]) -> set[Tensor]:

@@ -1,10 +1,10 @@
-"""Reads a function of a user's and says whether all it does is apply layers and Tensor operations.
+"""Reads a user's function and says whether all it does is apply layers and Tensor operations.
 
 A replay of a recorded step skips the Python of model and loss. That changes nothing only if this
-Python has no effect of its own and takes the same way each time. Here that is proved from the source
-of a function, for a small part of the language: expressions, assignments to local names, `return`,
-`if` and `for` that depend on shapes and settings alone. Everything else is Opaque, which is no
-judgement: its author can declare it recordable.
+Python has no effect of its own and takes the same way each time. Here that is proved from the
+source of a function, for a small part of the language: expressions, assignments to local names,
+`return`, `if` and `for` that depend on shapes and settings alone. Everything else is Opaque: its
+author can still declare it recordable.
 
 Three kinds of values are told apart. STATIC ones follow from shapes and settings; a TENSOR is one
 for certain; a VALUE may be anything that a batch decides, such as labels. Objects that the source
@@ -12,7 +12,6 @@ names by attributes and globals are looked at themselves, as Known.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -73,7 +72,9 @@ class _Reader:
         self.body = [ast.Return(node.body)] if isinstance(node, ast.Lambda) else node.body
         parts = [n for part in self.body for n in ast.walk(part)]
         # What is bound in a loop is bound several times.
-        parts += [n for loop in parts if isinstance(loop, ast.For) for s in loop.body for n in ast.walk(s)]
+        parts += [
+            n for loop in parts if isinstance(loop, ast.For) for s in loop.body for n in ast.walk(s)
+        ]
         names = (n for n in parts if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
         self.stores = Counter([*arguments, *(n.id for n in names)])
 
@@ -231,7 +232,9 @@ class _Reader:
     def argument(self, node: ast.expr) -> Any:
         """Return an argument of a call: an operation is Known, everything else is a value."""
         found = self.value(node)
-        return found if isinstance(found, Known) and self.audit.is_op(found.value) else self.data(node)
+        return (
+            found if isinstance(found, Known) and self.audit.is_op(found.value) else self.data(node)
+        )
 
     def is_data(self, node: ast.expr) -> bool:
         found = self.value(node)

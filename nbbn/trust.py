@@ -1,8 +1,8 @@
 """Which Python of a training step may be skipped when the step is replayed.
 
-A replay repeats launches and runs nothing else. So all Python of the step must be known to do nothing
-but launch: nbbn's own; that of users which `transparent` can read; and what its author declares by
-``recordable = True`` in the class that defines it, or by `recordable` above a function.
+A replay repeats launches and runs nothing else. So all Python of the step must be known to do
+nothing but launch: nbbn's own; that of users which `transparent` can read; and what its author
+declares by ``recordable = True`` in the class that defines it, or by `recordable` above a function.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ class Audit:
                 if concerns and hasattr(type(value), "__get__"):
                     self._override(instance, kind, name, value)
         for name, value in vars(instance).items():
-            if callable(value) and isinstance(getattr(type(instance), name, None), types.FunctionType):
+            if callable(value) and isinstance(
+                getattr(type(instance), name, None), types.FunctionType
+            ):
                 self._override(instance, None, name, value)
 
     def _override(self, instance: Any, kind: type | None, name: str, value: Any) -> None:
@@ -227,7 +229,10 @@ class Audit:
         kinds = type(owner).__mro__
         kind = next((k for k in kinds if name in vars(k)), None)
         value = vars(kind)[name] if kind else None
-        if hasattr(type(value), "__set__") or type(owner).__getattribute__ is not object.__getattribute__:
+        if (
+            hasattr(type(value), "__set__")
+            or type(owner).__getattribute__ != object.__getattribute__
+        ):
             raise Opaque(f"its {name} is computed")
         own = getattr(owner, "__dict__", {})
         if name in own:
@@ -271,7 +276,7 @@ class Audit:
         self._held[id(callee)] = f"in {type(callee).__name__}", inside
         if _is_own(type(callee)):
             # An object of nbbn's calls what it holds.
-            return [self.call(v, kinds, named) for v in inside.values() if callable(v)][0]
+            return [self.call(v, kinds, named) for v in inside.values() if callable(v)].pop()
         return self._function(self.attribute(callee, "__call__"), kinds, named)
 
     def _argument(self, value: Any) -> Any:
@@ -318,16 +323,16 @@ class Audit:
 
     def _own(self, function: Any, me: Any, kinds: Sequence[Any]) -> str:
         """Say whether a function of nbbn's launches alone, and returns a Tensor."""
-        if function is apply and kinds and isinstance(kinds[0], Known):
+        if function == apply and kinds and isinstance(kinds[0], Known):
             # `apply` itself looks whether an operation may be recorded.
             self.declared = self.declared or not _is_own(kinds[0].value)
             return TENSOR
         if isinstance(me, Module) and function.__name__ in ("forward", "__call__"):
             return TENSOR
         home = function.__module__
-        if home == "nbbn.losses" or home.startswith("nbbn.ops."):
-            if function.__annotations__.get("return") == "Tensor":
-                return TENSOR
+        launches = home == "nbbn.losses" or home.startswith("nbbn.ops.")
+        if launches and function.__annotations__.get("return") == "Tensor":
+            return TENSOR
         raise Opaque(f"it calls {function.__qualname__}")
 
     def _hold(self, function: Any, me: Any) -> None:
@@ -351,7 +356,11 @@ def _is_own(part: Any) -> bool:
 
 
 def _advice(label: str, reason: str, owner: type | None) -> str:
-    where = f"set recordable = True in class {owner.__name__}" if owner else "decorate it with nbbn.recordable"
+    where = (
+        f"set recordable = True in class {owner.__name__}"
+        if owner
+        else "decorate it with nbbn.recordable"
+    )
     return (
         f"{label} would be skipped by a replay, and {reason}; if all it does is apply layers and "
         f"Tensor operations, {where}"

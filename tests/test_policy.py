@@ -446,5 +446,5 @@ def test_kernels_are_serial_only_shortly_after_a_product_of_their_own_thread(mon
     thread.start()
     thread.join()
     assert others == [4]
-    now[0] += _jit.SPIN
+    now[0] += 2 * _jit.SPIN
     assert _jit.workers(large) == 4

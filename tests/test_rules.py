@@ -48,7 +48,8 @@ FLOORS = [
     {"layers", "variants"},
     {"convert", "folding", "onnx", "checkpoint", "observe"},
     {"diagnostics"},
-    {"trust", "transparent"},
+    {"transparent"},
+    {"trust"},
     {"step", "config"},
     {"train"},
 ]
