@@ -110,7 +110,10 @@ class Audit:
 
     def holds(self) -> bool:
         """Whether everything that was looked at is still the same."""
-        return all(read() is value for read, value in self._guards)
+        for read, value in self._guards:  # at every step: a generator costs more
+            if read() is not value:
+                return False
+        return True
 
     def versions(self) -> list[int]:
         """Return numbers that change when an attribute of a module does."""
@@ -231,7 +234,7 @@ class Audit:
         value = vars(kind)[name] if kind else None
         if (
             hasattr(type(value), "__set__")
-            or type(owner).__getattribute__ != object.__getattribute__
+            or "__getattribute__" in {n for k in kinds[:-1] for n in vars(k)}
         ):
             raise Opaque(f"its {name} is computed")
         own = getattr(owner, "__dict__", {})
