@@ -170,7 +170,7 @@ class Step:
         if loss.size != 1:
             raise ShapeError(f"the loss must be one number, got shape {loss.shape}")
         tape.backward(loss)
-        # A user's schedule runs in replays too, and finds the gradients as it would here.
+        # A user's schedule runs in replays too, and sees the gradients as it does here.
         live = self._audit is not None and self._audit.live
         trained = tuple(p for p in self._optimizer.parameters if p.grad is not None)
         if live:

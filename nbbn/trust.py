@@ -232,10 +232,9 @@ class Audit:
         kinds = type(owner).__mro__
         kind = next((k for k in kinds if name in vars(k)), None)
         value = vars(kind)[name] if kind else None
-        if (
-            hasattr(type(value), "__set__")
-            or "__getattribute__" in {n for k in kinds[:-1] for n in vars(k)}
-        ):
+        if hasattr(type(value), "__set__") or "__getattribute__" in {
+            n for k in kinds[:-1] for n in vars(k)
+        }:
             raise Opaque(f"its {name} is computed")
         own = getattr(owner, "__dict__", {})
         if name in own:
