@@ -104,14 +104,17 @@ class Audit:
         self._optimizer(optimizer)
         owned = {id(p) for p in optimizer.parameters}
         for _, leaf in [*self._leaves()]:
+            kind = type(leaf)
+            if isinstance(leaf, Tensor) and not (_is_own(kind) or vars(kind).get("recordable")):
+                raise Untrusted(_advice(kind.__qualname__, "it is a kind of Tensor", kind))
             if isinstance(leaf, Tensor) and id(leaf) not in owned:
                 self.tensors.append(leaf)
                 self._guard(functools.partial(getattr, leaf, "data"), leaf.data)
 
     def holds(self) -> bool:
         """Whether everything that was looked at is still the same."""
-        for read, value in self._guards:  # at every step: a generator costs more
-            if read() is not value:
+        for current, value in self._guards:  # noqa: SIM110 - every step: a generator costs more
+            if current() is not value:
                 return False
         return True
 

@@ -341,6 +341,29 @@ def test_the_same_batch_every_step_hides_nothing(layer, rng):
     runs_eagerly(Pair(small(layer)), [batch] * 5)
 
 
+class Scaled(nbbn.Parameter):
+    """Counts how often it receives a gradient."""
+
+    __slots__ = ("count",)
+
+    def _accumulate(self, gradient):
+        self.count = getattr(self, "count", 0) + 1
+        super()._accumulate(gradient)
+
+
+def test_a_parameter_that_does_more_than_hold_data_is_not_left_out(rng):
+    class Bias(nbbn.Module):
+        def __init__(self):
+            self.bias = Scaled(np.zeros(6))
+
+        def forward(self, x):
+            return x + self.bias
+
+    pair = Pair(small(Bias))
+    runs_eagerly(pair, batches(rng, [16] * 5), "Scaled")
+    assert pair.model[1].bias.count == pair.twin[1].bias.count == 5
+
+
 # ------------------------------------------------------------------------- what needs no word
 
 
@@ -693,6 +716,35 @@ def test_a_deleted_attribute_is_noticed(rng):
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
     pair.both(lambda model, optimizer: delattr(model[1], "factor"))
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
+
+
+# ------------------------------------------------------------------------- in fit
+
+
+def test_fit_leaves_out_nothing(rng):
+    data = nbbn.data.Batches(*batches(rng, [32])[0], 16, shuffle=False)
+    pair = Pair(small(TutorialNorm))
+    with pytest.warns(RuntimeWarning, match=r"TutorialNorm\.forward would be skipped"):
+        nbbn.train.fit(pair.model, data, pair.optimizer, epochs=5)
+    for _ in range(5):
+        for batch in data:
+            pair.eager(*batch)
+    pair.compare()
+    np.testing.assert_array_equal(pair.model[1].rm, pair.twin[1].rm)
+
+
+def test_fit_replays_a_loss_that_only_composes(rng, monkeypatch):
+    steps = []
+
+    def remember(*args):
+        steps.append(record_step(*args))
+        return steps[0]
+
+    monkeypatch.setattr(nbbn.train, "record_step", remember)
+    data = nbbn.data.Batches(*batches(rng, [32])[0], 16, shuffle=False)
+    model, optimizer = small()()
+    nbbn.train.fit(model, data, optimizer, epochs=5, loss=smoothed)
+    assert (steps[0].recordings, steps[0].refusal) == (2, None)
 
 
 # ------------------------------------------------------------------------- all of it at once

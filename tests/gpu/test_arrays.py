@@ -412,7 +412,7 @@ def test_a_declared_loss_is_tried_once_and_replayed(rng):
 
 def test_a_schedule_that_may_look_at_gradients_runs_eagerly(rng):
     seen = []
-    model, optimizer, step = model_and_step()
+    _, optimizer, step = model_and_step()
     optimizer.schedule = lambda number: seen.append(number) or 0.01
     with pytest.warns(RuntimeWarning, match="a learning-rate schedule could look at gradients"):
         step(*batch(rng))
