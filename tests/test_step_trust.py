@@ -341,7 +341,7 @@ def test_the_same_batch_every_step_hides_nothing(layer, rng):
     runs_eagerly(Pair(small(layer)), [batch] * 5)
 
 
-class Scaled(nbbn.Parameter):
+class Counted(nbbn.Parameter):
     """Counts how often it receives a gradient."""
 
     __slots__ = ("count",)
@@ -353,14 +353,16 @@ class Scaled(nbbn.Parameter):
 
 def test_a_parameter_that_does_more_than_hold_data_is_not_left_out(rng):
     class Bias(nbbn.Module):
+        recordable = True
+
         def __init__(self):
-            self.bias = Scaled(np.zeros(6))
+            self.bias = Counted(np.zeros(6))
 
         def forward(self, x):
             return x + self.bias
 
     pair = Pair(small(Bias))
-    runs_eagerly(pair, batches(rng, [16] * 5), "Scaled")
+    runs_eagerly(pair, batches(rng, [16] * 5), "Counted")
     assert pair.model[1].bias.count == pair.twin[1].bias.count == 5
 
 
