@@ -104,6 +104,7 @@ __all__ = [
     "pool",
     "progress",
     "recalibrate",
+    "recordable",
     "threads",
     "train",
     "warmup",
@@ -142,6 +143,7 @@ _HOMES = {
     "grad": "second_order",
     **dict.fromkeys(("gradcheck", "gradgradcheck"), "gradients"),
     "inspect": "diagnostics",
+    "recordable": "trust",
     "warmup": "precompile",
 }
 

@@ -10,6 +10,7 @@ so that a tape that nobody walks is freed as soon as nobody holds one of its res
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 import weakref
@@ -341,7 +342,8 @@ class Op:
     ----------
     recordable : bool, default False
         Whether all it computes goes through `nbbn.backend.run`, so that a recorded training step
-        can replay it. With False the step stays correct, and eager.
+        can replay it. With False the step stays correct, and eager. A subclass that computes in
+        another way says so again.
     """
 
     recordable: ClassVar[bool] = False
@@ -609,8 +611,8 @@ def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
 def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Context]:
     """As `apply`, and return the context too, for what the forward computed besides."""
     try:
-        recordable = op.recordable
-    except AttributeError:
+        recordable = _may_be_recorded(op)  # type: ignore[arg-type]
+    except (AttributeError, TypeError):
         raise DTypeError(f"op must be a subclass of nbbn.Op, got {op!r:.80}") from None
     if not recordable:
         backend.not_recordable(f"the operation {op.__name__} is not marked recordable")
@@ -626,6 +628,18 @@ def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[T
     if tape is not None and wanted:
         tape.record(op, ctx, inputs, output)
     return output, ctx
+
+
+@functools.lru_cache(maxsize=256)
+def _may_be_recorded(op: type[Op]) -> bool:
+    """Whether each class that defines what an operation computes is marked, or nbbn's."""
+    homes = [
+        next((k for k in op.__mro__ if name in vars(k)), Op)
+        for name in ("forward", "backward", "backward_graph")
+    ]
+    return bool(op.recordable) and all(
+        k.__module__.startswith("nbbn.") or vars(k).get("recordable") is True for k in homes
+    )
 
 
 def recording_tape() -> Tape | None:

@@ -210,17 +210,27 @@ def _verify(flag: Any, complain: Callable[..., Any], *args: Any) -> None:
         complain(value, *args)
 
 
-def ones(shape: tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
+def ones(shape: int | tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
     """Allocate an array of ones that is not part of a recording."""
-    array: np.ndarray = np.empty(shape, dtype) if name == "cpu" else device().empty(shape, dtype)
-    array.fill(1)
-    return array
+    return _filled(shape, dtype, name, 1)
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
     """Allocate an array of zeros that is not part of a recording."""
+    return _filled(shape, dtype, name, 0)
+
+
+def _filled(shape: int | tuple[int, ...], dtype: Any, name: str, value: int) -> np.ndarray:
     array: np.ndarray = np.empty(shape, dtype) if name == "cpu" else device().empty(shape, dtype)
-    array.fill(0)
+    array.fill(value)
+    constant(array)
+    return array
+
+
+def constant(array: Any) -> Any:
+    """Return `array`, which follows from shapes alone: a recorded step may keep it."""
+    if _local.recorder is not None:
+        _local.recorder.know(array)
     return array
 
 
@@ -279,13 +289,19 @@ def memory(array: Any) -> Any:
 
 
 def matmul(a: Any, b: Any, out: Any) -> None:
-    """Write ``a @ b`` to `out`, and let the kernels know that BLAS threads are about."""
-    if not isinstance(out, np.ndarray):
-        run(device().matmul, a, b, out)
-        return
-    jit: Any = importlib.import_module("nbbn.kernels._jit")
-    jit.alternates_with_blas = True
-    run(np.matmul, a, b, out)
+    """Write ``a @ b`` to `out`."""
+    run(_product if isinstance(out, np.ndarray) else device().matmul, a, b, out)
+
+
+def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """Multiply on the host, and let this thread's kernels know that BLAS threads are about."""
+    np.matmul(a, b, out)
+    _jit().note_product()
+
+
+@functools.cache
+def _jit() -> Any:
+    return importlib.import_module("nbbn.kernels._jit")
 
 
 def contiguous(array: Any, dtype: Any) -> np.ndarray:

@@ -39,7 +39,7 @@ def _unbroadcast(dy: Tensor, like: Any) -> Tensor:
 def _expand(dy: Tensor, shape: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
     """Put reduced axes back, repeating the values along them."""
     kept = tuple(1 if d in axes else n for d, n in enumerate(shape))
-    return dy.reshape(kept) * np.ones(shape, dy.dtype)
+    return dy.reshape(kept) * backend.ones(shape, dy.dtype, dy.device)
 
 
 def _swapped(x: Any) -> Any:

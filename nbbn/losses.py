@@ -91,7 +91,7 @@ def nll(
         raise ShapeError(f"probabilities must have shape (N, K), got {probabilities.shape}")
     rows, classes = probabilities.shape
     labels = checks.labels(labels, rows, classes, probabilities.device)
-    every = backend.to(np.arange(rows), probabilities.device)
+    every = backend.constant(backend.to(np.arange(rows), probabilities.device))
     loss = -apply(ops.Index, probabilities, index=(every, labels)).log()
     if reduction == "none":
         return loss

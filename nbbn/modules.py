@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -15,53 +13,10 @@ from ._validation import as_array, switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["Module", "changes", "version"]
+__all__ = ["Module"]
 
-# Recorded steps notice cheaply by these that an attribute of any module changes: a count, and the
-# sum of the switches that are thrown.
-_version = 0
-_switches = 0
-_lock = threading.Lock()
-
-
-def _new_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    # Whoever holds the lock in the parent does not exist in the child.
-    os.register_at_fork(after_in_child=_new_lock)
-
-
-class _Local(threading.local):
-    changes = 0
-
-
-_local = _Local()
 _MISSING = object()
-
-
-def version() -> tuple[int, int]:
-    """Return numbers that change whenever an attribute of any module does.
-
-    They return to what they were when a bool does, as by ``model.train()`` after ``model.eval()``.
-
-    Returns
-    -------
-    tuple of int
-    """
-    return _version, _switches
-
-
-def changes() -> int:
-    """Return how many changes of attributes of modules this thread has made.
-
-    Returns
-    -------
-    int
-    """
-    return _local.changes
+_CHANGE = 1 << 32
 
 
 class Module:
@@ -85,17 +40,22 @@ class Module:
 
     training: bool = True
 
+    # By this a recorded step notices that an attribute changes: changes are counted above the bits
+    # of the switches thrown, so that eval() and train() bring back the number that there was.
+    _version: int = 0
+
     def __setattr__(self, name: str, value: Any) -> None:
-        global _version, _switches
         old = vars(self).get(name, getattr(type(self), name, _MISSING))
-        if old is not value:
-            _local.changes += 1
-            with _lock:
-                if isinstance(old, bool) and isinstance(value, bool):
-                    _switches ^= hash((id(self), name))
-                else:
-                    _version += 1
         object.__setattr__(self, name, value)
+        if isinstance(old, bool) and isinstance(value, bool):
+            if old is not value:
+                vars(self)["_version"] = self._version ^ hash(name) % _CHANGE
+        elif old is not value:
+            vars(self)["_version"] = self._version + _CHANGE
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        vars(self)["_version"] = self._version + _CHANGE
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor:
         """Apply `forward` to a Tensor or an array."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import backend
-from .autograd import Node, Tape, Tensor
+from .autograd import Node, Position, Tape, Tensor
 from .modules import Module
 
 __all__ = ["NonFinite", "first_nonfinite", "observed"]
@@ -119,28 +119,34 @@ def first_nonfinite(
         # Not load_state_dict, which refuses the running statistics of a model that has diverged.
         for name, array in model._state():
             backend.assign(array, state[name])
-    culprit = next((node for node in nodes if not _is_finite(node.output.data)), None)
-    found = None if culprit is None else _slip(culprit, places[0] if places else "the loss")
+    culprit = next((node for node in nodes if not _is_finite(node.output)), None)
+    arrays = [] if culprit is None else _inputs(culprit, nodes)
+    found = culprit and _slip(culprit, arrays, places[0] if places else "the loss")
     if found is not None:
         return found
     first = f"the output of {places[0]}" if places else last
     return NonFinite(
-        f"training has diverged; {first} is the first that is not finite{_overflow(culprit)}",
+        f"training has diverged; {first} is the first that is not finite{_overflow(culprit, arrays)}",
         "try a smaller learning rate, or standardize the data if they are large",
     )
 
 
-def _slip(node: Node, place: str) -> NonFinite | None:
+def _inputs(node: Node, nodes: list[Node]) -> list[np.ndarray]:
+    """Arrays that an operation was given."""
+    given = (nodes[x].output if isinstance(x, Position) else x for x in node.inputs)
+    return [backend.host(x.data if isinstance(x, Tensor) else x) for x in given]
+
+
+def _slip(node: Node, arrays: list[np.ndarray], place: str) -> NonFinite | None:
     """Explain a result that a function does not have, or None where it is only too large."""
-    output = node.output.numpy()
+    output = backend.host(node.output)
     bad = ~np.isfinite(output)
-    arrays = [backend.host(x.data if isinstance(x, Tensor) else x) for x in node.inputs]
     name = node.op.__name__
     if not all(map(_is_finite, arrays)):
         return NonFinite(
             f"{name} gets a constant NaN or Inf in {place}", "look where it comes from"
         )
-    if name not in _SLIPS and node.op.__module__.startswith(f"{__package__}."):
+    if name not in _SLIPS and node.op.__module__.startswith("nbbn."):
         return None
     if name not in _SLIPS:
         largest = max(map(_largest, arrays), default=0.0)
@@ -177,10 +183,9 @@ _SLIPS = {
 }
 
 
-def _overflow(node: Node | None) -> str:
+def _overflow(node: Node | None, arrays: list[np.ndarray]) -> str:
     if node is None:
         return ""
-    arrays = [backend.host(x.data if isinstance(x, Tensor) else x) for x in node.inputs]
     largest = max(map(_largest, arrays), default=0.0)
     return f": {node.op.__name__} of values up to {largest:.3g} overflows {node.output.dtype}"
 

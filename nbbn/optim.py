@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks
-from ._validation import integer, iterate, possible, real, switch
+from ._validation import integer, iterate, mapping, possible, real, switch
 from .autograd import Parameter
 from .errors import ArgumentError, DeviceError, DTypeError, NbbnError, ShapeError
 from .modules import Module
@@ -569,6 +569,7 @@ class Optimizer:
         -------
         dict of str to ndarray
         """
+        mapping(state, "state", "arrays")
         own = self.state_dict()
         if "counts" not in state:
             del own["counts"]

@@ -1,23 +1,24 @@
 """Record the launches of a step and replay them over the same memory.
 
 The idea is a CUDA graph's: every launch is noted with its arguments, and replaying is a loop over
-the notes. A step is recorded twice, on different batches. The first recording shows how long each
-array lives; from that, all arrays get a place in one arena, where those that never live together
-overlap. The second recording runs in the arena, and is what gets replayed.
+the notes. A step is recorded twice. The first recording shows how long each array lives; from that,
+all arrays get a place in one arena, where those that never live together overlap. The second
+recording runs in the arena, and is what gets replayed.
 
 Most notes are launches that keep their order. "ahead" marks work of the host that may come before
 everything else, "after" marks checks of results; what lies between is a device's graph.
 
-What Python computes outside `backend.run` cannot be noted, so the two recordings are only trusted
-if they agree in everything but the batch.
+What Python computes outside `backend.run` cannot be noted. So every array argument must come from
+where a replay finds it again: the batch, the arena, or the state of model, optimizer and loss. And
+the two recordings must agree in everything else.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import weakref
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,6 +136,8 @@ class Recorder:
     ----------
     inputs : sequence of ndarray
         The batch: arrays that differ from step to step.
+    known : iterable of ndarray
+        What launches may read and write besides: arrays that are the same from step to step.
     arena : Arena, optional
         Where to allocate; without one each array gets memory of its own.
     device : optional
@@ -142,14 +145,20 @@ class Recorder:
     """
 
     def __init__(
-        self, inputs: tuple[Any, ...], arena: Arena | None = None, device: Any = None
+        self,
+        inputs: tuple[Any, ...],
+        known: Iterable[Any] = (),
+        arena: Arena | None = None,
+        device: Any = None,
     ) -> None:
         self.memories: dict[str, Any] = {"cpu": HostMemory}
         if device is not None:
             self.memories["cuda"] = device
-        # A caller may fill the same arrays with the next batch: remember what they held.
-        self.contents = contents(inputs, self.memories)
         self.inputs = inputs
+        # Where each known array starts and ends. Held, or another could take its address.
+        self._known: list[tuple[int, int, Any]] = []
+        for array in known:
+            self.know(array)
         self.refusal: str | None = None
         self.notes: list[Note] = []
         # The places of array arguments, by position in notes and arguments.
@@ -187,20 +196,66 @@ class Recorder:
         self._live[key] = (weakref.ref(root, release), number)
         return root.reshape(shape)
 
+    def know(self, array: Any) -> None:
+        """Accept an array from now on: a replay finds it as the recorded step does."""
+        memory = memory_of(array, self.memories)
+        if memory is None or not array.size:
+            return
+        spans = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+        first = memory.address(array)
+        start = first + sum(span for span in spans if span < 0)
+        end = first + sum(span for span in spans if span > 0) + array.dtype.itemsize
+        bisect.insort(self._known, (start, end, array), key=lambda item: item[0])
+
     def note(self, launcher: Callable[..., Any], args: tuple[Any, ...], when: str = "") -> None:
         """Write down one launch."""
         kept = list(args)
         for index, value in enumerate(args):
+            place = None
             if memory_of(value, self.memories) is not None:
                 place = self._place(value)
-                if place is not None:
-                    self.places[len(self.notes), index] = place
-                    kept[index] = None if self._arena is None else self.resolve(place)
+            if place is not None:
+                self.places[len(self.notes), index] = place
+                kept[index] = None if self._arena is None else self.resolve(place)
+            elif not self._repeats(value):
+                name = getattr(launcher, "__name__", repr(launcher))
+                self.refuse(
+                    f"an argument of {name} is computed outside the recorded operations, "
+                    "by NumPy instead of Tensors, say"
+                )
         self.notes.append(Note(launcher, kept, when))
+
+    def check(self, result: Any) -> None:
+        """Refuse a result that no launch has computed."""
+        if self._place(result) is None and not self._repeats(result):
+            self.refuse("the loss is computed outside the recorded operations")
+
+    def _repeats(self, value: Any) -> bool:
+        """Whether an argument that has no place will be the same in a replay."""
+        if isinstance(value, tuple | list):
+            return all(self._repeats(item) for item in value)
+        memory = memory_of(value, self.memories)
+        if memory is None:
+            # What NumPy computes from arrays; a Python number is compared between recordings.
+            return not isinstance(value, np.generic)
+        if not value.size:
+            return True
+        start = memory.address(value)
+        found = bisect.bisect_right(self._known, start, key=lambda item: item[0])
+        # Known arrays may lie inside one another, views of one flat array.
+        return any(start < end for _, end, _ in self._known[:found])
 
     def refuse(self, reason: str) -> None:
         """Give up: this step cannot be replayed."""
         self.refusal = self.refusal or reason
+
+    def spoil(self) -> None:
+        """Overwrite all that a replay has to compute."""
+        assert self._arena is not None
+        for own, start in zip(self.allocations, self._arena.offsets, strict=True):
+            # Lasting memory, born at 0, holds what is done ahead of everything else.
+            if own.birth:
+                self._arena.memory[own.device][start : start + own.nbytes].fill(255)
 
     def resolve(self, place: _Place) -> Any:
         """Make an array at a place that keeps only the memory alive, not the array noted."""
@@ -274,6 +329,9 @@ class Plan:
     def __init__(self, recorder: Recorder, result: Any) -> None:
         self._result = recorder.place(result)
         self._notes = [(note.launcher, note.arguments) for note in recorder.notes]
+        self._behind = [
+            (note.launcher, note.arguments) for note in recorder.notes if note.when != "ahead"
+        ]
         slots = [(at, place) for at, place in recorder.places.items() if place.owner == "input"]
         # An input that is only used as a whole is swapped for the next; one that is viewed in
         # parts is copied to where the views look.
@@ -298,14 +356,17 @@ class Plan:
             if recorder.notes[note].arguments[index] is not recorder.inputs[place.number]
         }
 
-    def replay(self, inputs: tuple[Any, ...]) -> Any:
-        """Repeat the step for inputs of the recorded layouts and types; return the result."""
+    def replay(self, inputs: tuple[Any, ...], *, ahead: bool = True) -> Any:
+        """Repeat the step for inputs of the recorded layouts and types; return the result.
+
+        Without `ahead`, what is done ahead of everything else is left as it is.
+        """
         for number, copy in self._copies.items():
             np.copyto(copy, inputs[number])
         for arguments, index, number in self._slots:
             arguments[index] = inputs[number]
         try:
-            for launcher, arguments in self._notes:
+            for launcher, arguments in self._notes if ahead else self._behind:
                 launcher(*arguments)
         finally:
             for arguments, index, _ in self._slots:
@@ -364,12 +425,13 @@ class GraphPlan(Plan):
             target = self._report[position : position + 1]
             np.copyto(target, value.reshape(1), "unsafe")
 
-    def replay(self, inputs: tuple[Any, ...]) -> Any:
+    def replay(self, inputs: tuple[Any, ...], *, ahead: bool = True) -> Any:
         """Repeat the step; return its report, on the device: the result, then what to verify."""
         for number, copy in self._copies.items():
             np.copyto(copy, inputs[number])
         for note in self._ahead:
-            note.launcher(*note.arguments)
+            if ahead or note.when != "ahead":
+                note.launcher(*note.arguments)
         if self._graph is None:
             self._graph = self._device.graph(self._work, self._capturable)
         else:
@@ -392,13 +454,6 @@ def memory_of(value: Any, memories: dict[str, Any]) -> Any:
         if isinstance(value, memory.kind):
             return memory
     return None
-
-
-def contents(inputs: tuple[Any, ...], memories: dict[str, Any]) -> tuple[int, ...]:
-    """Checksums of a batch, to tell it from the next."""
-    return tuple(
-        zlib.crc32(memory_of(array, memories).content(array.ravel("K"))) for array in inputs
-    )
 
 
 def difference(first: Recorder, second: Recorder) -> str | None:

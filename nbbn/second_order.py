@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checks
+from . import backend, checks
 from ._validation import iterate, switch
 from .autograd import Elsewhere, Node, Position, Tape, Tensor, apply, recording_tape
 from .errors import DTypeError, ShapeError, TapeError
@@ -120,7 +120,7 @@ def grad(
                 gradients[key] = gradients[key] + dx if key in gradients else dx
     found = gradients | found
     return [
-        found[key] if key in found else Tensor(np.zeros(x.shape, x.dtype))
+        found[key] if key in found else Tensor(backend.zeros(x.shape, x.dtype, x.device))
         for key, x in zip(keys, wanted, strict=True)
     ]
 
@@ -167,7 +167,7 @@ def _start(output: Tensor, grad_output: Tensor | np.ndarray | None) -> Tensor:
                 f"grad needs an output of one element, got shape {output.shape}: reduce it with "
                 ".sum() or .mean(), or pass grad_output"
             )
-        return Tensor(np.ones(output.shape, output.dtype))
+        return Tensor(backend.ones(output.shape, output.dtype, output.device))
     if not isinstance(grad_output, Tensor):
         checks.floating(grad_output, "grad_output")
         grad_output = Tensor(grad_output)

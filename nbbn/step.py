@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import backend, checks, modules
-from ._validation import instance
+from . import backend, checks
 from .autograd import Parameter, Tape, Tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 from .modules import Module
 from .optim import Optimizer
 from .recorder import Arena, GraphPlan, Plan, Recorder, difference
+from .transparent import Opaque
+from .trust import Audit
 
 __all__ = ["Loss", "Step", "record_step"]
 
@@ -28,8 +29,8 @@ _MAX_PLANS = 8
 class Step:
     """One training step: forward, backward, optimizer.
 
-    Made by `record_step`. The first two calls with different batches of a shape run eagerly and are
-    recorded; later ones replay. Results are those of the eager step, bit for bit.
+    Made by `record_step`. The first two calls with batches of a shape run eagerly and are recorded;
+    later ones replay. Results are those of the eager step, bit for bit.
 
     Parameters
     ----------
@@ -41,17 +42,21 @@ class Step:
     Attributes
     ----------
     refusal : str or None
-        Why the last step ran eagerly for good, or None.
+        Why all steps run eagerly, or None.
+    recordings : int
+        How many steps have been recorded so far.
     """
 
     def __init__(self, model: Module, loss: Loss, optimizer: Optimizer) -> None:
         self._model, self._loss, self._optimizer = model, loss, optimizer
         self._plans: dict[Any, Recorder | Plan] = {}
-        self._version: Any = None
-        self._parameters: list[Parameter] = []
+        self._audit: Audit | None = None
+        self._versions: list[int] = []
+        self._tensors: list[Tensor] = []
         self._layout: int | None = None
         self._others = _Others([])
         self.refusal: str | None = None
+        self.recordings = 0
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
         """Train on one batch.
@@ -89,59 +94,80 @@ class Step:
                 raise DTypeError(f"a step takes {name} as a numpy array of numbers, got {found}")
         if self.refusal is not None:
             return self._eager(x, y).item
-        fits = self._version == modules.version() and self._layout == self._optimizer.layout
-        if not (fits and self._optimizer.intact() and self._others.intact()):
-            self._forget()
+        audit = self._audit
+        if (
+            audit is None
+            or audit.versions() != self._versions
+            or self._layout != self._optimizer.layout
+            or not (audit.holds() and self._optimizer.intact() and self._others.intact())
+        ):
+            audit = self._look(backend.device_of(x))
+            if audit is None:
+                return self._eager(x, y).item
         checks.on_device(y, backend.device_of(x), "y")
         # Only whole, dense, separate arrays can take each other's place in a plan.
         x, y = backend.dense(x), backend.dense(y)
         if np.may_share_memory(x, y):
             y = y.copy()
-        wanted = tuple([p.requires_grad for p in self._parameters])
+        wanted = tuple([p.requires_grad for p in self._tensors])
         having = self._others.having()
         key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted, having)
         plan = self._plans.get(key)
         if isinstance(plan, Plan):
             return functools.partial(plan.value, plan.replay((x, y)))
-        value = self._record(key, plan, x, y)
+        value = self._record(audit, key, plan, x, y)
         return lambda: value
 
-    def _record(self, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray) -> float:
+    def _record(
+        self, audit: Audit, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray
+    ) -> float:
         device = backend.memory(x)
-        recorder = Recorder((x, y), None if before is None else Arena(before), device)
-        if before is not None and set(before.contents) & set(recorder.contents):
-            # Only different batches show what Python computes from a batch behind our back.
-            return self._eager(x, y).item()
-        changes = modules.changes()
+        state = audit.arrays()
+        known = [*(array for _, array in state), *audit.numbers]
+        # A batch that the loss holds as well, say, is not what the next batch takes the place of.
+        x, y = (a.copy("K") if any(np.may_share_memory(a, b) for b in known
+                if type(a) is type(b)) else a for a in (x, y))  # fmt: skip
+        recorder = Recorder((x, y), known, None if before is None else Arena(before), device)
+        proving = audit.declared and before is not None
+        start = [array.copy() for _, array in [*state, ("", x), ("", y)]] if proving else []
+        self.recordings += 1
         with backend.recording(recorder):
             loss = self._eager(x, y)
+            recorder.check(loss.data)
         value = loss.item()
-        # What other threads do to their models is no concern of this step.
-        if modules.changes() != changes:
-            recorder.refuse("the model sets attributes of its modules during a step")
         if self._layout != self._optimizer.layout:
             # This step cut the optimizer's blocks: other plans update what no longer is one.
             self._plans.clear()
             self._layout = self._optimizer.layout
-        reason = recorder.refusal
-        if before is not None:
-            reason = difference(before, recorder)
-        if reason is None and before is None:
+        if audit.versions() != self._versions or not audit.holds():
+            recorder.refuse("it sets attributes of its modules or global names")
+        if [id(array) for _, array in audit.arrays()] != [id(array) for _, array in state]:
+            recorder.refuse("it replaces arrays by new ones")
+        reason = recorder.refusal if before is None else difference(before, recorder)
+        if reason is not None:
+            self._refuse(reason)
+        elif before is None:
             recorder.inputs = ()
             while len(self._plans) >= _MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = recorder
-        elif reason is None:
-            self._plans[key] = (GraphPlan if device else Plan)(recorder, loss.data)
         else:
-            self.refusal = reason
-            self._plans.clear()
-            warnings.warn(
-                f"this training step runs eagerly, not recorded: {reason}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            plan = (GraphPlan if device else Plan)(recorder, loss.data)
+            reason = _disproof(plan, recorder, state, start, (x, y), value) if start else None
+            if reason is None:
+                self._plans[key] = plan
+            else:
+                self._refuse(reason)
         return value
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = reason
+        self._plans.clear()
+        warnings.warn(
+            f"this training step runs eagerly, not recorded: {reason}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
     def _eager(self, x: np.ndarray, y: np.ndarray) -> Tensor:
         self._optimizer.zero_grad()
@@ -153,29 +179,43 @@ class Step:
             raise ShapeError(f"the loss must be one number, got shape {loss.shape}")
         tape.backward(loss)
         backend.run_ahead(self._others.receive, self._others.having())
+        # A user's schedule runs in replays too, and sees the gradients as it does here.
+        live = self._audit is not None and self._audit.live
+        trained = tuple(p for p in self._optimizer.parameters if p.grad is not None)
+        if live:
+            backend.run(_show_gradients, trained)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        if live:
+            backend.run(_hide_gradients, trained)
         return loss
 
-    def _forget(self) -> None:
+    def _look(self, device: str) -> Audit | None:
+        """Look at the parts of the step again; None if they must run eagerly."""
         self._plans.clear()
-        self._version = modules.version()
-        self._layout = self._optimizer.layout
-        self._parameters = self._model.parameters()
-        owned = set(map(id, self._optimizer.parameters))
-        self._others = _Others([p for p in self._parameters if id(p) not in owned])
         self._optimizer.adopt()
+        try:
+            audit = Audit(self._model, self._loss, self._optimizer)
+            if audit.live and device != "cpu":
+                raise Opaque(f"{audit.live} could look at gradients before they are computed")
+        except Opaque as reason:
+            self._refuse(str(reason))
+            return None
+        self._audit, self._versions = audit, audit.versions()
+        self._layout, self._others = self._optimizer.layout, _Others(audit.tensors)
+        self._tensors = [*self._model.parameters(), *audit.tensors]
+        return audit
 
 
 class _Others:
-    """The model's parameters that the optimizer does not have: their gradients add up.
+    """Tensors of the step that the optimizer does not have: their gradients add up.
 
     They do so in arrays that stay, so that a recorded step can go on adding.
     """
 
-    def __init__(self, parameters: list[Parameter]) -> None:
-        self._places: list[tuple[Parameter, np.ndarray, np.ndarray | None]] = []
-        for p in parameters:
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._places: list[tuple[Tensor, np.ndarray, np.ndarray | None]] = []
+        for p in tensors:
             if p.requires_grad and (p._buffer is None or p._buffer.shape != p.shape):
                 p._buffer = backend.zeros(p.shape, p.dtype, p.device)
             if p._buffer is not None and p.grad is not None and p.grad is not p._buffer:
@@ -207,8 +247,15 @@ def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
     """Make a training step that replays recorded launches instead of running Python.
 
     The step records itself again when the batch shape, train/eval mode, the parameters or any
-    attribute of a module change. What it cannot record runs eagerly, and a warning says so once.
-    Python inside the model and the loss runs only while recording, as with a CUDA graph.
+    attribute of a module of the model change.
+
+    A replay skips the Python of model, loss and optimizer. So it happens only where this Python is
+    known to do nothing but launch: nbbn's own; functions and ``forward`` methods that only apply
+    layers, losses and Tensor operations, which their source shows; and what its author declares, by
+    ``recordable = True`` in the class or by `nbbn.recordable` above a function. A declaration is
+    tried once: what a replay would leave out of an array is found. Learning-rate schedules run at
+    every step. All else runs eagerly, and a warning says so once: NumPy on a batch, statistics kept
+    in Python, random numbers of your own, printing, an optimizer of your own.
 
     Parameters
     ----------
@@ -234,6 +281,55 @@ def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
     return Step(model, loss_fn, optimizer)
 
 
+def _show_gradients(parameters: Sequence[Parameter]) -> None:
+    for p in parameters:
+        p.grad = p._buffer
+
+
+def _hide_gradients(parameters: Sequence[Parameter]) -> None:
+    for p in parameters:
+        p.grad = None
+
+
+def _disproof(
+    plan: Plan,
+    recorder: Recorder,
+    state: list[tuple[str, Any]],
+    start: list[Any],
+    inputs: tuple[Any, Any],
+    value: float,
+) -> str | None:
+    """Repeat the step that was recorded by a replay, and name what then differs, if anything does.
+
+    What a step declares to launch may have been done by NumPy, where no recorder sees it.
+    """
+    end = [array.copy() for _, array in state]
+    for array, before in zip(inputs, start[len(state) :], strict=True):
+        if not _same_bits(array, before):
+            return "it writes into the batch"
+    for (_, array), before in zip(state, start, strict=False):
+        array[...] = before
+    recorder.spoil()
+    reason = None
+    try:
+        repeated = plan.value(plan.replay(inputs, ahead=False))
+        if not _same_bits(np.float64(repeated), np.float64(value)):
+            reason = "a replay gives another loss"
+    except Exception as error:
+        reason = f"a replay fails ({error!r})"
+    for (name, array), after in zip(state, end, strict=True):
+        if reason is None and not _same_bits(array, after):
+            reason = f"a replay leaves other numbers in {name}, which NumPy changes, say"
+    if reason is not None:
+        for (_, array), after in zip(state, end, strict=True):
+            array[...] = after
+    return reason
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    return backend.host(a).tobytes() == backend.host(b).tobytes()
+
+
 def check_step(model: Any, loss: Any, optimizer: Any) -> None:
     """Check what a training step is made of.
 
@@ -247,7 +343,8 @@ def check_step(model: Any, loss: Any, optimizer: Any) -> None:
     DTypeError, ArgumentError
         As `record_step`.
     """
-    instance(model, Module, "model")
+    if not isinstance(model, Module):
+        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
     if not callable(loss):
         raise DTypeError(
             "the loss must be callable, such as nbbn.losses.cross_entropy, "

@@ -48,6 +48,8 @@ FLOORS = [
     {"layers", "variants"},
     {"convert", "folding", "onnx", "checkpoint", "observe"},
     {"diagnostics"},
+    {"transparent"},
+    {"trust"},
     {"step", "config"},
     {"train"},
 ]

@@ -179,6 +179,8 @@ def test_a_penalty_trains_in_a_recorded_step(rng):
     """Inside a model; the recorded step gives what the eager one does, bit for bit."""
 
     class Penalized(nbbn.Module):
+        recordable = True
+
         def __init__(self):
             self.net = nbbn.Sequential(
                 nbbn.Dense(4, 6, rng=1),

@@ -65,9 +65,10 @@ class Weighted(nbbn.Module):
 
     def __init__(self):
         self.norm = nbbn.BatchNorm(9, momentum=None)
+        self.weights = np.arange(16) % 4
 
     def forward(self, x):
-        return self.norm(x, weights=np.arange(len(x)) % 4)
+        return self.norm(x, weights=self.weights)
 
 
 def with_norm(norm):
@@ -301,6 +302,7 @@ def test_several_steps_at_the_same_time(rng):
 
 
 def test_a_model_made_by_another_thread_meanwhile_is_no_hindrance(rng):
+    @nbbn.recordable
     def loss(output, y):
         builder = threading.Thread(target=nbbn.mlp, args=((3, 2),))
         builder.start()

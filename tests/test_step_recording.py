@@ -381,6 +381,7 @@ def test_an_error_while_recording_leaves_nothing_behind(rng):
     model, optimizer = adam_mlp()
     fail = [True]
 
+    @nbbn.recordable
     def loss(output, y):
         if fail[0]:
             raise RuntimeError("stop")

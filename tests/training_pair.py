@@ -21,13 +21,16 @@ class Pair:
         self.model, self.optimizer = make()
         self.twin, self.peer = make()
         self.loss = loss
-        # The step runs its loss function only where it records or falls back.
+        # How many steps of the recorded one ran eagerly: while recording, or for good.
         self.runs = 0
-        self.step = record_step(self.model, self._counted, self.optimizer)
+        self.step = record_step(self.model, loss, self.optimizer)
+        eager = self.step._eager
 
-    def _counted(self, output, y):
-        self.runs += 1
-        return self.loss(output, y)
+        def counted(x, y):
+            self.runs += 1
+            return eager(x, y)
+
+        self.step._eager = counted
 
     def eager(self, x, y) -> float:
         self.peer.zero_grad()

@@ -71,7 +71,7 @@ def labels(count, classes=10, seed=4):
 
 
 def batches(net):
-    """Different batches of one of NETS, without end: one batch alone leaves a step unrecorded."""
+    """Different batches of one of NETS, without end, as in an epoch."""
     _, count = NETS[net]
     return itertools.cycle(
         [(normal((count, 784), seed=seed), labels(count, seed=seed)) for seed in range(4)]

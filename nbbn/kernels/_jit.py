@@ -12,8 +12,10 @@ Loops are written so that they vectorize as they stand.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,7 @@ PARALLEL_MIN = 131_072
 class _State(threading.local):
     def __init__(self) -> None:
         self.busy = False
+        self.last_product = -math.inf
         self.compile_only = False
         self.scratch: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -71,17 +74,22 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-# Set once this process alternates kernels with threaded matrix products, and once both run on one
-# pool. Two pools take the cores from each other: serial kernels are then up to ten times faster.
-alternates_with_blas = False
+# BLAS's threads spin for about this many seconds after a product, and take the cores from kernels:
+# serial kernels are then up to ten times faster, unless both run on one pool.
+SPIN = 0.02
 shares_pool = False
+
+
+def note_product() -> None:
+    """Remember that this thread has just made a matrix product."""
+    _state.last_product = time.monotonic()
 
 
 def workers(work: int) -> int:
     """How many threads a kernel over `work` elements gets now: 1 means the serial form."""
     if work < PARALLEL_MIN or _state.busy or _forked_with_pool:
         return 1
-    if alternates_with_blas and not shares_pool:
+    if not shares_pool and time.monotonic() - _state.last_product < SPIN:
         return 1
     threads = numba.get_num_threads()
     if threads > 1 and numba.threading_layer() == "workqueue":

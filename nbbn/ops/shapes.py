@@ -153,13 +153,13 @@ class Index(RecordableOp):
         except (IndexError, ValueError, OverflowError) as error:
             raise ShapeError(f"index does not fit shape {x.shape}: {error}") from None
         out = empty_beside(shape, x)
-        backend.run(_take, x, index, out)
+        backend.run(_take, x, out, *_parts(index))
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         dx = empty_beside(ctx.x.shape, dy)
-        backend.run(_scatter, dy, ctx.index, dx)
+        backend.run(_scatter, dy, dx, *_parts(ctx.index))
         return dx
 
 
@@ -170,10 +170,15 @@ def _beside(x: np.ndarray, index: Any) -> Any:
     return backend.to(index, backend.device_of(x)) if backend.is_array(index) else index
 
 
-def _take(x: np.ndarray, index: Any, out: np.ndarray) -> None:
+def _parts(index: Any) -> tuple[Any, ...]:
+    """Return the parts of an index, each an argument of its own: a recorder sees arrays there."""
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _take(x: np.ndarray, out: np.ndarray, *index: Any) -> None:
     out[...] = x[index]
 
 
-def _scatter(dy: np.ndarray, index: Any, dx: np.ndarray) -> None:
+def _scatter(dy: np.ndarray, dx: np.ndarray, *index: Any) -> None:
     dx[...] = 0
     backend.add_at(dx, index, dy)

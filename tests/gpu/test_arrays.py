@@ -418,6 +418,29 @@ def test_a_replayed_step_runs_no_python_of_the_model_and_changes_when_asked_late
     assert not calls
 
 
+def test_a_declared_loss_is_tried_once_and_replayed(rng):
+    loss = nbbn.recordable(lambda output, y: [losses.cross_entropy(output, y)][0])
+    batches = [batch(rng) for _ in range(4)]
+    model, optimizer, _ = model_and_step()
+    step = train.record_step(model, loss, optimizer)
+    got = [step(*b) for b in batches]
+    assert step.refusal is None
+    assert isinstance(next(iter(step._plans.values())), GraphPlan)
+    other, _, eager = model_and_step()
+    assert got == [eager._eager(*b).item() for b in batches]
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, other.state_dict()[name])
+
+
+def test_a_schedule_that_may_look_at_gradients_runs_eagerly(rng):
+    seen = []
+    _, optimizer, step = model_and_step()
+    optimizer.schedule = lambda number: seen.append(number) or 0.01
+    with pytest.warns(RuntimeWarning, match="a learning-rate schedule could look at gradients"):
+        step(*batch(rng))
+    assert seen == [0]
+
+
 @pytest.mark.parametrize("replays", [0, 3])
 def test_a_label_out_of_range_is_found_in_eager_and_replayed_steps(rng, replays):
     _, _, step = model_and_step()
