@@ -125,8 +125,9 @@ def first_nonfinite(
     if found is not None:
         return found
     first = f"the output of {places[0]}" if places else last
+    cause = _overflow(culprit, arrays)
     return NonFinite(
-        f"training has diverged; {first} is the first that is not finite{_overflow(culprit, arrays)}",
+        f"training has diverged; {first} is the first that is not finite{cause}",
         "try a smaller learning rate, or standardize the data if they are large",
     )
 
