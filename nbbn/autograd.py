@@ -48,7 +48,7 @@ class Tensor:
     requires_grad : bool
     """
 
-    __slots__ = ("_buffer", "_logits", "_tape", "data", "grad", "requires_grad")
+    __slots__ = ("_buffer", "_logits", "_of_sigmoid", "_tape", "data", "grad", "requires_grad")
     # Makes `array * tensor` call Tensor.__rmul__ instead of looping over the array.
     __array_ufunc__ = None
 
@@ -81,6 +81,7 @@ class Tensor:
         self._buffer: np.ndarray | None = None
         # The input of the softmax that made this tensor, for losses that are stable through it.
         self._logits: Tensor | None = None
+        self._of_sigmoid = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -64,8 +64,8 @@ def _softmax(dtype: str) -> None:
     for name in ("softmax", "log_softmax"):
         getattr(softmax_cuda, name)(x, x)
         getattr(softmax_cuda, f"{name}_backward")(x, x, x)
-    softmax_cuda.cross_entropy(x, INTEGERS, loss)
-    softmax_cuda.cross_entropy_backward(x, INTEGERS, loss, 1.0, x)
+    softmax_cuda.cross_entropy(x, INTEGERS, x[0], -1, 0.1, loss)
+    softmax_cuda.cross_entropy_backward(x, INTEGERS, x[0], -1, 0.1, loss, 1.0, x)
     softmax_cuda.scaled_sum(loss, 1.0, loss)
 
 
@@ -77,7 +77,7 @@ def _data() -> None:
             gather_cuda.gather_scale(*rows, 1.0, 0.0, x, INTEGERS[:4])
             factors = np.ones((2, features))
             gather_cuda.gather_scale_features(*rows, *factors, x, INTEGERS[:4])
-    softmax_cuda.first_bad_label(INTEGERS, 10, INTEGERS)
+    softmax_cuda.first_bad_label(INTEGERS, 10, -1, INTEGERS)
 
 
 def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
