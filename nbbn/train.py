@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from .checkpoint import Checkpoint
 from .data import Batches
 from .errors import ArgumentError, DivergenceError, DTypeError
 from .layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
-from .losses import cross_entropy
+from .losses import binary_cross_entropy, cross_entropy
 from .modules import Module
 from .observe import BATCH, first_nonfinite
 from .optim import Optimizer
@@ -38,7 +39,7 @@ class Evaluation(NamedTuple):
     loss : float
         Mean loss per example.
     accuracy : float
-        Fraction of examples whose largest output is their label; NaN where targets are no labels.
+        Fraction of examples that are right, see `evaluate`; NaN where the targets do not tell.
     count : int
         Number of examples.
     """
@@ -315,13 +316,28 @@ class _Watched:
         value = self._loss(output, y)
         if isinstance(value, Tensor) and value.size == 1 and value.device == "cpu":
             backend.run(_check_finite, value.data)
-        if self.counts and _are_labels(y, output):
-            backend.run(_count_right, output.data, y, self.right)
+        judge = _judge(self._loss, y, output) if self.counts else None
+        if judge is not None:
+            backend.run(_count_right, judge, output.data, y, self.right)
         return value
 
 
-def _are_labels(y: Any, output: Tensor) -> bool:
-    return output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu"
+def _judge(loss: Loss, y: Any, output: Tensor) -> Callable[..., Any] | None:
+    """Return what tells which examples are right, or None where targets and loss do not."""
+    if output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu":
+        return _largest_is_label
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return _all_on_their_side if loss is binary_cross_entropy else None
+
+
+def _largest_is_label(output: np.ndarray, labels: np.ndarray) -> Any:
+    return output.argmax(axis=1) == labels
+
+
+def _all_on_their_side(logits: np.ndarray, targets: np.ndarray) -> Any:
+    agree = (logits > 0) == (targets > 0.5)
+    return np.all(agree.reshape(len(logits), -1), axis=1)
 
 
 def _check_finite(loss: np.ndarray) -> None:
@@ -330,8 +346,8 @@ def _check_finite(loss: np.ndarray) -> None:
         raise _NotFinite(value)
 
 
-def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> None:
-    np.add(right, np.count_nonzero(output.argmax(axis=1) == labels), right)
+def _count_right(judge: Any, output: np.ndarray, y: np.ndarray, right: np.ndarray) -> None:
+    np.add(right, np.count_nonzero(judge(output, y)), right)
 
 
 def _diverged(run: Run, step: int, loss: float, x: np.ndarray) -> DivergenceError:
@@ -350,6 +366,10 @@ def _diverged(run: Run, step: int, loss: float, x: np.ndarray) -> DivergenceErro
 
 def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> Evaluation:
     """Measure loss and accuracy, with the model in evaluation mode.
+
+    An example is right where the largest of its outputs is that of its label; under
+    `binary_cross_entropy`, where every output is on the side of its target. Of other targets
+    the accuracy is NaN.
 
     Parameters
     ----------
@@ -373,8 +393,9 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
                 first = first_nonfinite(model, x)
                 _log.warning("the loss is %s in evaluation: %s is not finite", value, first)
             total += value * len(y)
-            if _are_labels(y, output):
-                right += int(np.count_nonzero(output.data.argmax(axis=1) == y))
+            judge = _judge(loss, y, output)
+            if judge is not None:
+                right += int(np.count_nonzero(judge(output.data, y)))
             else:
                 right = math.nan
             count += len(y)

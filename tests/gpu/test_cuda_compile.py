@@ -29,8 +29,8 @@ CEILINGS = {
 }
 CEILING = 64
 # Kernels without an access of whole lanes in one direction.
-NO_VECTOR_LOAD = {"_dropout_mask", "_update_running", "_gather_labels"}
-NO_VECTOR_STORE = {"_column_sums", "_update_running", "_gather_labels"}
+NO_VECTOR_LOAD = {"_dropout_mask", "_update_running", "_gather_targets"}
+NO_VECTOR_STORE = {"_column_sums", "_update_running", "_gather_targets"}
 
 
 @pytest.fixture(autouse=True, scope="module")
