@@ -387,7 +387,7 @@ def largest(dtype: np.dtype[Any]) -> float:
 def labels(
     array: Any, shape: tuple[int, ...], device: str = "cpu", ignored: int = NO_LABEL
 ) -> Any:
-    """Check class labels against the shape (N, K, ...) of the logits; return them as int64.
+    """Check class labels against the shape (N, K, ...) of the logits; return them flat, as int64.
 
     They lie in [0, K), or are the label that is `ignored`.
     """
@@ -407,7 +407,7 @@ def labels(
             f"labels must have shape {expected}, one per row of logits {shape}, got {array.shape}"
             + _labels_advice(array.shape, shape, expected)
         )
-    result = backend.contiguous(array, np.dtype(np.int64))
+    result = backend.contiguous(array, np.dtype(np.int64)).reshape(-1)
     found = backend.empty(1, np.int64, device, lasting=True)
     backend.run(backend.kernels("softmax", device).first_bad_label, result, classes, ignored, found)
     backend.verify(found, _bad_label, result, classes)
@@ -433,7 +433,7 @@ def reshape_advice(name: str, found: tuple[int, ...], expected: tuple[int, ...])
 def _bad_label(position: int, array: Any, classes: int) -> None:
     raise ArgumentError(
         f"labels must lie in [0, {classes}), one per class; "
-        f"got {int(array.reshape(-1)[position])} at position {position}"
+        f"got {int(array[position])} at position {position}"
     )
 
 

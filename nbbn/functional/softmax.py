@@ -286,7 +286,7 @@ class _Problem:
         self.layout = layout = checks.row_layout(logits, axis, "logits")
         classes = logits.shape[axis]
         given = checks.channel_vector(weight, classes, layout.dtype, "weight", layout.device)
-        labels = checks.labels(labels, logits.shape, layout.device, ignored).reshape(-1)
+        labels = checks.labels(labels, logits.shape, layout.device, ignored)
         self.rows = checks.fold(logits, layout)
         self.operands = self.rows, labels, given, ignored, smoothing
         count = self.rows.shape[0]
