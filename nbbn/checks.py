@@ -384,9 +384,7 @@ def largest(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(np.float32 if backend.is_bfloat16(dtype) else dtype).max)
 
 
-def labels(
-    array: Any, shape: tuple[int, ...], device: str = "cpu", ignored: int = NO_LABEL
-) -> Any:
+def labels(array: Any, shape: tuple[int, ...], device: str = "cpu", ignored: int = NO_LABEL) -> Any:
     """Check class labels against the shape (N, K, ...) of the logits; return them flat, as int64.
 
     They lie in [0, K), or are the label that is `ignored`.

@@ -84,10 +84,11 @@ def cross_entropy(
             DoubleSoftmaxWarning,
             stacklevel=2,
         )
-    given = labels.data if isinstance(labels, Tensor) else labels
-    if not backend.is_array(given) or given.dtype.kind != "f" or given.ndim != np.ndim(logits):
+    given: Any = labels.data if isinstance(labels, Tensor) else labels
+    rank = getattr(logits, "ndim", None)
+    if not backend.is_array(given) or given.dtype.kind != "f" or given.ndim != rank:
         return ops.cross_entropy(
-            logits, labels, weight=weight, ignore_index=ignore_index,
+            logits, given, weight=weight, ignore_index=ignore_index,
             label_smoothing=label_smoothing, reduction=reduction,
         )  # fmt: skip
     if ignore_index is not None:
@@ -266,10 +267,12 @@ def binary_cross_entropy(
             DoubleSigmoidWarning,
             stacklevel=2,
         )
+    # As they came: a copy in the logits' type may be gone by the time that a replay is verified.
+    given = targets.data if isinstance(targets, Tensor) else targets
     logits, targets = _pair("binary_cross_entropy", logits, targets, reduction)
     found = backend.empty(1, np.int64, logits.device, lasting=True)
-    backend.run(_first_outside, targets.data, found)
-    backend.verify(found, _bad_target, targets.data)
+    backend.run(_first_outside, given, found)
+    backend.verify(found, _bad_target, given)
     ones = targets if pos_weight is None else targets * _factor(pos_weight, "pos_weight", logits)
     loss = ones * ops.softplus(-logits) + (1 - targets) * ops.softplus(logits)
     if weight is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import reference
 from reference import wide
 
-from nbbn import losses, ops, variant_ops
+from nbbn import backend, losses, ops, variant_ops
 from nbbn.autograd import Parameter, Tensor, apply
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 
@@ -135,6 +135,15 @@ def _torch_in_place(torch: Any, x: Any, gamma: Any, beta: Any, *given: np.ndarra
     return torch.nn.functional.leaky_relu(y, 0.1)
 
 
+def _beside(x: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Put the arrays among options where x is."""
+    device = x.device if isinstance(x, Tensor) else "cpu"
+    return {
+        name: backend.to(value, device) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+
+
 def _cross_entropy_case(
     name: str, shape: Shape, labels: np.ndarray, how: str, **options: Any
 ) -> Case:
@@ -148,7 +157,7 @@ def _cross_entropy_case(
     given = {names.get(name, name): value for name, value in options.items()}
     return Case(
         f"ops.cross_entropy, {name}, {how}",
-        lambda x: ops.cross_entropy(x, labels, reduction=how, **options),
+        lambda x: ops.cross_entropy(x, reduction=how, **_beside(x, {"labels": labels, **options})),
         lambda x: (
             reference.cross_entropy(x, labels, how, **given)
             if labels.ndim
@@ -554,12 +563,12 @@ CASES = [
             ),
         )
         for how in hows.split()
-    ),  # fmt: skip
+    ),
     *(
         Case(
             f"cross_entropy of probabilities, {shape}, {sorted(options)}, {how}",
             lambda x, p, how=how, options=options: losses.cross_entropy(
-                x, p, reduction=how, **options
+                x, p, reduction=how, **_beside(x, options)
             ),
             lambda x, p, how=how, options=options: reference.cross_entropy(
                 x,
@@ -587,7 +596,7 @@ CASES = [
             ("mean", (5, 4), {}),
             ("none", (2, 4, 3, 1), {"weight": CLASS_WEIGHT, "label_smoothing": 0.2}),
         )
-    ),  # fmt: skip
+    ),
     *(
         Case(
             f"losses.{name}, {how}",
@@ -611,7 +620,7 @@ CASES = [
         Case(
             f"losses.binary_cross_entropy, {how}, {sorted(options)}",
             lambda x, t, how=how, options=options: losses.binary_cross_entropy(
-                x, t, reduction=how, **options
+                x, t, reduction=how, **_beside(x, options)
             ),
             lambda x, t, how=how, options=options: _reduced(
                 _reference_binary(x, t, **options), how
@@ -636,7 +645,7 @@ CASES = [
             ("none", {"pos_weight": np.array([0.5, 3.0, 1.0])}),
             ("mean", {"weight": np.arange(5.0)[:, None], "pos_weight": np.array(2.5)}),
         )
-    ),  # fmt: skip
+    ),
     *(
         Case(
             f"losses.nll, {how}",

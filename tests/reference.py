@@ -273,7 +273,9 @@ def cross_entropy_backward(
     share = wide(dloss) / (of_labels.sum() if reduction == "mean" else 1)
     share = np.broadcast_to(share, np.shape(labels))
     with np.errstate(invalid="ignore"):
-        dlogits = (wide(softmax(logits, 1)) * counts.sum(1, keepdims=True) - counts) * share[:, None]
+        dlogits = (wide(softmax(logits, 1)) * counts.sum(1, keepdims=True) - counts) * share[
+            :, None
+        ]
     return narrow(np.where(counts.sum(1, keepdims=True) == 0, 0, dlogits))
 
 

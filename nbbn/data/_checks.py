@@ -48,8 +48,8 @@ def check_targets(targets: Any, count: int, num_classes: int | None) -> np.ndarr
         found = targets.dtype if kind else type(targets).__name__
         numbers = ", or leave num_classes out for regression" if kind == "f" else ""
         raise DTypeError(
-            f"labels must be a numpy.ndarray of integers, or of floats for regression, got {found}: "
-            f"convert them with {label_advice(targets)}{numbers}"
+            f"labels must be a numpy.ndarray of integers, or of floats for regression, got "
+            f"{found}: convert them with {label_advice(targets)}{numbers}"
         )
     if targets.shape != (count,):
         raise ShapeError(
@@ -67,7 +67,7 @@ def check_targets(targets: Any, count: int, num_classes: int | None) -> np.ndarr
             raise ArgumentError(
                 f"labels must lie in [0, {classes}), got {targets[bad[0]]} at position {bad[0]}"
             )
-    return targets.astype(np.int64)
+    return np.array(targets, np.int64)
 
 
 def _check_numbers(targets: np.ndarray, count: int) -> np.ndarray:

@@ -19,8 +19,9 @@ class Batches:
     """Batches of images and their targets, in a new order each epoch.
 
     Each `iter()` starts an epoch and yields pairs `(x, y)`: x (B, F) float32, the flattened images
-    gathered and scaled in one pass, and y, labels (B,) int64 or numbers (B, ...). Bytes are scaled to [0, 1] first; then
-    `x = (value - mean) / std`. One epoch at a time: a new `iter()` ends the previous one.
+    gathered and scaled in one pass, and y, labels (B,) int64 or numbers (B, ...). Bytes are scaled
+    to [0, 1] first; then `x = (value - mean) / std`. One epoch at a time: a new `iter()` ends the
+    previous one.
 
     Parameters
     ----------

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
-from ..checks import Layout
 from ..errors import ShapeError
 from ._kind import in_kind
 from ._out import Target

@@ -160,9 +160,7 @@ def test_cross_entropy_of_weights_ignored_labels_and_smoothing(shape, dtype, smo
     softmax_cuda.cross_entropy(logits, labels, weight, -7, smoothing, loss)
     expected = reference.cross_entropy(values(logits), labels, reduction="none", **options)
     assert error(values(loss), expected) < 2 * ROUNDING[dtype]
-    softmax_cuda.cross_entropy_backward(
-        logits, labels, weight, -7, smoothing, dloss, 0.5, dlogits
-    )
+    softmax_cuda.cross_entropy_backward(logits, labels, weight, -7, smoothing, dloss, 0.5, dlogits)
     expected = reference.cross_entropy_backward(
         values(logits), labels, 0.5 * values(dloss), reduction="none", **options
     )
@@ -185,9 +183,7 @@ def test_labels_out_of_range(schedule):
     softmax_cuda.cross_entropy(logits, labels, *unweighted("float32"), loss)
     assert np.isnan(loss).tolist() == [False, True, False, True, True]
     one = np.ones(1, np.float32)
-    softmax_cuda.cross_entropy_backward(
-        logits, labels, *unweighted("float32"), one, 1.0, dlogits
-    )
+    softmax_cuda.cross_entropy_backward(logits, labels, *unweighted("float32"), one, 1.0, dlogits)
     assert not dlogits[[1, 3, 4]].any()
     assert dlogits[[0, 2]].all()
     for count, position in ((5, 1), (4, 1), (1, -1)):
