@@ -138,6 +138,8 @@ def test_ignore_index_is_an_integer_and_not_for_probabilities():
         losses.cross_entropy(LOGITS, np.zeros(4, int), ignore_index=1.0)
     with pytest.raises(ArgumentError, match=r"ignore_index.*probabilities"):
         losses.cross_entropy(LOGITS, np.full((4, 3), 1 / 3), ignore_index=1)
+    with pytest.raises(ArgumentError, match=f"ignore_index.*int64, got {2**63}"):
+        losses.cross_entropy(LOGITS, np.zeros(4, int), ignore_index=2**63)
     with pytest.raises(ArgumentError, match="got -100 at position 0"):
         losses.cross_entropy(LOGITS, np.full(4, -100))
     with pytest.raises(ArgumentError, match="got -1 at position 2"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, checks
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ._kind import in_kind
 from ._out import Target
 
@@ -282,6 +282,8 @@ class _Problem:
         ignored = checks.NO_LABEL
         if ignore_index is not None:
             ignored = checks.integer(ignore_index, "ignore_index")
+            if not -(2**63) < ignored < 2**63:
+                raise ArgumentError(f"ignore_index must be a label in int64, got {ignored}")
         self.layout = layout = checks.row_layout(logits, axis, "logits")
         classes = logits.shape[axis]
         given = checks.channel_vector(weight, classes, layout.dtype, "weight", layout.device)

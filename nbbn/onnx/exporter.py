@@ -155,8 +155,8 @@ def _dense(graph: _Graph, name: str, layer: Dense) -> None:
     out_features, in_features = layer.weight.shape
     if graph.shape != (in_features,):
         raise ShapeError(
-            f"{name!r}, {layer!r}, is exported for examples of shape ({in_features},), "
-            f"got {graph.shape}"
+            f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}: ONNX's Gemm takes "
+            f"({in_features},) only"
         )
     arrays = [graph.array(f"{name}.weight", layer.weight.data)]
     if layer.bias is not None:
