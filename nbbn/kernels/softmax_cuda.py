@@ -185,20 +185,18 @@ def _cross_entropy_backward(acc):
         if K > 0:
             row = start // K
             label = labels[row]
-            if 0 <= label < K and label != ignored:
-                share = load_any(dloss, row if dloss.size > 1 else 0, one) * scale
-                peak = _weight_of(weight, label, one) * hard
-                for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
-                    value = exp(load(logits, start + j, one) - largest) / total
-                    value = value * (peak + sum_of_weights * soft)
-                    if soft > 0:
-                        value = value - _weight_of(weight, j, one) * soft
-                    if j == label:
-                        value = value - peak
-                    store(dlogits, start + j, value * share)
-            else:
-                for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
-                    store(dlogits, start + j, spread(0, one))
+            known = 0 <= label < K and label != ignored
+            share = load_any(dloss, row if dloss.size > 1 else 0, one) * scale
+            peak = _weight_of(weight, label if known else 0, one) * hard
+            factor = (peak + sum_of_weights * soft) / total
+            for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
+                value = exp(load(logits, start + j, one) - largest) * factor
+                if soft > 0:
+                    value = value - _weight_of(weight, j, one) * soft
+                if j == label:
+                    value = value - peak
+                value = value * share
+                store(dlogits, start + j, value if known else spread(0, one))
 
     return kernel
 

@@ -26,6 +26,7 @@ CEILINGS = {
     "_normalize": 72,
     "_input_gradient": 80,
     "_column_sums": 72,
+    "_cross_entropy_backward": 72,
 }
 CEILING = 64
 # Kernels without an access of whole lanes in one direction.
