@@ -55,7 +55,8 @@ class Tensor:
     """
 
     __slots__ = (
-        "__weakref__", "_buffer", "_logits", "_position", "_tape", "data", "grad", "requires_grad"
+        "__weakref__", "_buffer", "_logits", "_of_sigmoid", "_position", "_tape", "data", "grad",
+        "requires_grad",
     )  # fmt: skip
     # Makes `array * tensor` call Tensor.__rmul__ instead of looping over the array.
     __array_ufunc__ = None
@@ -89,6 +90,7 @@ class Tensor:
         self._buffer: np.ndarray | None = None
         # The input of the softmax that made this tensor, for losses that are stable through it.
         self._logits: Tensor | None = None
+        self._of_sigmoid = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from ._validation import fraction as fraction
 from ._validation import integer as integer
 from ._validation import positive as positive
 from ._validation import real as real
-from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
+from .errors import ArgumentError, DeviceError, DTypeError, ShapeError, label_advice
 
 _UINT16 = np.dtype(np.uint16)
 _FLOAT32, _FLOAT64 = _NATIVE = np.dtype(np.float32), np.dtype(np.float64)
@@ -26,6 +26,8 @@ _COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
     for code, compute in (("f2", _FLOAT32), ("f4", _FLOAT32), ("f8", _FLOAT64))
 }
 MIN_RANK, MAX_RANK = 2, 5
+# The label that is ignored where none is: no label that passes for a class is below 0.
+NO_LABEL = -(2**63)
 COUNTERS = ("num_batches_tracked", "num_batches_skipped")
 
 
@@ -145,17 +147,15 @@ def rank_hint(shape: tuple[int, ...], axis: int, name: str) -> str:
 
 
 def row_layout(x: Any, axis: int, name: str) -> Layout:
-    """Find how `x` folds into rows (M, K) along `axis`."""
+    """Find how `x` folds into rows (M, K) along `axis`; one number is a row of its own."""
     dtype = floating(x, name)
-    if x.ndim == 0:
-        raise ShapeError(f"{name} must have at least 1 dimension, got a 0-dimensional array")
-    last = axis_index(axis, x, name)
-    if x.shape[last] == 0:
-        raise ShapeError(f"{name} is empty along axis {axis}: its shape is {x.shape}")
+    shape = x.shape or (1,)
+    last = _axis_index(integer(axis, "axis"), shape, name)
+    rest = *shape[:last], *shape[last + 1 :]
     order = None
-    if last != x.ndim - 1:
+    if last != len(shape) - 1:
         order = (*(d for d in range(x.ndim) if d != last), last)
-    return _placed(x, order, (x.size // x.shape[last], x.shape[last]), dtype)
+    return _placed(x, order, (math.prod(rest), shape[last]), dtype)
 
 
 def flat_layout(x: Any, name: str) -> Layout:
@@ -367,23 +367,48 @@ def largest(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(np.float32 if backend.is_bfloat16(dtype) else dtype).max)
 
 
-def labels(array: Any, count: int, classes: int, device: str = "cpu") -> Any:
-    """Check class labels (N,) against the number of rows and classes; return them as int64."""
+def labels(array: Any, shape: tuple[int, ...], device: str = "cpu", ignored: int = NO_LABEL) -> Any:
+    """Check class labels against the shape (N, K, ...) of the logits; return them flat, as int64.
+
+    They lie in [0, K), or are the label that is `ignored`.
+    """
     unmasked(array, "labels")
     given = backend.is_array(array)
     if not given or array.dtype.kind not in "iu":
         found = array.dtype if given else type(array).__name__
         raise DTypeError(
-            f"labels must be an integer numpy.ndarray, a class per row and not one-hot, got {found}"
+            f"labels must be an integer numpy.ndarray, a class per row, got {found}: convert them "
+            f"with {label_advice(array)}; for regression, use losses.mse"
         )
     on_device(array, device, "labels")
-    if array.shape != (count,):
-        raise ShapeError(f"labels must have shape ({count},), one per row, got {array.shape}")
-    result = backend.contiguous(array, np.dtype(np.int64))
+    classes = shape[min(1, len(shape) - 1)]
+    expected = (*shape[:1], *shape[2:]) if len(shape) > 1 else ()
+    if array.shape != expected:
+        raise ShapeError(
+            f"labels must have shape {expected}, one per row of logits {shape}, got {array.shape}"
+            + _labels_advice(array.shape, shape, expected)
+        )
+    result = backend.contiguous(array, np.dtype(np.int64)).reshape(-1)
     found = backend.empty(1, np.int64, device, lasting=True)
-    backend.run(backend.kernels("softmax", device).first_bad_label, result, classes, found)
+    backend.run(backend.kernels("softmax", device).first_bad_label, result, classes, ignored, found)
     backend.verify(found, _bad_label, result, classes)
     return result
+
+
+def _labels_advice(found: Any, logits: Any, expected: Any) -> str:
+    if found == logits:
+        axis = min(1, len(logits) - 1)
+        return f": turn one-hot labels into classes with labels.argmax(axis={axis})"
+    return reshape_advice("labels", found, expected)
+
+
+def reshape_advice(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Say what brings an array to another shape, where they differ in axes of length 1 alone."""
+    if [n for n in found if n != 1] != [n for n in expected if n != 1]:
+        return ""
+    # Batches differ in length: what comes after it decides.
+    shape = (-1, *expected[1:]) if expected else ()
+    return f": reshape them with {name}.reshape({shape})"
 
 
 def _bad_label(position: int, array: Any, classes: int) -> None:

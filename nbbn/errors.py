@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ArgumentError",
     "CheckpointError",
@@ -49,3 +51,17 @@ class DataError(NbbnError, RuntimeError):
 
 class CheckpointError(NbbnError, RuntimeError):
     """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+def label_advice(labels: Any) -> str:
+    """Say what turns `labels` into classes numbered from 0: code that works when typed."""
+    import numpy as np
+
+    try:
+        # Objects by what they are: a column of a table may hold integers as such.
+        kind = np.asarray(getattr(labels, "tolist", lambda: labels)()).dtype.kind
+    except ValueError:
+        kind = "O"
+    if kind in "biuf":
+        return "numpy.asarray(labels, numpy.int64)"
+    return "numpy.unique(labels, return_inverse=True)[1]"

@@ -195,36 +195,98 @@ def _sigmoid(node: Node, dy: Tensor) -> Gradients:
     return (dy * (y * (1 - y)),)
 
 
+def _sum_along(x: Tensor, axis: int) -> Tensor:
+    """Sum along the axis of a softmax, which one number has none of."""
+    return x.sum(axis=axis, keepdims=True) if x.ndim else x
+
+
 def _softmax(node: Node, dy: Tensor) -> Gradients:
     y = node.output
-    return (y * (dy - (dy * y).sum(axis=node.ctx.axis, keepdims=True)),)
+    return (y * (dy - _sum_along(dy * y, node.ctx.axis)),)
 
 
 def _log_softmax(node: Node, dy: Tensor) -> Gradients:
-    return (dy - node.output.exp() * dy.sum(axis=node.ctx.axis, keepdims=True),)
+    return (dy - node.output.exp() * _sum_along(dy, node.ctx.axis),)
 
 
 def _linear(node: Node, dy: Tensor) -> Gradients:
     (x, weight, _), needs = node.inputs, node.ctx.needs
+    rows = dy.reshape(len(node.ctx.x), dy.shape[-1])
     return (
-        dy @ weight if needs[0] else None,
-        dy.T @ x if needs[1] else None,
-        dy.sum(axis=0) if needs[2] else None,
+        (rows @ weight).reshape(x.shape) if needs[0] else None,
+        rows.T @ x.reshape(node.ctx.x.shape) if needs[1] else None,
+        rows.sum(axis=0) if needs[2] else None,
     )
 
 
+class Select(Op):
+    """X where a mask holds, else 0, whatever x is there."""
+
+    recordable = True
+    fresh = True
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray, *, mask: np.ndarray) -> np.ndarray:
+        ctx.mask = mask
+        out = backend.empty(np.broadcast_shapes(x.shape, mask.shape), x.dtype)
+        backend.run(_select, x, mask, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return Select.forward(ctx, dy, mask=ctx.mask)
+
+
+def _select(x: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None:
+    out[...] = np.where(mask, x, 0)
+
+
 def _cross_entropy(node: Node, dy: Tensor) -> Gradients:
-    logits = node.inputs[0]
-    one_hot = backend.empty(logits.shape, logits.dtype)
-    backend.run(_mark_labels, node.ctx.labels, one_hot)
-    if node.ctx.reduction == "mean":
-        dy = dy / logits.shape[0]
-    return (ops.softmax(logits) - one_hot) * dy.reshape(-1, 1), None
+    logits, labels = node.inputs[0], node.ctx.labels
+    axis = min(1, logits.ndim - 1)
+    counts = backend.empty(logits.shape, logits.dtype)
+    total = backend.empty((*logits.shape[:axis], 1, *logits.shape[axis + 1 :]), logits.dtype)
+    known = backend.empty(total.shape, np.bool_)
+    options = node.ctx.options.values()
+    backend.run(_count_classes, labels, axis, *options, counts, total, known)
+    if node.ctx.options["reduction"] == "none":
+        dy = dy.reshape(total.shape)
+    probabilities = ops.softmax(apply(Select, logits, mask=known), axis=axis)
+    return (probabilities * total - counts) * dy, None
 
 
-def _mark_labels(labels: np.ndarray, one_hot: np.ndarray) -> None:
-    one_hot[...] = 0
-    one_hot[np.arange(len(labels)), labels] = 1
+def _count_classes(
+    labels: np.ndarray, axis: int, weight: Any, ignored: int | None, smoothing: float,
+    reduction: str, counts: np.ndarray, total: np.ndarray, known: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the coefficients of -log(softmax) in the loss, their sums, and which rows have any."""
+    labels = np.expand_dims(labels, axis)
+    classes = counts.shape[axis]
+    known[...] = True if ignored is None else labels != ignored
+    labels = np.where(known, labels, 0)
+    counts[...] = smoothing / classes
+    np.put_along_axis(counts, labels, 1 - smoothing + smoothing / classes, axis)
+    counts *= known
+    of_labels = known * 1.0
+    if weight is not None:
+        counts *= weight.reshape(classes, *(1,) * (counts.ndim - axis - 1))
+        of_labels = weight[labels] * known
+    if reduction == "mean":
+        counts /= of_labels.sum()
+    np.sum(counts, axis=axis, keepdims=True, out=total)
+
+
+def _huber(node: Node, dy: Tensor) -> Gradients:
+    x, delta = node.inputs[0], node.ctx.delta
+    near, rest = backend.empty(x.shape, np.bool_), backend.empty(x.shape, x.dtype)
+    backend.run(_split_at, x.data, delta, near, rest)
+    return (dy * (apply(Select, x, mask=near) + rest),)
+
+
+def _split_at(x: np.ndarray, delta: float, near: np.ndarray, rest: np.ndarray) -> None:
+    """Write where |x| <= delta, and x clipped elsewhere."""
+    near[...] = np.abs(x) <= delta
+    rest[...] = np.where(near, 0, np.clip(x, -delta, delta))
 
 
 # ---------------------------------------------------------------- batch normalization
@@ -338,11 +400,13 @@ RULES: dict[type[Op], Callable[[Node, Tensor], Gradients]] = {
     ops.ReLU: lambda node, dy: (_where_positive(dy, node.ctx.y),),
     ops.Sigmoid: _sigmoid,
     ops.Tanh: lambda node, dy: (dy * (1 - node.output * node.output),),
+    ops.Softplus: lambda node, dy: (dy * ops.sigmoid(node.inputs[0]),),
     ops.Softmax: _softmax,
     ops.LogSoftmax: _log_softmax,
     ops.Dropout: lambda node, dy: (_masked(dy, node.ctx.mask),),
     ops.Linear: _linear,
     ops.CrossEntropy: _cross_entropy,
+    ops.Huber: _huber,
     ops.BatchNormTrain: _batch_norm_train,
     ops.BatchNormInfer: _batch_norm_infer,
 }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from ._validation import choice, float_type, generator, positive, real, switch
+from ._validation import choice, float_type, fraction, generator, positive, real, switch
 from .autograd import Parameter, Tensor, as_tensor
 from .errors import ArgumentError, DTypeError, ShapeError
 from .initializers import initialize
@@ -74,7 +74,7 @@ class Dense(Module):
         self.bias = Parameter(np.zeros(shape[0], dtype)) if switch(bias, "bias") else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (N, in_features) to (N, out_features)."""
+        """Map x (..., in_features) to (..., out_features)."""
         return ops.linear(x, self.weight, self.bias)
 
     def __repr__(self) -> str:
@@ -140,15 +140,13 @@ class Dropout(Module):
     Parameters
     ----------
     p : float
-        Probability of zeroing an element, in [0, 1). The others are scaled by 1 / (1 - p).
+        Probability of zeroing an element, in [0, 1]. The others are scaled by 1 / (1 - p).
     rng : Generator, int or None
         Source of the masks.
     """
 
     def __init__(self, p: float, *, rng: np.random.Generator | int | None = None) -> None:
-        self.p = real(p, "p")
-        if not 0 <= self.p < 1:
-            raise ArgumentError(f"the dropout probability must lie in [0, 1), got {p}")
+        self.p = fraction(p, "the dropout probability p")
         self.rng = generator(rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,7 +275,7 @@ def mlp(
     Raises
     ------
     ArgumentError
-        Fewer than two sizes, an unknown activation or initializer, dropout outside [0, 1).
+        Fewer than two sizes, an unknown activation or initializer, dropout outside [0, 1].
     """
     if not isinstance(sizes, Sequence):
         raise DTypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")

@@ -96,9 +96,9 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     ):
         backward(rows, rows)
     # Not through `F`, which looks at the verdict on the labels, and no kernel has written it.
-    softmax_cpu.first_bad_label(labels, 3, labels)
-    softmax_cpu.cross_entropy(rows, labels, vector)
-    softmax_cpu.cross_entropy_backward(rows, labels, vector, 1.0, rows)
+    softmax_cpu.first_bad_label(labels, 3, -1, labels)
+    softmax_cpu.cross_entropy(rows, labels, vector, -1, 0.0, vector)
+    softmax_cpu.cross_entropy_backward(rows, labels, vector, -1, 0.0, vector, 1.0, rows)
     softmax_cpu.scaled_sum(vector, 1.0, vector)
     elementwise_cpu.add_bias(rows, vector, rows)
     elementwise_cpu.bias_gradient(rows, vector)

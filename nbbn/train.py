@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from .checkpoint import Checkpoint
 from .data import Batches
 from .errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
 from .layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
-from .losses import cross_entropy
+from .losses import binary_cross_entropy, cross_entropy
 from .modules import Module, evaluating
 from .observe import first_nonfinite
 from .optim import Optimizer
@@ -40,7 +41,7 @@ class Evaluation(NamedTuple):
     loss : float
         Mean loss per example.
     accuracy : float
-        Fraction of examples whose largest output is their label; NaN where targets are no labels.
+        Fraction of examples that are right, see `evaluate`; NaN where the targets do not tell.
     count : int
         Number of examples.
     """
@@ -415,8 +416,9 @@ class _Watched:
         self.right = backend.zeros(1, np.int64, device)
 
     def __call__(self, output: Tensor, y: np.ndarray) -> Tensor:
+        judge = _judge(self.loss, y, output)
         # The first step always comes here: nothing has changed yet.
-        if self._needs_labels and not _are_labels(y, output):
+        if self._needs_labels and judge is None:
             raise ArgumentError(
                 f"{self._needs_labels} needs accuracies: class labels of shape (N,) for outputs "
                 f"(N, K), got targets {y.dtype} {y.shape} for outputs {output.shape}; watch='loss' "
@@ -425,13 +427,27 @@ class _Watched:
         value = self.loss(output, y)
         if isinstance(value, Tensor) and value.size == 1 and value.device == "cpu":
             backend.run(_check_finite, value.data)
-        if self.counts and _are_labels(y, output):
-            backend.run(_count_right, output.data, y, self.right)
+        if self.counts and judge is not None:
+            backend.run(_count_right, judge, output.data, y, self.right)
         return value
 
 
-def _are_labels(y: Any, output: Tensor) -> bool:
-    return output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu"
+def _judge(loss: Loss, y: Any, output: Tensor) -> Callable[..., Any] | None:
+    """Return what tells which examples are right, or None where targets and loss do not."""
+    if output.ndim == 2 and y.ndim == 1 and y.dtype.kind in "iu":
+        return _largest_is_label
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return _all_on_their_side if loss is binary_cross_entropy else None
+
+
+def _largest_is_label(output: np.ndarray, labels: np.ndarray) -> Any:
+    return output.argmax(axis=1) == labels
+
+
+def _all_on_their_side(logits: np.ndarray, targets: np.ndarray) -> Any:
+    agree = (logits > 0) == (targets > 0.5)
+    return np.all(agree.reshape(len(logits), -1), axis=1)
 
 
 def _check_finite(loss: np.ndarray) -> None:
@@ -440,8 +456,8 @@ def _check_finite(loss: np.ndarray) -> None:
         raise _NotFinite(value)
 
 
-def _count_right(output: np.ndarray, labels: np.ndarray, right: np.ndarray) -> None:
-    np.add(right, np.count_nonzero(output.argmax(axis=1) == labels), right)
+def _count_right(judge: Any, output: np.ndarray, y: np.ndarray, right: np.ndarray) -> None:
+    np.add(right, np.count_nonzero(judge(output, y)), right)
 
 
 def _diverged(
@@ -457,6 +473,10 @@ def _diverged(
 
 def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> Evaluation:
     """Measure loss and accuracy, with the model in evaluation mode.
+
+    An example is right where the largest of its outputs is that of its label; under
+    `binary_cross_entropy`, where every output is on the side of its target. Of other targets
+    the accuracy is NaN.
 
     Parameters
     ----------
@@ -496,8 +516,9 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
                     "the loss is %s in evaluation: %s; %s", value, where.text, where.advice
                 )
             total += value * len(y)
-            if _are_labels(y, output):
-                right += int(np.count_nonzero(output.data.argmax(axis=1) == y))
+            judge = _judge(loss, y, output)
+            if judge is not None:
+                right += int(np.count_nonzero(judge(output.data, y)))
             else:
                 right = math.nan
             count += len(y)

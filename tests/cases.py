@@ -13,7 +13,7 @@ import numpy as np
 import reference
 from reference import wide
 
-from nbbn import losses, ops, variant_ops
+from nbbn import backend, losses, ops, variant_ops
 from nbbn.autograd import Parameter, Tensor, apply
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 
@@ -73,7 +73,14 @@ def same(name: str, function: Callable[..., Any], *shapes: Shape, **rest: Any) -
     )
 
 
+def probability(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    """Away from 0 and 1, which a step of finite differences must not pass."""
+    return rng.uniform(0.05, 0.95, shape)
+
+
 LABELS = np.array([2, 0, 3, 3, 1])
+GRID = np.array([[2, 0, 3], [3, 1, 2]])
+CLASS_WEIGHT = np.array([0.5, 2.0, 0.0, 1.3])
 MASK = np.array([True, False, True, True])
 MEAN, VAR = np.array([0.3, -0.2, 1.0]), np.array([0.5, 2.0, 1.3])
 
@@ -126,6 +133,49 @@ def _torch_in_place(torch: Any, x: Any, gamma: Any, beta: Any, *given: np.ndarra
     mean, var = (torch.as_tensor(a, dtype=x.dtype) for a in given) if given else (None, None)
     y = torch.nn.functional.batch_norm(x, mean, var, gamma.abs() + 1e-5, beta, not given)
     return torch.nn.functional.leaky_relu(y, 0.1)
+
+
+def _beside(x: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Put the arrays among options where x is."""
+    device = x.device if isinstance(x, Tensor) else "cpu"
+    return {
+        name: backend.to(value, device) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+
+
+def _cross_entropy_case(
+    name: str, shape: Shape, labels: np.ndarray, how: str, **options: Any
+) -> Case:
+    def with_torch(torch: Any, x: Any) -> Any:
+        found = dict(options)
+        if "weight" in found:
+            found["weight"] = torch.as_tensor(found["weight"], dtype=x.dtype)
+        return torch.nn.functional.cross_entropy(x, torch.as_tensor(labels), reduction=how, **found)
+
+    names = {"ignore_index": "ignored", "label_smoothing": "smoothing"}
+    given = {names.get(name, name): value for name, value in options.items()}
+    return Case(
+        f"ops.cross_entropy, {name}, {how}",
+        lambda x: ops.cross_entropy(x, reduction=how, **_beside(x, {"labels": labels, **options})),
+        lambda x: (
+            reference.cross_entropy(x, labels, how, **given)
+            if labels.ndim
+            else reference.cross_entropy(x[None], labels[None], "sum", **given)
+        ),
+        (shape,),
+        with_torch,
+    )
+
+
+def _reference_binary(x: Any, t: Any, weight: Any = 1, pos_weight: Any = 1) -> np.ndarray:
+    x, t = wide(x), wide(t)
+    softplus = np.logaddexp(0, x)
+    return weight * (pos_weight * t * (softplus - x) + (1 - t) * softplus)
+
+
+def _reduced(loss: Any, how: str) -> Any:
+    return loss if how == "none" else getattr(loss, how)()
 
 
 def _in_groups(x: Any, *operands: Any, **options: Any) -> np.ndarray:
@@ -251,6 +301,13 @@ CASES = [
         nonzero,
     ),
     Case("ops.sigmoid", ops.sigmoid, reference.sigmoid, ((3, 4),), lambda torch, x: x.sigmoid()),
+    Case(
+        "ops.softplus",
+        ops.softplus,
+        lambda x: np.logaddexp(0, wide(x)),
+        ((3, 4),),
+        lambda torch, x: torch.nn.functional.softplus(x, threshold=1e6),
+    ),
     Case("ops.tanh", ops.tanh, reference.tanh, ((3, 4),), lambda torch, x: x.tanh()),
     Case(
         "ops.softmax",
@@ -258,7 +315,6 @@ CASES = [
         reference.softmax,
         ((3, 4),),
         lambda torch, x: x.softmax(-1),
-        misfits=(((),), ((3, 0),)),
     ),
     Case(
         "ops.softmax, axis",
@@ -274,7 +330,6 @@ CASES = [
         reference.log_softmax,
         ((3, 4),),
         lambda torch, x: x.log_softmax(-1),
-        misfits=(((),), ((3, 0),)),
     ),
     Case(
         "ops.log_softmax, axis",
@@ -282,6 +337,31 @@ CASES = [
         lambda x: reference.log_softmax(x, axis=0),
         ((3, 4),),
         lambda torch, x: x.log_softmax(0),
+    ),
+    # 3 + 0 x: one number has no slope, and nothing is compared with nothing.
+    *(
+        Case(
+            f"{name} of one number",
+            lambda x, name=name: getattr(ops, name)(x) + 3 * x,
+            lambda x, value=value: value + 3 * wide(x),
+            ((),),
+            lambda torch, x, name=name: getattr(torch, name)(x, 0) + 3 * x,
+        )
+        for name, value in (("softmax", 1), ("log_softmax", 0))
+    ),
+    Case(
+        "ops.huber",
+        lambda x: ops.huber(x, 0.7),
+        lambda x: reference.huber(wide(x), 0.7),
+        ((3, 4),),
+        lambda torch, x: torch.nn.functional.huber_loss(x, 0 * x, reduction="none", delta=0.7),
+    ),
+    Case(
+        "ops.dropout, all",
+        lambda x: ops.dropout(x, 1, np.random.default_rng(5)),
+        lambda x: 0 * wide(x),
+        ((3, 4),),
+        lambda torch, x: torch.nn.functional.dropout(x, 1.0),
     ),
     Case(
         "ops.dropout",
@@ -299,7 +379,7 @@ CASES = [
         lambda torch, x, w, b: torch.nn.functional.linear(x, w, b),
         misfits=(
             ((5, 4), (4, 3), (4,)),
-            ((3,), (4, 3), (4,)),
+            ((), (4, 3), (4,)),
             ((5, 3), (3,), (4,)),
             ((5, 3), (4, 3), (3,)),
             ((5, 3), (4, 3), (1, 4)),
@@ -311,7 +391,17 @@ CASES = [
         lambda x, w: wide(x) @ wide(w).T,
         ((5, 3), (4, 3)),
         lambda torch, x, w: torch.nn.functional.linear(x, w),
-        misfits=(((2, 5, 3), (4, 3)),),
+        misfits=(((2, 5, 4), (4, 3)),),
+    ),
+    *(
+        Case(
+            f"ops.linear, rank {len(shape)}",
+            ops.linear,
+            lambda x, w, b: wide(x) @ wide(w).T + wide(b),
+            (shape, (4, 3), (4,)),
+            lambda torch, x, w, b: torch.nn.functional.linear(x, w, b),
+        )
+        for shape in ((3,), (2, 5, 3), (2, 1, 2, 1, 3))
     ),
     Case(
         "ops.batch_norm_train, rows",
@@ -451,9 +541,110 @@ CASES = [
             lambda torch, x, how=how: torch.nn.functional.cross_entropy(
                 x, torch.as_tensor(LABELS), reduction=how
             ),
-            misfits=(((5,),), ((6, 4),), ((5, 0),), ((5, 4, 1),)),
+            misfits=(((5,),), ((6, 4),), ((5, 0),), ((5, 4, 1),), ((),)),
         )
         for how in ("mean", "sum", "none")
+    ),
+    *(
+        _cross_entropy_case(name, shape, labels, how, **options)
+        for name, shape, labels, hows, options in (
+            ("class weights", (5, 4), LABELS, "mean sum none", {"weight": CLASS_WEIGHT}),
+            ("an ignored class", (5, 4), LABELS, "mean none", {"ignore_index": 3}),
+            ("smoothing", (5, 4), LABELS, "mean none", {"label_smoothing": 0.3}),
+            ("smoothing of all", (5, 4), LABELS, "sum", {"label_smoothing": 1}),
+            ("one row", (4,), np.array(3), "none", {"weight": CLASS_WEIGHT}),
+            ("rank 3", (2, 4, 3), GRID, "mean none", {}),
+            (
+                "rank 5, all options",
+                (2, 4, 3, 1, 1),
+                np.where(GRID == 3, -100, GRID).reshape(2, 3, 1, 1),
+                "mean none",
+                {"weight": CLASS_WEIGHT, "ignore_index": -100, "label_smoothing": 0.2},
+            ),
+        )
+        for how in hows.split()
+    ),
+    *(
+        Case(
+            f"cross_entropy of probabilities, {shape}, {sorted(options)}, {how}",
+            lambda x, p, how=how, options=options: losses.cross_entropy(
+                x, p, reduction=how, **_beside(x, options)
+            ),
+            lambda x, p, how=how, options=options: reference.cross_entropy(
+                x,
+                p,
+                how,
+                **{
+                    "smoothing" if name == "label_smoothing" else name: value
+                    for name, value in options.items()
+                },
+            ),
+            (shape, shape),
+            lambda torch, x, p, how=how, options=options: torch.nn.functional.cross_entropy(
+                x,
+                p,
+                reduction=how,
+                **{
+                    name: torch.as_tensor(value, dtype=x.dtype) if name == "weight" else value
+                    for name, value in options.items()
+                },
+            ),
+            probability,
+            misfits=(((5, 4), (5, 3)), ((5, 0), (5, 0))),
+        )
+        for how, shape, options in (
+            ("mean", (5, 4), {}),
+            ("none", (2, 4, 3, 1), {"weight": CLASS_WEIGHT, "label_smoothing": 0.2}),
+        )
+    ),
+    *(
+        Case(
+            f"losses.{name}, {how}",
+            lambda a, b, name=name, how=how, options=options: getattr(losses, name)(
+                a, b, reduction=how, **options
+            ),
+            lambda a, b, how=how, loss=loss: _reduced(loss(wide(a), wide(b)), how),
+            (shape, shape),
+            lambda torch, a, b, how=how, name=name, options=options: getattr(
+                torch.nn.functional, f"{name}_loss"
+            )(a, b, reduction=how, **options),
+            misfits=(((5, 1), (5,)), ((5,), (5, 1)), ((5, 3), (5, 1)), ((5, 3), (3, 5))),
+        )
+        for how, name, shape, options, loss in (
+            ("mean", "mse", (5, 3), {}, lambda a, b: (a - b) ** 2),
+            ("none", "mse", (5,), {}, lambda a, b: (a - b) ** 2),
+            ("sum", "huber", (5, 3), {"delta": 0.7}, lambda a, b: reference.huber(a - b, 0.7)),
+        )
+    ),
+    *(
+        Case(
+            f"losses.binary_cross_entropy, {how}, {sorted(options)}",
+            lambda x, t, how=how, options=options: losses.binary_cross_entropy(
+                x, t, reduction=how, **_beside(x, options)
+            ),
+            lambda x, t, how=how, options=options: _reduced(
+                _reference_binary(x, t, **options), how
+            ),
+            ((5, 3), (5, 3)),
+            lambda torch, x, t, how=how, options=options: (
+                torch.nn.functional.binary_cross_entropy_with_logits(
+                    x,
+                    t,
+                    reduction=how,
+                    **{
+                        name: torch.as_tensor(value, dtype=x.dtype)
+                        for name, value in options.items()
+                    },
+                )
+            ),
+            probability,
+            misfits=(((5, 1), (5,)), ((5,), (5, 1)), ((5, 3), (5, 1)), ((5, 2), (2, 5))),
+        )
+        for how, options in (
+            ("mean", {}),
+            ("none", {"pos_weight": np.array([0.5, 3.0, 1.0])}),
+            ("mean", {"weight": np.arange(5.0)[:, None], "pos_weight": np.array(2.5)}),
+        )
     ),
     *(
         Case(
@@ -525,7 +716,7 @@ REFUSED = [
     Refused("index, text", lambda: X["a"], NbbnError, ("(2, 3)",)),
     Refused("softmax, axis", lambda: ops.softmax(X, axis=2), ShapeError, ("axis 2", "(2, 3)")),
     Refused("log_softmax, axis", lambda: ops.log_softmax(X, axis=-3), ShapeError, ("axis -3",)),
-    Refused("dropout, 1", lambda: ops.dropout(X, 1.0, None), ArgumentError, ("[0, 1)", "1.0")),
+    Refused("dropout, 1.1", lambda: ops.dropout(X, 1.1, None), ArgumentError, ("dropout", "1.1")),
     Refused("dropout, -0.1", lambda: ops.dropout(X, -0.1, None), ArgumentError, ("-0.1",)),
     Refused("dropout, text", lambda: ops.dropout(X, "a", None), DTypeError, ("p", "str")),
     Refused("dropout, rng", lambda: ops.dropout(X, 0.5, 1), NbbnError, ("Generator", "int")),

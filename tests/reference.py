@@ -226,17 +226,57 @@ def log_softmax_backward(dy, y, axis: int = -1) -> np.ndarray:
     return narrow(dy - np.exp(y) * dy.sum(axis, keepdims=True))
 
 
-def cross_entropy(logits, labels, reduction: str = "mean") -> np.ndarray:
-    losses = -wide(log_softmax(logits))[np.arange(len(labels)), labels]
-    return narrow({"mean": np.mean, "sum": np.sum, "none": np.asarray}[reduction](losses))
+def huber(x, delta: float) -> np.ndarray:
+    size = np.abs(wide(x))
+    return np.where(size <= delta, size**2 / 2, delta * (size - wide(delta) / 2))
 
 
-def cross_entropy_backward(logits, labels, dloss=1.0, reduction: str = "mean") -> np.ndarray:
-    """Return (softmax - one_hot) of each row times that row's share of `dloss`."""
-    count, classes = np.shape(logits)
-    weight = wide(dloss) / (count if reduction == "mean" else 1)
-    one_hot = np.eye(classes)[labels]
-    return narrow((wide(softmax(logits)) - one_hot) * np.broadcast_to(weight, count)[:, None])
+def class_coefficients(shape, labels, weight=None, ignored=None, smoothing=0.0):
+    """Return what -log(softmax) of each class counts in each row, and the weight of its label.
+
+    Classes are on axis 1; labels (N, ...) are classes, or probabilities in `shape`, (N, K, ...).
+    """
+    classes = shape[1]
+    weight = np.ones(classes) if weight is None else weight
+    of_classes = wide(weight).reshape(1, classes, *(1,) * (len(shape) - 2))
+    if np.shape(labels) == tuple(shape):
+        p = wide(labels)
+        return ((1 - smoothing) * p + wide(smoothing) / classes) * of_classes, np.ones(shape[:1])
+    counts, of_labels = np.zeros(shape, wide(0).dtype), np.zeros(np.shape(labels))
+    for place in np.ndindex(np.shape(labels)):
+        label = labels[place]
+        if label == ignored:
+            continue
+        row = np.full(classes, wide(smoothing) / classes)
+        row[label] += 1 - wide(smoothing)
+        counts[(place[0], slice(None), *place[1:])] = row * weight
+        of_labels[place] = weight[label]
+    return counts, of_labels
+
+
+def cross_entropy(logits, labels, reduction: str = "mean", **options) -> np.ndarray:
+    counts, of_labels = class_coefficients(np.shape(logits), labels, **options)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(counts == 0, 0, -wide(log_softmax(logits, 1)) * counts)
+    losses = terms.sum(1)
+    if reduction == "mean":
+        size = losses.size if np.shape(labels) == np.shape(logits) else of_labels.sum()
+        return narrow(losses.sum() / size)
+    return narrow(losses.sum() if reduction == "sum" else losses)
+
+
+def cross_entropy_backward(
+    logits, labels, dloss=1.0, reduction: str = "mean", **options
+) -> np.ndarray:
+    """Return (softmax * sum(counts) - counts) of each row times that row's share of `dloss`."""
+    counts, of_labels = class_coefficients(np.shape(logits), labels, **options)
+    share = wide(dloss) / (of_labels.sum() if reduction == "mean" else 1)
+    share = np.broadcast_to(share, np.shape(labels))
+    with np.errstate(invalid="ignore"):
+        dlogits = (wide(softmax(logits, 1)) * counts.sum(1, keepdims=True) - counts) * share[
+            :, None
+        ]
+    return narrow(np.where(counts.sum(1, keepdims=True) == 0, 0, dlogits))
 
 
 # --------------------------------------------------------------------------------- gradients

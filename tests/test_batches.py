@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from advice import typed
 from idx_files import random_bytes
 
 from nbbn.data import Batches
@@ -78,6 +79,54 @@ def test_label_types(label_type):
     ((_, y),) = Batches(np.zeros((3, 2), np.uint8), labels, 3, shuffle=False, num_classes=4)
     assert y.dtype == np.int64
     assert y.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 2)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8"])
+def test_targets_of_numbers_stay_as_they_are(rng, dtype, shape):
+    """For regression, and several ones in a row: in the order of the images, for any options."""
+    images = rng.normal(size=(23, 4)).astype(np.float32)
+    targets = rng.normal(size=(23, *shape)).astype(dtype)
+    kept = np.float64 if targets.dtype.itemsize == 8 else np.float32
+    rows = rng.permutation(23)[:17]
+    for options in ({}, {"reuse": True}, {"rows": rows}, {"mean": np.zeros(4)}):
+        batches = Batches(images, targets[::-1].copy()[::-1], 5, rng=2, **options)
+        order = np.random.default_rng(2).permutation(batches.count)
+        expected = targets if "rows" not in options else targets[rows]
+        found = [y.copy() for _, y in batches]
+        assert all((y.dtype, y.shape[1:]) == (kept, shape) for y in found)
+        np.testing.assert_array_equal(np.concatenate(found), expected[order])
+        np.testing.assert_array_equal(batches.first(4)[1], expected[:4])
+
+
+def test_the_fingerprint_tells_targets_apart(rng):
+    images, targets = rng.normal(size=(9, 3)), rng.normal(size=(9, 2))
+    first = Batches(images, targets, 3).fingerprint
+    assert Batches(images, targets.copy(), 3).fingerprint == first
+    assert Batches(images, targets + 1, 3).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (np.array([True, False, True, True]), [1, 0, 1, 1]),
+        ([True, False, True, True], [1, 0, 1, 1]),
+        ([2, 0, 1, 1], [2, 0, 1, 1]),
+        (np.array(["cat", "dog", "ant", "cat"]), [1, 2, 0, 1]),
+        (["cat", "dog", "ant", "cat"], [1, 2, 0, 1]),
+        (np.array(["cat", "dog", "ant", "cat"], object), [1, 2, 0, 1]),
+        (np.array([5, 3, 3, 5], object), [5, 3, 3, 5]),
+        (np.array([b"no", b"yes", b"no", b"no"]), [0, 1, 0, 0]),
+        (np.array([[2], [0], [1], [1]]), [2, 0, 1, 1]),
+        (np.array([[1, 0], [1, 1], [0, 0], [0, 1]]), [[1, 0], [1, 1], [0, 0], [0, 1]]),
+    ],
+)
+def test_advice_on_labels_works_when_typed(labels, expected):
+    images = np.zeros((4, 2), np.uint8)
+    with pytest.raises((DTypeError, ShapeError)) as caught:
+        Batches(images, labels, 4)
+    ((_, y),) = Batches(images, typed(caught.value, labels=labels), 4, shuffle=False)
+    assert y.tolist() == expected
 
 
 def labels_of(batches) -> list[list[int]]:
@@ -226,10 +275,14 @@ def test_bad_images(images, error, reason):
 @pytest.mark.parametrize(
     ("labels", "options", "error", "reason"),
     [
-        ([0, 1, 2, 3], {}, DTypeError, "integer numpy.ndarray, got list"),
-        (np.zeros(4), {}, DTypeError, "got float64"),
+        ([0, 1, 2, 3], {}, DTypeError, "numpy.ndarray of integers, or of floats.*, got list"),
+        (np.zeros(4), {"num_classes": 3}, DTypeError, "got float64.* or leave num_classes out"),
         (np.zeros(4, bool), {}, DTypeError, "got bool"),
+        (np.zeros(4, complex), {}, DTypeError, "got complex128"),
         (np.zeros(3, int), {}, ShapeError, r"shape \(4,\), one per image, got \(3,\)"),
+        (np.zeros(3), {}, ShapeError, r"shape \(4, ...\), one row per image, got \(3,\)"),
+        (np.zeros((4, 0)), {}, ShapeError, r"got \(4, 0\)"),
+        (np.zeros(()), {}, ShapeError, r"got \(\)"),
         (np.zeros((4, 1), int), {}, ShapeError, r"got \(4, 1\)"),
         (np.array([0, 1, 3, 1]), {"num_classes": 3}, ArgumentError, "got 3 at position 2"),
         (np.array([0, -1, 2, 1]), {"num_classes": 3}, ArgumentError, "got -1 at position 1"),
@@ -274,10 +327,9 @@ def gather_cases():
         for rows in (1, 7, 200):
             images = rng.integers(0, 256, (300, 784)).astype(dtype)
             index = rng.permutation(300)[:rows]
-            x, y = np.empty((rows, 784), np.float32), np.empty(rows, np.int64)
-            gather_scale(images, index, np.arange(300), 1 / 78.3, -0.4, x, y)
-            yield f"{dtype.__name__} x {rows}", x
-            yield f"{dtype.__name__} y {rows}", y
+            x = np.empty((rows, 784), np.float32)
+            gather_scale(images, index, 1 / 78.3, -0.4, x)
+            yield f"{dtype.__name__} {rows}", x
 
 
 def test_any_thread_count_gives_the_same_bits(check_thread_identity):

@@ -147,6 +147,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "settings": dict,
     "version": lambda: "1",
     "p": lambda: 0.5,
+    "output": x,
     "parameters": lambda: model().parameters(),
     "parts": lambda: [F.batch_norm_train(x())[1], F.batch_norm_train(x())[1]],
     "path": lambda: "saved.safetensors",
@@ -169,6 +170,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "start": lambda: 1.0,
     "stats": lambda: F.batch_norm_train(x())[1],
     "std": vector,
+    "targets": lambda: np.ones((6, 4), np.float32),
     "threads": lambda: 1,
     "total": lambda: 10,
     "var": vector,
@@ -243,6 +245,7 @@ EXCLUDED = {
     "errors": "exceptions",
     "NbbnError": "an exception",
     "jit": "called from compiled code, whose types the compiler checks",
+    "losses.DoubleSigmoidWarning": "a warning",
     "losses.DoubleSoftmaxWarning": "a warning",
     "onnx.Backend": "ONNX's own tests call it",
     **{

@@ -661,7 +661,7 @@ REFUSED = {
     "Dense, half": (lambda: nbbn.Dense(2, 3, dtype="f2"), DTypeError, "float32 or float64.*f2"),
     "Dense, no dtype": (lambda: nbbn.Dense(2, 3, dtype="x"), DTypeError, "float32 or float64.*x"),
     "Dense, x": (lambda: nbbn.Dense(5, 2)(X), ShapeError, r"\(N, 5\).*\(4, 3\)"),
-    "Dense, images": (lambda: nbbn.Dense(5, 2)(np.ones((2, 1, 5))), ShapeError, r"\(2, 1, 5\)"),
+    "Dense, images": (lambda: nbbn.Dense(5, 2)(np.ones((2, 5, 1))), ShapeError, r"\(2, 5, 1\)"),
     "Dense, integers": (lambda: nbbn.Dense(3, 2)(np.ones((4, 3), int)), DTypeError, "int64"),
     "Dense, complex": (lambda: nbbn.Dense(3, 2)(X * 1j), DTypeError, "complex"),
     "Dense, beyond memory": (
@@ -713,8 +713,16 @@ REFUSED = {
     ),
     "BatchNorm, rank 1": (lambda: nbbn.BatchNorm(3)(np.ones(3)), ShapeError, r"\(3,\)"),
     "BatchNorm, residual": (lambda: nbbn.BatchNorm(3)(X, X[:2]), ShapeError, r"\(2, 3\)"),
-    "Dropout, 1": (lambda: nbbn.Dropout(1.0), ArgumentError, r"\[0, 1\).*1.0"),
-    "Dropout, < 0": (lambda: nbbn.Dropout(-0.5), ArgumentError, r"\[0, 1\).*-0.5"),
+    "Dropout, > 1": (
+        lambda: nbbn.Dropout(1.5),
+        ArgumentError,
+        r"at least 0 and at most 1, got 1\.5",
+    ),
+    "Dropout, < 0": (
+        lambda: nbbn.Dropout(-0.5),
+        ArgumentError,
+        r"at least 0 and at most 1, got -0\.5",
+    ),
     "Dropout, nan": (lambda: nbbn.Dropout(float("nan")), ArgumentError, "nan"),
     "Dropout, text": (lambda: nbbn.Dropout("0.5"), DTypeError, "str"),
     "Softmax, axis": (lambda: nbbn.Softmax(axis=2)(X), ShapeError, r"axis 2.*\(4, 3\)"),

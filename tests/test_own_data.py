@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from advice import typed
 
 from nbbn import data
 from nbbn.data import Batches
@@ -134,6 +135,20 @@ def test_data_that_does_not_fit(change, reason, arrays, tmp_path):
         data.load(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([True, False, True]), np.array(["b", "a", "b"]), np.array([4.0, -1.0, 4.0])],
+    ids=lambda labels: labels.dtype.name,
+)
+def test_advice_on_labels_works_when_typed(tmp_path, labels):
+    x = np.zeros((3, 2), np.uint8)
+    np.savez(tmp_path / "my.npz", x=x, y=labels)
+    with pytest.raises(DataError) as caught:
+        data.load(tmp_path / "my.npz")
+    np.savez(tmp_path / "my.npz", x=x, y=typed(caught.value, labels=labels))
+    assert data.load(tmp_path / "my.npz").train_labels.tolist() == [1, 0, 1]
+
+
 def test_files_that_cannot_be_read(arrays, tmp_path):
     with pytest.raises(DataError, match=r"no data set imagenet: expected mnist, fashion-mnist, an"):
         data.load("imagenet")
@@ -249,7 +264,7 @@ def test_what_is_no_array_says_how_it_becomes_one(rng):
     images, labels = rng.normal(size=(6, 4)), rng.integers(0, 3, 6)
     with pytest.raises(DTypeError, match=r"got list: convert them with numpy.asarray\(images"):
         Batches(images.tolist(), labels, 2)
-    for wrong, found in ((labels.tolist(), "list"), (labels.astype(float), "float64")):
+    for wrong, found in ((labels.tolist(), "list"), (labels > 0, "bool")):
         with pytest.raises(DTypeError, match=rf"{found}: convert them with numpy.asarray\(labels"):
             Batches(images, wrong, 2)
 

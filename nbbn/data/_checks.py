@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._validation import positive, real
-from ..errors import ArgumentError, DTypeError, ShapeError
+from ..errors import ArgumentError, DTypeError, ShapeError, label_advice
 
 
 def check_images(images: Any) -> np.ndarray:
@@ -38,25 +38,46 @@ def check_unmasked(array: Any, name: str) -> None:
         )
 
 
-def check_labels(labels: Any, count: int, num_classes: int | None) -> np.ndarray:
-    """Return a copy of the labels (N,) as int64."""
-    check_unmasked(labels, "labels")
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        found = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+def check_targets(targets: Any, count: int, num_classes: int | None) -> np.ndarray:
+    """Return a copy of labels (N,) as int64, or of numbers (N, ...) as they are."""
+    check_unmasked(targets, "labels")
+    kind = targets.dtype.kind if isinstance(targets, np.ndarray) else ""
+    if kind == "f" and num_classes is None:
+        return _check_numbers(targets, count)
+    if kind not in ("i", "u"):
+        found = targets.dtype if kind else type(targets).__name__
+        numbers = ", or leave num_classes out for regression" if kind == "f" else ""
         raise DTypeError(
-            f"labels must be an integer numpy.ndarray, got {found}: convert them with "
-            "numpy.asarray(labels, numpy.int64)"
+            f"labels must be a numpy.ndarray of integers, or of floats for regression, got "
+            f"{found}: convert them with {label_advice(targets)}{numbers}"
         )
-    if labels.shape != (count,):
-        raise ShapeError(f"labels must have shape ({count},), one per image, got {labels.shape}")
+    if targets.shape != (count,):
+        raise ShapeError(
+            f"labels must have shape ({count},), one per image, got {targets.shape}: "
+            + (
+                "flatten them with labels.reshape(-1)"
+                if targets.size == count
+                else "several targets per image are floats, labels.astype(numpy.float32)"
+            )
+        )
     if num_classes is not None:
         classes = positive(num_classes, "num_classes")
-        bad = np.flatnonzero((labels < 0) | (labels >= classes))
+        bad = np.flatnonzero((targets < 0) | (targets >= classes))
         if bad.size:
             raise ArgumentError(
-                f"labels must lie in [0, {classes}), got {labels[bad[0]]} at position {bad[0]}"
+                f"labels must lie in [0, {classes}), got {targets[bad[0]]} at position {bad[0]}"
             )
-    return labels.astype(np.int64)
+    return np.array(targets, np.int64)
+
+
+def _check_numbers(targets: np.ndarray, count: int) -> np.ndarray:
+    if targets.shape[:1] != (count,) or targets.size == 0:
+        raise ShapeError(
+            f"targets must have shape ({count}, ...), one row per image, got {targets.shape}"
+        )
+    # A batch is float32 or float64, as tensors are.
+    dtype = np.float64 if targets.dtype.itemsize >= 8 else np.float32
+    return np.array(targets, dtype, order="C")
 
 
 def check_rows(rows: Any, count: int) -> np.ndarray:

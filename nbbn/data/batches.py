@@ -1,4 +1,4 @@
-"""Shuffled batches of images and labels, gathered and scaled in one pass."""
+"""Shuffled batches of images, gathered and scaled in one pass, and of their targets."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import numpy as np
 
 from .._validation import generator, instance, mapping, positive, switch
 from ..errors import ArgumentError, CheckpointError
-from ._checks import check_images, check_labels, check_rows, finite
+from ._checks import check_images, check_rows, check_targets, finite
 
 __all__ = ["Batches"]
 
 
 class Batches:
-    """Batches of images and labels, in a new order each epoch.
+    """Batches of images and their targets, in a new order each epoch.
 
     Each `iter()` starts an epoch and yields pairs `(x, y)`: x (B, F) float32, the flattened images
-    gathered and scaled in one pass, and y (B,) int64. Bytes are scaled to [0, 1] first; then
-    `x = (value - mean) / std`. One epoch at a time: a new `iter()` ends the previous one.
+    gathered and scaled in one pass, and y, labels (B,) int64 or numbers (B, ...). Bytes are scaled
+    to [0, 1] first; then `x = (value - mean) / std`. One epoch at a time: a new `iter()` ends the
+    previous one.
 
     Parameters
     ----------
     images : ndarray of uint8, float32 or float64, shape (N, ...)
         Used as it is, without a copy, if it is C-contiguous. Floats are not scaled to [0, 1].
-    labels : ndarray of an integer type, shape (N,)
+    labels : ndarray of an integer type, shape (N,), or of float, shape (N, ...)
+        Classes, which become int64; or numbers, which stay as they are, float32 or float64:
+        (N, 1) for a model of one output, (N, K) for K of them, several ones in a row for examples
+        of several classes.
     batch_size : int
         Rows per batch; the last batch of an epoch may be shorter.
     shuffle : bool
@@ -41,7 +45,7 @@ class Batches:
     rows : ndarray of an integer type, optional
         Use these examples only, such as one half of `split`. All by default.
     num_classes : int, optional
-        If given, labels must lie in [0, num_classes).
+        If given, labels must be integers in [0, num_classes).
     reuse : bool
         Fill the same pair of buffers for every batch, the last short one as a view of them. Saves
         memory traffic, but a batch is overwritten when the next one is asked for. By default each
@@ -88,7 +92,7 @@ class Batches:
         device: str = "cpu",
     ) -> None:
         self._images = check_images(images)
-        self._labels = check_labels(labels, len(images), num_classes)
+        self._labels = check_targets(labels, len(images), num_classes)
         self.batch_size = positive(batch_size, "batch_size")
         self.shuffle = switch(shuffle, "shuffle")
         self.drop_last = switch(drop_last, "drop_last")
@@ -139,11 +143,11 @@ class Batches:
 
         Returns
         -------
-        (ndarray of float32, ndarray of int64)
+        (ndarray of float32, ndarray of int64, float32 or float64)
         """
         places = self._places(np.arange(min(positive(count, "count"), self.count)))
         x, y = self._allocate(places.size)
-        self._gatherer()(self._images, places, self._labels, self._scale, self._offset, x, y)
+        self._gatherer()(places, x, y)
         return x, y
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -253,7 +257,7 @@ class Batches:
                 self.order, self.position = np.empty(0, np.int64), 0
                 return
             x, y = self._arrays(index.size)
-            gather(self._images, index, self._labels, self._scale, self._offset, x, y)
+            gather(index, x, y)
             self.position += index.size
             yield x, y
 
@@ -265,7 +269,13 @@ class Batches:
             self._images = backend.contiguous(self._images, self._images.dtype)
         kernels = backend.kernels("gather", self.device)
         features = not isinstance(self._scale, float)
-        return kernels.gather_scale_features if features else kernels.gather_scale
+        launcher = kernels.gather_scale_features if features else kernels.gather_scale
+
+        def gather(index: Any, x: Any, y: Any) -> None:
+            launcher(self._images, index, self._scale, self._offset, x)
+            kernels.gather_targets(self._labels, index, y)
+
+        return gather
 
     def _places(self, order: np.ndarray) -> Any:
         from .. import backend
@@ -285,4 +295,4 @@ class Batches:
 
         shape = rows, self._images.shape[1]
         x = backend.empty(shape, np.float32, self.device)
-        return x, backend.empty(rows, np.int64, self.device)
+        return x, backend.empty((rows, *self._labels.shape[1:]), self._labels.dtype, self.device)

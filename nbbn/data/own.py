@@ -181,6 +181,7 @@ def _checked(path: Path, found: dict[str, Any]) -> Dataset:
             raise DataError(
                 f"{path}: {name} labels must be integers from 0, got {labels.dtype}{lowest}: "
                 "numpy.unique(labels, return_inverse=True)[1] numbers any classes so"
+                + ("; regression is for Python, see losses.mse" if labels.dtype.kind == "f" else "")
             )
         if labels.max() > _LARGEST_LABEL:
             raise DataError(

@@ -55,6 +55,10 @@ def _dropout_mask(key, threshold, scale, threads, mask):
 
 
 def dropout_mask(key, p, mask):
-    """Fill a mask (size,) with 0, with probability p, and 1 / (1 - p); key (1,) of uint64."""
+    """Fill a mask (size,) with 0, with probability p, and 1 / (1 - p); key (1,) of uint64.
+
+    For p = 1, where even the largest word is to be dropped, what is kept is 0 too.
+    """
     threads = workers(mask.size)
-    _dropout_mask(threads, key, np.uint32(int(p * 2**32)), 1.0 / (1.0 - p), threads, mask)
+    threshold = np.uint32(min(int(p * 2**32), 2**32 - 1))
+    _dropout_mask(threads, key, threshold, 1.0 / (1.0 - p) if p < 1 else 0.0, threads, mask)

@@ -53,5 +53,5 @@ def _dropout_mask(i, like, operands):
 
 def dropout_mask(key, p, mask):
     """Fill a mask (size,) with 0, with probability p, and 1 / (1 - p); key (1,) of uint64."""
-    scale = scalar(1.0 / (1.0 - p), accumulator(mask.dtype))
+    scale = scalar(1.0 / (1.0 - p) if p < 1 else 0.0, accumulator(mask.dtype))
     _dropout_mask(key, int(p * 2**32), scale, mask, aligned=(mask,))

@@ -6,6 +6,7 @@ float32 nearest to byte/255. Scale and offset are numbers, or `(F,)`, one per fe
 accumulates, so any split of the rows gives the same bits.
 """
 
+import numpy as np
 from numba import prange
 
 from ._jit import Kernel, workers
@@ -14,37 +15,39 @@ from ._jit import Kernel, workers
 
 
 @Kernel
-def _gather_scale(images, index, labels, scale, offset, x, y):
-    """Gather images (M, F) and labels (M,) at index (B,) into x (B, F) and y (B,)."""
+def _gather_scale(images, index, scale, offset, x):
+    """Gather images (M, F) at index (B,) into x (B, F)."""
     for i in prange(index.size):
-        k = index[i]
-        source = images[k]
+        source = images[index[i]]
         target = x[i]
         for j in range(target.size):
             target[j] = source[j] * scale + offset
-        y[i] = labels[k]
 
 
 @Kernel
-def _gather_scale_features(images, index, labels, scale, offset, x, y):
-    """Gather images (M, F) and labels (M,) at index (B,); scale and offset are (F,)."""
+def _gather_scale_features(images, index, scale, offset, x):
+    """Gather images (M, F) at index (B,) into x (B, F); scale and offset are (F,)."""
     for i in prange(index.size):
-        k = index[i]
-        source = images[k]
+        source = images[index[i]]
         target = x[i]
         for j in range(target.size):
             target[j] = source[j] * scale[j] + offset[j]
-        y[i] = labels[k]
 
 
 # ---------------------------------------------------------------- launchers
 
 
-def gather_scale(images, index, labels, scale, offset, x, y):
-    """Write `images[index] * scale + offset` to x and `labels[index]` to y."""
-    _gather_scale(workers(x.size), images, index, labels, scale, offset, x, y)
+def gather_scale(images, index, scale, offset, x):
+    """Write `images[index] * scale + offset` to x."""
+    _gather_scale(workers(x.size), images, index, scale, offset, x)
 
 
-def gather_scale_features(images, index, labels, scale, offset, x, y):
-    """Write `images[index] * scale + offset`, feature by feature, to x and `labels[index]` to y."""
-    _gather_scale_features(workers(x.size), images, index, labels, scale, offset, x, y)
+def gather_scale_features(images, index, scale, offset, x):
+    """Write `images[index] * scale + offset`, feature by feature, to x."""
+    _gather_scale_features(workers(x.size), images, index, scale, offset, x)
+
+
+def gather_targets(targets, index, y):
+    """Write `targets[index]`, labels (M,) or numbers (M, ...), to y."""
+    # Any mode but the default writes to y without a copy in between; no index is out of range.
+    np.take(targets, index, axis=0, out=y, mode="clip")

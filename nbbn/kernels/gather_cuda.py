@@ -48,11 +48,12 @@ def _gather_features(i, like, operands):
 
 
 @Elementwise
-def _gather_labels(i, like, operands):
-    """Gather labels (M,) at index (B,) into y (B,)."""
-    labels, index, y = operands
+def _gather_targets(i, like, operands):
+    """Gather targets (M, K) at index (B,) into y (B, K)."""
+    targets, index, K, y = operands
     for k in range(width(like)):
-        y[i + k] = labels[index[i + k]]
+        j = i + k
+        y[j] = targets[index[j // K] * K + j % K]
 
 
 # ---------------------------------------------------------------- launchers
@@ -64,18 +65,22 @@ def _two_parts(value):
     return high, np.float32(value - float(high))
 
 
-def gather_scale(images, index, labels, scale, offset, x, y):
-    """Write `images[index] * scale + offset` to x and `labels[index]` to y."""
+def gather_scale(images, index, scale, offset, x):
+    """Write `images[index] * scale + offset` to x."""
     F = x.shape[1]
     if images.dtype == np.float64:
         numbers, gather = (np.float64(scale), np.float64(offset)), _gather_wide
     else:
         numbers, gather = (*_two_parts(scale), *_two_parts(offset)), _gather_exact
     gather(images, index, F, *numbers, x, aligned=(images, x), length=F)
-    _gather_labels(labels, index, y, aligned=(y,))
 
 
-def gather_scale_features(images, index, labels, scale, offset, x, y):
-    """Write `images[index] * scale + offset`, feature by feature, to x and `labels[index]` to y."""
+def gather_scale_features(images, index, scale, offset, x):
+    """Write `images[index] * scale + offset`, feature by feature, to x."""
     _gather_features(images, index, scale, offset, x, aligned=(images, x), length=x.shape[1])
-    _gather_labels(labels, index, y, aligned=(y,))
+
+
+def gather_targets(targets, index, y):
+    """Write `targets[index]`, labels (M,) or numbers (M, ...), to y."""
+    K = y.size // max(len(y), 1)
+    _gather_targets(targets.reshape(-1), index, K, y.reshape(-1), aligned=(y,))

@@ -46,6 +46,12 @@ def _log_sum_exp(row, largest):
     return math.log(total)
 
 
+@device_function
+def _weight_of(weight, j):
+    """Weight of class j, 1 where none are given; weight (K,) or empty."""
+    return np.float64(weight[j]) if weight.size > 0 else 1.0
+
+
 @Kernel
 def _softmax(x, threads, y):
     """Y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
@@ -103,29 +109,67 @@ def _log_softmax_backward(dy, y, threads, dx):
 
 
 @Kernel
-def _cross_entropy(logits, labels, threads, loss):
-    """Loss = log(sum(exp(logits))) - logits[label] per row; logits (M, K), labels, loss (M,)."""
+def _cross_entropy(logits, labels, weight, ignored, smoothing, threads, loss):
+    """Loss = w[label] (1 - s) nll[label] + s / K sum(w nll), nll = -log(softmax(logits)), per row.
+
+    logits (M, K), labels, loss (M,); weight w (K,) or empty, where it is 1; s the smoothing. Rows
+    of the label `ignored` are 0.
+    """
     for t in prange(threads):
         first, last = bounds(t, threads, logits.shape[0])
         for i in range(first, last):
+            label = labels[i]
+            if label == ignored:
+                loss[i] = 0
+                continue
             row = logits[i]
             largest = _maximum(row)
-            loss[i] = _log_sum_exp(row, largest) - (row[labels[i]] - largest)
+            log_total = _log_sum_exp(row, largest)
+            value = log_total - (row[label] - largest)
+            if weight.size > 0:
+                value *= weight[label]
+            if smoothing > 0:
+                total = 0.0
+                for j in range(row.size):
+                    total += (log_total - (row[j] - largest)) * _weight_of(weight, j)
+                value = (1.0 - smoothing) * value + smoothing / row.size * total
+            loss[i] = value
 
 
 @Kernel
-def _cross_entropy_backward(logits, labels, dloss, scale, threads, dlogits):
-    """Dlogits = (softmax(logits) - onehot) * dloss * scale; dloss (M,) or (1,)."""
+def _cross_entropy_backward(
+    logits, labels, weight, ignored, smoothing, dloss, scale, threads, dlogits
+):
+    """Dlogits = (softmax(logits) sum(c) - c) * dloss * scale; dloss (M,) or (1,).
+
+    c = w[label] (1 - s) onehot + s / K w are the coefficients of nll in the loss.
+    """
     for t in prange(threads):
         first, last = bounds(t, threads, logits.shape[0])
         for i in range(first, last):
-            row, target = logits[i], dlogits[i]
+            label, row, target = labels[i], logits[i], dlogits[i]
+            if label == ignored:
+                target[:] = 0
+                continue
             total = _exp_sum(row, _maximum(row), target)
-            weight = np.float64(dloss[i if dloss.size > 1 else 0]) * scale
-            factor = logits.dtype.type(weight / total)
-            for j in range(row.size):
-                target[j] *= factor
-            target[labels[i]] -= weight
+            share = np.float64(dloss[i if dloss.size > 1 else 0]) * scale
+            hard = share
+            if weight.size > 0:
+                hard *= weight[label]
+            if smoothing > 0:
+                hard *= 1.0 - smoothing
+                soft = share * (smoothing / row.size)
+                sum_of_weights = 0.0
+                for j in range(row.size):
+                    sum_of_weights += _weight_of(weight, j)
+                factor = logits.dtype.type((hard + soft * sum_of_weights) / total)
+                for j in range(row.size):
+                    target[j] = target[j] * factor - soft * _weight_of(weight, j)
+            else:
+                factor = logits.dtype.type(hard / total)
+                for j in range(row.size):
+                    target[j] *= factor
+            target[label] -= hard
 
 
 @SerialKernel
@@ -138,11 +182,11 @@ def _scaled_sum(values, scale, total):
 
 
 @SerialKernel
-def _first_bad_label(labels, classes, found):
-    """found[0] = position of the first label outside [0, classes), or -1; labels (M,)."""
+def _first_bad_label(labels, classes, ignored, found):
+    """found[0] = position of the first label not in [0, classes) or `ignored`, or -1; (M,)."""
     found[0] = -1
     for i in range(labels.size):
-        if labels[i] < 0 or labels[i] >= classes:
+        if (labels[i] < 0 or labels[i] >= classes) and labels[i] != ignored:
             found[0] = i
             break
 
@@ -174,16 +218,17 @@ def log_softmax_backward(dy, y, dx):
     _log_softmax_backward(threads, dy, y, threads, dx)
 
 
-def cross_entropy(logits, labels, loss):
-    """Cross-entropy of every row; labels must lie in [0, K)."""
+def cross_entropy(logits, labels, weight, ignored, smoothing, loss):
+    """Cross-entropy of every row; labels must lie in [0, K) or be `ignored`."""
     threads = workers(logits.size)
-    _cross_entropy(threads, logits, labels, threads, loss)
+    _cross_entropy(threads, logits, labels, weight, ignored, smoothing, threads, loss)
 
 
-def cross_entropy_backward(logits, labels, dloss, scale, dlogits):
+def cross_entropy_backward(logits, labels, weight, ignored, smoothing, dloss, scale, dlogits):
     """Gradient of the cross-entropy with respect to the logits."""
     threads = workers(logits.size)
-    _cross_entropy_backward(threads, logits, labels, dloss, scale, threads, dlogits)
+    operands = logits, labels, weight, ignored, smoothing, dloss, scale
+    _cross_entropy_backward(threads, *operands, threads, dlogits)
 
 
 def scaled_sum(values, scale, total):
@@ -191,6 +236,6 @@ def scaled_sum(values, scale, total):
     _scaled_sum(values, scale, total)
 
 
-def first_bad_label(labels, classes, found):
-    """Position of the first label outside [0, classes), or -1, into found (1,)."""
-    _first_bad_label(labels, classes, found)
+def first_bad_label(labels, classes, ignored, found):
+    """Position of the first label not in [0, classes) or `ignored`, or -1, into found (1,)."""
+    _first_bad_label(labels, classes, ignored, found)

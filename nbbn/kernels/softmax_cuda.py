@@ -125,20 +125,41 @@ def _log_softmax_backward(acc):
     return kernel
 
 
+@device_function
+def _weight_of(weight, j, one):
+    """Weight of class j, 1 where none are given; weight (K,) or empty."""
+    return load_any(weight, j, one) if weight.size > 0 else one
+
+
 @Kernel
 def _cross_entropy(acc):
-    """Loss = log(sum(exp(logits))) - logits[label] per row; logits (M, K), labels, loss (M,)."""
+    """Loss = w[label] (1 - s) nll[label] + s / K sum(w nll), nll = -log(softmax(logits)), per row.
+
+    logits (M, K), labels, loss (M,); weight w (K,) or empty, where it is 1; s the smoothing. Rows
+    of the label `ignored` are 0.
+    """
     threads = _cuda.THREADS
 
-    def kernel(logits, labels, M, loss):
+    def kernel(logits, labels, weight, M, ignored, hard, soft, loss):
         memory, one = cuda.shared.array(threads, acc), lanes(acc(1), 1)
         start, K = _row(logits, M)
         largest, total = _largest_and_sum(logits, start, K, memory, one)
+        log_total, smooth = log(total), spread(0, one)
+        if soft > 0:
+            for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
+                value = log_total - (load(logits, start + j, one) - largest)
+                smooth = smooth + value * _weight_of(weight, j, one)
+            smooth = _over_row(memory, smooth, False)
         if K > 0 and cuda.threadIdx.x == 0:
             row = start // K
             label, value = labels[row], spread(np.nan, one)
-            if 0 <= label < K:
-                value = log(total) - (load(logits, start + label, one) - largest)
+            if label == ignored:
+                value = spread(0, one)
+            elif 0 <= label < K:
+                value = log_total - (load(logits, start + label, one) - largest)
+                value = value * _weight_of(weight, label, one) * hard
+                if soft > 0:
+                    value = value + smooth * soft
             store(loss, row, value)
 
     return kernel
@@ -146,23 +167,36 @@ def _cross_entropy(acc):
 
 @Kernel
 def _cross_entropy_backward(acc):
-    """Dlogits = (softmax(logits) - onehot) * dloss * scale; dloss (M,) or (1,)."""
+    """Dlogits = (softmax(logits) sum(c) - c) * dloss * scale; dloss (M,) or (1,).
+
+    c = w[label] (1 - s) onehot + s / K w are the coefficients of nll in the loss.
+    """
     threads = _cuda.THREADS
 
-    def kernel(logits, labels, dloss, M, scale, dlogits):
+    def kernel(logits, labels, weight, dloss, M, ignored, scale, hard, soft, dlogits):
         memory, one = cuda.shared.array(threads, acc), lanes(acc(1), 1)
         start, K = _row(logits, M)
         largest, total = _largest_and_sum(logits, start, K, memory, one)
+        sum_of_weights = spread(0, one)
+        if soft > 0:
+            for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
+                sum_of_weights = sum_of_weights + _weight_of(weight, j, one)
+            sum_of_weights = _over_row(memory, sum_of_weights, False)
         if K > 0:
             row = start // K
             label = labels[row]
-            weight = load_any(dloss, row if dloss.size > 1 else 0, one) * scale
+            known = 0 <= label < K and label != ignored
+            share = load_any(dloss, row if dloss.size > 1 else 0, one) * scale
+            peak = _weight_of(weight, label if known else 0, one) * hard
+            factor = (peak + sum_of_weights * soft) / total
             for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
-                value = exp(load(logits, start + j, one) - largest) / total
+                value = exp(load(logits, start + j, one) - largest) * factor
+                if soft > 0:
+                    value = value - _weight_of(weight, j, one) * soft
                 if j == label:
-                    value = value - one
-                value = value * weight
-                store(dlogits, start + j, value if 0 <= label < K else spread(0, one))
+                    value = value - peak
+                value = value * share
+                store(dlogits, start + j, value if known else spread(0, one))
 
     return kernel
 
@@ -186,15 +220,15 @@ def _scaled_sum(acc):
 
 @Kernel
 def _first_bad_label():
-    """found[0] = position of the first label outside [0, classes), or -1. One block."""
+    """found[0] = position of the first label not in [0, classes) or `ignored`, or -1. One block."""
 
-    def kernel(labels, classes, found):
+    def kernel(labels, classes, ignored, found):
         first = cuda.shared.array(1, int64)
         if cuda.threadIdx.x == 0:
             first[0] = labels.size
         cuda.syncthreads()
         for i in range(cuda.threadIdx.x, labels.size, cuda.blockDim.x):
-            if labels[i] < 0 or labels[i] >= classes:
+            if (labels[i] < 0 or labels[i] >= classes) and labels[i] != ignored:
                 # Integers: their minimum does not depend on the order.
                 cuda.atomic.min(first, 0, i)
         cuda.syncthreads()
@@ -237,16 +271,23 @@ def log_softmax_backward(dy, y, dx):
     _launch(_log_softmax_backward, y, dy, y, y.shape[0], dx)
 
 
-def cross_entropy(logits, labels, loss):
-    """Cross-entropy of every row; labels should lie in [0, K)."""
-    _launch(_cross_entropy, logits, logits, labels, logits.shape[0], loss)
+def cross_entropy(logits, labels, weight, ignored, smoothing, loss):
+    """Cross-entropy of every row; labels should lie in [0, K) or be `ignored`."""
+    args = logits, labels, weight, logits.shape[0], ignored, *_shares(logits, smoothing), loss
+    _launch(_cross_entropy, logits, *args)
 
 
-def cross_entropy_backward(logits, labels, dloss, scale, dlogits):
+def cross_entropy_backward(logits, labels, weight, ignored, smoothing, dloss, scale, dlogits):
     """Gradient of the cross-entropy with respect to the logits."""
-    factor = scalar(scale, accumulator(logits.dtype))
-    args = logits, labels, dloss, logits.shape[0], factor, dlogits
+    factors = scalar(scale, accumulator(logits.dtype)), *_shares(logits, smoothing)
+    args = logits, labels, weight, dloss, logits.shape[0], ignored, *factors, dlogits
     _launch(_cross_entropy_backward, logits, *args)
+
+
+def _shares(logits, smoothing):
+    """What the label gets of a target smoothed over K classes, and what each class gets."""
+    acc = accumulator(logits.dtype)
+    return scalar(1.0 - smoothing, acc), scalar(smoothing / logits.shape[1], acc)
 
 
 def scaled_sum(values, scale, total):
@@ -255,6 +296,6 @@ def scaled_sum(values, scale, total):
     _scaled_sum[acc]((1,), (_cuda.THREADS, 1), values, scalar(scale, acc), total)
 
 
-def first_bad_label(labels, classes, found):
-    """Position of the first label outside [0, classes), or -1, into found (1,)."""
-    _first_bad_label[()]((1,), (_cuda.THREADS, 1), labels, classes, found)
+def first_bad_label(labels, classes, ignored, found):
+    """Position of the first label not in [0, classes) or `ignored`, or -1, into found (1,)."""
+    _first_bad_label[()]((1,), (_cuda.THREADS, 1), labels, classes, ignored, found)

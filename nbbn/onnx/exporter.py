@@ -153,7 +153,10 @@ class _Graph:
 def _dense(graph: _Graph, name: str, layer: Dense) -> None:
     out_features, in_features = layer.weight.shape
     if graph.shape != (in_features,):
-        raise ShapeError(f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}")
+        raise ShapeError(
+            f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}: ONNX's Gemm takes "
+            f"({in_features},) only"
+        )
     arrays = [graph.array(f"{name}.weight", layer.weight.data)]
     if layer.bias is not None:
         arrays.append(graph.array(f"{name}.bias", layer.bias.data))

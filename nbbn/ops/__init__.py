@@ -11,12 +11,14 @@ from .activations import (
     ReLU,
     Sigmoid,
     Softmax,
+    Softplus,
     Tanh,
     dropout,
     log_softmax,
     relu,
     sigmoid,
     softmax,
+    softplus,
     tanh,
 )
 from .arithmetic import (
@@ -37,8 +39,10 @@ from .batchnorm import (
 )
 from .dense import (
     CrossEntropy,
+    Huber,
     Linear,
     cross_entropy,
+    huber,
     linear,
 )
 from .shapes import (
@@ -59,6 +63,7 @@ __all__ = [
     "Divide",
     "Dropout",
     "Exp",
+    "Huber",
     "Index",
     "Linear",
     "Log",
@@ -72,6 +77,7 @@ __all__ = [
     "Reshape",
     "Sigmoid",
     "Softmax",
+    "Softplus",
     "Subtract",
     "Sum",
     "Tanh",
@@ -81,10 +87,12 @@ __all__ = [
     "batch_norm_train",
     "cross_entropy",
     "dropout",
+    "huber",
     "linear",
     "log_softmax",
     "relu",
     "sigmoid",
     "softmax",
+    "softplus",
     "tanh",
 ]

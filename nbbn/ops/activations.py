@@ -8,12 +8,12 @@ import numpy as np
 
 from .. import backend, checks
 from .. import functional as F  # noqa: N812 - the usual name
-from .._validation import real
+from .._validation import fraction
 from ..autograd import Tensor, apply
-from ..errors import ArgumentError, DTypeError
-from ._common import RecordableOp, masked
+from ..errors import DTypeError
+from ._common import RecordableOp, compute, masked
 
-__all__ = ["dropout", "log_softmax", "relu", "sigmoid", "softmax", "tanh"]
+__all__ = ["dropout", "log_softmax", "relu", "sigmoid", "softmax", "softplus", "tanh"]
 
 
 class ReLU(RecordableOp):
@@ -59,6 +59,22 @@ class Tanh(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return F.tanh_backward(dy, ctx.y)
+
+
+class Softplus(RecordableOp):
+    """log(1 + exp(x)), which neither overflows nor cancels."""
+
+    fresh = True
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
+        checks.floating(x, "x")
+        ctx.x = x
+        return compute(np.logaddexp, x, 0)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return compute(np.multiply, dy, F.sigmoid(ctx.x))
 
 
 class Softmax(RecordableOp):
@@ -128,7 +144,7 @@ def relu(x: Any) -> Tensor:
 
 
 def sigmoid(x: Any) -> Tensor:
-    """Differentiable `nbbn.functional.sigmoid`.
+    """Differentiable `nbbn.functional.sigmoid`; the result remembers what it is.
 
     Parameters
     ----------
@@ -138,7 +154,9 @@ def sigmoid(x: Any) -> Tensor:
     -------
     Tensor
     """
-    return apply(Sigmoid, x)
+    y = apply(Sigmoid, x)
+    y._of_sigmoid = True
+    return y
 
 
 def tanh(x: Any) -> Tensor:
@@ -155,6 +173,20 @@ def tanh(x: Any) -> Tensor:
     return apply(Tanh, x)
 
 
+def softplus(x: Any) -> Tensor:
+    """``log(1 + exp(x))``, smooth and without overflow.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+
+    Returns
+    -------
+    Tensor
+    """
+    return apply(Softplus, x)
+
+
 def softmax(x: Any, *, axis: int = -1) -> Tensor:
     """Differentiable `nbbn.functional.softmax`; the result remembers its logits.
 
@@ -168,7 +200,8 @@ def softmax(x: Any, *, axis: int = -1) -> Tensor:
     Tensor
     """
     y = apply(Softmax, x, axis=axis)
-    if isinstance(x, Tensor) and axis in (-1, x.ndim - 1):
+    # Of the axis that cross_entropy takes for the classes.
+    if isinstance(x, Tensor) and x.ndim and axis % x.ndim == min(1, x.ndim - 1):
         y._logits = x
     return y
 
@@ -195,7 +228,7 @@ def dropout(x: Any, p: float, rng: np.random.Generator) -> Tensor:
     ----------
     x : Tensor or ndarray
     p : float
-        In [0, 1).
+        In [0, 1]; 1 leaves zeros.
     rng : Generator
         Source of the mask.
 
@@ -203,8 +236,7 @@ def dropout(x: Any, p: float, rng: np.random.Generator) -> Tensor:
     -------
     Tensor
     """
-    if not 0 <= real(p, "p") < 1:
-        raise ArgumentError(f"the dropout probability must lie in [0, 1), got {p}")
+    p = fraction(p, "the dropout probability p")
     if not isinstance(rng, np.random.Generator):
         raise DTypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
     return apply(Dropout, x, p=p, rng=rng)

@@ -65,8 +65,9 @@ def _softmax(dtype: str) -> None:
     for name in ("softmax", "log_softmax"):
         getattr(softmax_cuda, name)(x, x)
         getattr(softmax_cuda, f"{name}_backward")(x, x, x)
-    softmax_cuda.cross_entropy(x, INTEGERS, loss)
-    softmax_cuda.cross_entropy_backward(x, INTEGERS, loss, 1.0, x)
+    targets = INTEGERS, np.ones(10, statistics_type(dtype)), -1, 0.1
+    softmax_cuda.cross_entropy(x, *targets, loss)
+    softmax_cuda.cross_entropy_backward(x, *targets, loss, 1.0, x)
     softmax_cuda.scaled_sum(loss, 1.0, loss)
 
 
@@ -74,11 +75,13 @@ def _data() -> None:
     for dtype in (np.uint8, np.float32, np.float64):
         for features in (16, 15):
             images, x = np.zeros((8, features), dtype), _empty("float32", 4, features)
-            rows = images, INTEGERS[:4], INTEGERS
-            gather_cuda.gather_scale(*rows, 1.0, 0.0, x, INTEGERS[:4])
+            rows = images, INTEGERS[:4]
+            gather_cuda.gather_scale(*rows, 1.0, 0.0, x)
             factors = np.ones((2, features))
-            gather_cuda.gather_scale_features(*rows, *factors, x, INTEGERS[:4])
-    softmax_cuda.first_bad_label(INTEGERS, 10, INTEGERS)
+            gather_cuda.gather_scale_features(*rows, *factors, x)
+    for targets in (INTEGERS, np.zeros((64, 3), np.float32), np.zeros(64)):
+        gather_cuda.gather_targets(targets, INTEGERS[:4], targets[:4].copy())
+    softmax_cuda.first_bad_label(INTEGERS, 10, -1, INTEGERS)
 
 
 def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:

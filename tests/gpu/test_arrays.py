@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 
@@ -143,6 +144,83 @@ def test_cross_entropy_of_any_type(reduction, dtype, rng):
         assert a.shape == b.shape
         a, b = (np.asarray(c, np.float64) for c in (backend.host(a), b))
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+WEIGHT = np.array([0.5, 2.0, 1.0])
+LOSSES = {
+    "classes": (
+        losses.cross_entropy,
+        {"weight": WEIGHT, "ignore_index": 1, "label_smoothing": 0.1},
+    ),
+    "probabilities": (losses.cross_entropy, {"weight": WEIGHT, "label_smoothing": 0.1}),
+    "mse": (losses.mse, {}),
+    "huber": (losses.huber, {"delta": 0.3}),
+    "binary": (losses.binary_cross_entropy, {"weight": WEIGHT, "pos_weight": WEIGHT}),
+}
+
+
+def loss_there(name, device):
+    """A loss with its weights where the batches are."""
+    function, options = LOSSES[name]
+    options = {
+        key: backend.to(value, device) if isinstance(value, np.ndarray) else value
+        for key, value in options.items()
+    }
+    return functools.partial(function, **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_those_of_the_host(name, reduction, rng):
+    x, y = rng.normal(size=(6, 3)), rng.uniform(size=(6, 3))
+    if name == "classes":
+        x, y = rng.normal(size=(6, 3, 2)), rng.integers(0, 3, (6, 2))
+    results = []
+    for device in ("cpu", "cuda"):
+        output = nbbn.Parameter(backend.to(x, device))
+        with nbbn.Tape() as tape:
+            loss = loss_there(name, device)(output, backend.to(y, device), reduction=reduction)
+        assert loss.device == device
+        tape.backward(loss, backend.to(np.ones(loss.shape), device))
+        results.append((loss.numpy(), backend.host(output.grad)))
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_steps_with_any_loss_are_replayed(name, rng):
+    results = []
+    batches = [
+        (rng.normal(size=(6, 4)).astype(np.float32),
+         rng.integers(0, 3, 6) if name == "classes" else rng.integers(0, 2, (6, 3)) * 1.0)
+        for _ in range(5)
+    ]  # fmt: skip
+    for device in ("cpu", "cuda"):
+        model = nbbn.mlp((4, 5, 3), rng=1).to(device)
+        optimizer = optim.SGD(model.parameters(), 0.1)
+        step = train.record_step(model, loss_there(name, device), optimizer)
+        found = [step(*(backend.to(a, device) for a in b)) for b in batches]
+        assert step.refusal is None
+        results.append(found)
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
+@pytest.mark.parametrize("replays", [0, 3])
+def test_a_target_out_of_range_is_found_in_eager_and_replayed_steps(rng, replays):
+    model = nbbn.mlp((4, 5, 1), rng=1).to("cuda")
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    step = train.record_step(model, losses.binary_cross_entropy, optimizer)
+    for _ in range(replays):
+        step(cuda(rng.normal(size=(6, 4)).astype(np.float32)), cuda(rng.uniform(size=(6, 1))))
+    with pytest.raises(ArgumentError, match=r"got 2\.0 at position 5"):
+        step(cuda(np.ones((6, 4), np.float32)), cuda(np.array([[1, 0, 1, 0.5, 0, 2.0]]).T))
+
+
+def test_batches_of_numbers(rng):
+    x, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 2, 3)).astype(np.float32)
+    pairs = [list(nbbn.data.Batches(x, y, 6, rng=1, device=place)) for place in ("cpu", "cuda")]
+    for (_, expected), (_, found) in zip(*pairs, strict=True):
+        np.testing.assert_array_equal(backend.host(found), expected)
 
 
 def test_inference_running_statistics_and_outputs_in_place(rng):

@@ -6,8 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from storage import DTYPES, ROUNDING, error, poisoned, shifted, stored, values
+from storage import DTYPES, ROUNDING, error, poisoned, shifted, statistics_type, stored, values
 
+from nbbn.checks import NO_LABEL
 from nbbn.kernels import (
     dropout_cpu,
     dropout_cuda,
@@ -131,24 +132,51 @@ def test_softmax(shape, dtype, schedule):
         assert error(values(dx), expected) < 2 * ROUNDING[dtype]
 
 
+def unweighted(dtype):
+    """No weights of classes, no label that is ignored, no smoothing."""
+    return np.empty(0, statistics_type(dtype)), NO_LABEL, 0.0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ROWS, ids=str)
 def test_cross_entropy(shape, dtype, schedule):
     logits, weights = random(shape, dtype), random(shape[0], dtype, 1)
     labels = np.random.default_rng(2).integers(0, shape[1], shape[0])
     loss, total = poisoned(shape[0], dtype), poisoned(1, dtype)
-    softmax_cuda.cross_entropy(logits, labels, loss)
-    expected = reference.cross_entropy(values(logits), labels, "none")
+    softmax_cuda.cross_entropy(logits, labels, *unweighted(dtype), loss)
+    expected = reference.cross_entropy(values(logits), labels, reduction="none")
     assert error(values(loss), expected) < ROUNDING[dtype]
     softmax_cuda.scaled_sum(loss, 0.25, total)
     assert error(values(total), [values(loss).sum() / 4]) < ROUNDING[dtype]
     for dloss in (weights, weights[:1]):
         dlogits = poisoned(shape, dtype)
-        softmax_cuda.cross_entropy_backward(logits, labels, dloss, 0.5, dlogits)
+        softmax_cuda.cross_entropy_backward(logits, labels, *unweighted(dtype), dloss, 0.5, dlogits)
         expected = reference.cross_entropy_backward(
-            values(logits), labels, 0.5 * values(dloss), "none"
+            values(logits), labels, 0.5 * values(dloss), reduction="none"
         )
         assert error(values(dlogits), expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+def test_cross_entropy_of_weights_ignored_labels_and_smoothing(shape, dtype, smoothing, schedule):
+    logits, dloss = random(shape, dtype), random(shape[0], dtype, 1)
+    generator = np.random.default_rng(2)
+    weight = generator.uniform(0.5, 2, shape[1]).astype(statistics_type(dtype))
+    labels = generator.integers(0, shape[1], shape[0])
+    labels[::3] = -7
+    logits[::3] = stored(np.full(shape, np.nan), dtype)[::3]
+    options = {"weight": weight, "ignored": -7, "smoothing": smoothing}
+    loss, dlogits = poisoned(shape[0], dtype), poisoned(shape, dtype)
+    softmax_cuda.cross_entropy(logits, labels, weight, -7, smoothing, loss)
+    expected = reference.cross_entropy(values(logits), labels, reduction="none", **options)
+    assert error(values(loss), expected) < 2 * ROUNDING[dtype]
+    softmax_cuda.cross_entropy_backward(logits, labels, weight, -7, smoothing, dloss, 0.5, dlogits)
+    expected = reference.cross_entropy_backward(
+        values(logits), labels, 0.5 * values(dloss), reduction="none", **options
+    )
+    assert error(values(dlogits), expected) < 2 * ROUNDING[dtype]
 
 
 def test_rows_with_extremes():
@@ -164,18 +192,21 @@ def test_labels_out_of_range(schedule):
     logits = random((5, 3), "float32")
     labels = np.array([0, 3, 2, -1, 2**40])
     loss, dlogits, found = poisoned(5, "float32"), poisoned((5, 3), "float32"), np.zeros(1, int)
-    softmax_cuda.cross_entropy(logits, labels, loss)
+    softmax_cuda.cross_entropy(logits, labels, *unweighted("float32"), loss)
     assert np.isnan(loss).tolist() == [False, True, False, True, True]
-    softmax_cuda.cross_entropy_backward(logits, labels, np.ones(1, np.float32), 1.0, dlogits)
+    one = np.ones(1, np.float32)
+    softmax_cuda.cross_entropy_backward(logits, labels, *unweighted("float32"), one, 1.0, dlogits)
     assert not dlogits[[1, 3, 4]].any()
     assert dlogits[[0, 2]].all()
     for count, position in ((5, 1), (4, 1), (1, -1)):
-        softmax_cuda.first_bad_label(labels[:count], 3, found)
+        softmax_cuda.first_bad_label(labels[:count], 3, NO_LABEL, found)
         assert found[0] == position
     many = np.zeros(100, int)
     many[[37, 50, 99]] = 9
-    softmax_cuda.first_bad_label(many, 3, found)
+    softmax_cuda.first_bad_label(many, 3, NO_LABEL, found)
     assert found[0] == 37
+    softmax_cuda.first_bad_label(many, 3, 9, found)
+    assert found[0] == -1
 
 
 # ------------------------------------------------------------------- optimizers, dropout, data
@@ -229,7 +260,7 @@ def test_dropout_draws_the_bits_of_the_twin(size, dtype, arrange):
 def test_gather_gives_the_bits_of_the_twin(rng, scale, dtype, features):
     """Every byte, in any position of the lanes."""
     images = rng.permuted(np.arange(256 * features) % 256).astype(dtype).reshape(256, features)
-    labels, index = rng.integers(0, 10, 256), rng.integers(0, 256, 90)
+    index = rng.integers(0, 256, 90)
     name, factors = "gather_scale", (1 / 255, 0.0)
     if scale == "standard":
         factors = 1 / 255 / 0.3081, -0.1307 / 0.3081
@@ -237,8 +268,17 @@ def test_gather_gives_the_bits_of_the_twin(rng, scale, dtype, features):
         name, factors = "gather_scale_features", rng.standard_normal((2, features))
     results = []
     for twin in (gather_cuda, gather_cpu):
-        x, y = poisoned((90, features), "float32"), np.empty(90, int)
-        getattr(twin, name)(images, index, labels, *factors, x, y)
-        results.append((x, y))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_array_equal(results[0][1], results[1][1])
+        x = poisoned((90, features), "float32")
+        getattr(twin, name)(images, index, *factors, x)
+        results.append(x)
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.float64])
+def test_gather_targets(rng, dtype, shape):
+    targets, index = rng.integers(0, 99, (256, *shape)).astype(dtype), rng.integers(0, 256, 90)
+    for twin in (gather_cuda, gather_cpu):
+        y = np.empty((90, *shape), dtype)
+        twin.gather_targets(targets, index, y)
+        np.testing.assert_array_equal(y, targets[index])

@@ -16,6 +16,7 @@ from numba import cuda
 from ptx_floats import errors_of
 from storage import DTYPES, ROUNDING, error, poisoned, stored, values
 from test_cuda_batchnorm import Problem, check_against_the_reference
+from test_cuda_elementwise import unweighted
 
 from nbbn import jit_cuda
 from nbbn.kernels import (
@@ -82,11 +83,11 @@ def test_long_rows_and_columns(dtype):
         expected = getattr(reference, f"{name}_backward")(values(dy), values(y))
         assert error(values(dx), expected) < 2 * ROUNDING[dtype]
     labels, loss, total = np.array([7, 2699]), poisoned(2, dtype), poisoned(1, dtype)
-    softmax_cuda.cross_entropy(x, labels, loss)
+    softmax_cuda.cross_entropy(x, labels, *unweighted(dtype), loss)
     expected = reference.cross_entropy(values(x), labels, "none")
     assert error(values(loss), expected) < ROUNDING[dtype]
     dlogits, one = poisoned(x.shape, dtype), stored(np.ones(1), dtype)
-    softmax_cuda.cross_entropy_backward(x, labels, one, 0.5, dlogits)
+    softmax_cuda.cross_entropy_backward(x, labels, *unweighted(dtype), one, 0.5, dlogits)
     expected = reference.cross_entropy_backward(values(x), labels, 0.5, "none")
     assert error(values(dlogits), expected) < ROUNDING[dtype]
     softmax_cuda.scaled_sum(x.reshape(-1), 0.25, total)
@@ -246,7 +247,8 @@ def test_a_data_set_beyond_2_to_the_32():
     images[index] = np.random.default_rng(9).integers(0, 256, (3, 784))
     labels[index] = 7, 8, 9
     x, y = poisoned((3, 784), "float32"), np.zeros(3, int)
-    gather_cuda.gather_scale(images, index, labels, 1 / 255, 0.0, x, y)
+    gather_cuda.gather_scale(images, index, 1 / 255, 0.0, x)
+    gather_cuda.gather_targets(labels, index, y)
     np.testing.assert_array_equal(x, (images[index] / 255).astype(np.float32))
     assert y.tolist() == [7, 8, 9]
 
