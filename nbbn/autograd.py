@@ -614,7 +614,7 @@ def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[T
     """As `apply`, and return the context too, for what the forward computed besides."""
     try:
         recordable = _may_be_recorded(op)  # type: ignore[arg-type]
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError):  # not a class, or not even hashable
         raise DTypeError(f"op must be a subclass of nbbn.Op, got {op!r:.80}") from None
     if not recordable:
         backend.not_recordable(f"the operation {op.__name__} is not marked recordable")

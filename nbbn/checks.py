@@ -391,7 +391,8 @@ def labels(array: Any, shape: tuple[int, ...], device: str = "cpu", ignored: int
     result = backend.contiguous(array, np.dtype(np.int64)).reshape(-1)
     found = backend.empty(1, np.int64, device, lasting=True)
     backend.run(backend.kernels("softmax", device).first_bad_label, result, classes, ignored, found)
-    backend.verify(found, _bad_label, result, classes)
+    # As they came: a copy may be gone by the time that a replay is verified.
+    backend.verify(found, _bad_label, array, classes)
     return result
 
 
@@ -414,7 +415,7 @@ def reshape_advice(name: str, found: tuple[int, ...], expected: tuple[int, ...])
 def _bad_label(position: int, array: Any, classes: int) -> None:
     raise ArgumentError(
         f"labels must lie in [0, {classes}), one per class; "
-        f"got {int(array[position])} at position {position}"
+        f"got {int(array.reshape(-1)[position])} at position {position}"
     )
 
 

@@ -140,6 +140,16 @@ def other_kernels(rng: np.random.Generator) -> Any:
     yield "cross_entropy", 1e-6, relative(loss, F.cross_entropy(x, labels))
     gradient = F.cross_entropy_backward(cuda(x), cuda(labels))
     yield "cross_entropy_backward", 2e-6, relative(gradient, F.cross_entropy_backward(x, labels))
+    weight = rng.uniform(0.5, 2, x.shape[1]).astype(np.float32)
+    options = {"ignore_index": int(labels[0]), "label_smoothing": 0.1}
+    for function in (F.cross_entropy, F.cross_entropy_backward):
+        found = function(cuda(x), cuda(labels), weight=cuda(weight), **options)
+        expected = function(x, labels, weight=weight, **options)
+        yield f"{function.__name__} with all options", 2e-6, relative(found, expected)
+    targets = rng.uniform(size=x.shape).astype(np.float32)
+    for loss in (losses.mse, losses.huber, losses.binary_cross_entropy, losses.cross_entropy):
+        found = loss(nbbn.Tensor(cuda(x)), cuda(targets)).data
+        yield f"{loss.__name__} of numbers", 2e-6, relative(found, loss(x, targets).data)
     for layer in (nbbn.Dropout(0.3, rng=3), nbbn.Dense(19, 5, rng=3)):
         expected = layer(x).data
         again = nbbn.Dropout(0.3, rng=3) if isinstance(layer, nbbn.Dropout) else layer

@@ -519,13 +519,14 @@ def test_a_schedule_that_may_look_at_gradients_runs_eagerly(rng):
     assert seen == [0]
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
 @pytest.mark.parametrize("replays", [0, 3])
-def test_a_label_out_of_range_is_found_in_eager_and_replayed_steps(rng, replays):
+def test_a_label_out_of_range_is_found_in_eager_and_replayed_steps(rng, replays, kind):
     _, _, step = model_and_step()
     for _ in range(replays):
-        step(*batch(rng))
+        step(*batch(rng, rng.integers(0, 3, 6).astype(kind)))
     with pytest.raises(ArgumentError, match=r"\[0, 3\).*got 7 at position 2"):
-        step(*batch(rng, [0, 1, 7, 2, 0, 9]))
+        step(*batch(rng, np.array([0, 1, 7, 2, 0, 9], kind)))
 
 
 def test_momentum_of_none_counts_on_in_replayed_steps(rng):
