@@ -69,7 +69,7 @@ def _is_device_class(kind: type) -> bool:
     # Loading CuPy takes a while: not before an array of its own, or of the simulator, turns up.
     if not kind.__module__.startswith(("cupy", "nbbn.device")):
         return False
-    return issubclass(kind, device().ndarray)
+    return issubclass(kind, device_module().ndarray)
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def is_foreign(value: Any) -> bool:
 
 def adopt(value: Any) -> Any:
     """View the device array of another library without a copy."""
-    array = device().adopt(value)
+    array = device_module().adopt(value)
     try:
         _, read_only = value.__cuda_array_interface__["data"]
     except Exception:  # PyTorch raises for a tensor that requires a gradient, JAX for some types
@@ -111,7 +111,7 @@ def is_writeable(array: Any) -> bool:
 
 
 @functools.cache
-def device() -> Any:
+def device_module() -> Any:
     """Return the module that knows about device memory; raises DeviceError without CuPy."""
     try:
         return importlib.import_module("nbbn.device")
@@ -128,7 +128,7 @@ def available(name: str) -> str | None:
     if name != "cuda":
         return f"there is no device {name!r}: use 'cpu' or 'cuda'"
     try:
-        reason: str | None = device().missing()
+        reason: str | None = device_module().missing()
     except DeviceError as error:
         return str(error)
     return reason
@@ -147,20 +147,20 @@ def choose(name: str) -> str:
     """Return a device that can be used; "auto" is cuda where there is one that is not simulated."""
     if name != "auto":
         return require(name)
-    return "cpu" if available("cuda") or device().SIMULATED else "cuda"
+    return "cpu" if available("cuda") or device_module().SIMULATED else "cuda"
 
 
 def describe_devices() -> list[str]:
     """One line for each device, or for what is missing."""
     reason = available("cuda")
-    return ["cpu", f"cuda: none, {reason}"] if reason else ["cpu", *device().describe()]
+    return ["cpu", f"cuda: none, {reason}"] if reason else ["cpu", *device_module().describe()]
 
 
 def to(array: Any, name: str) -> np.ndarray:
     """Return `array` on device `name`: itself, or a copy."""
     copy: np.ndarray = array
     if device_of(array) != require(name):
-        copy = device().to_host(array) if name == "cpu" else device().to_device(array)
+        copy = device_module().to_host(array) if name == "cpu" else device_module().to_device(array)
     return copy
 
 
@@ -168,7 +168,7 @@ def host(array: Any) -> np.ndarray:
     """Return a NumPy array, copied from the device where it is not one already."""
     if isinstance(array, np.ndarray):
         return array
-    found: np.ndarray = device().to_host(array) if is_array(array) else as_array(array, "it")
+    found: np.ndarray = device_module().to_host(array) if is_array(array) else as_array(array, "it")
     return found
 
 
@@ -177,7 +177,7 @@ def kernels(op: str, name: str = "cpu") -> Any:
     """Return the kernel module of `op`, imported on first use because it loads numba."""
     if name == "cpu":
         return importlib.import_module(f"nbbn.kernels.{op}_cpu")
-    return device().launchers(importlib.import_module(f"nbbn.kernels.{op}_cuda"))
+    return device_module().launchers(importlib.import_module(f"nbbn.kernels.{op}_cuda"))
 
 
 def run(launcher: Callable[..., Any], *args: Any) -> None:
@@ -221,7 +221,8 @@ def zeros(shape: int | tuple[int, ...], dtype: Any, name: str) -> np.ndarray:
 
 
 def _filled(shape: int | tuple[int, ...], dtype: Any, name: str, value: int) -> np.ndarray:
-    array: np.ndarray = np.empty(shape, dtype) if name == "cpu" else device().empty(shape, dtype)
+    empty = np.empty if name == "cpu" else device_module().empty
+    array: np.ndarray = empty(shape, dtype)
     array.fill(value)
     constant(array)
     return array
@@ -239,13 +240,13 @@ def add_at(target: Any, index: Any, values: Any) -> None:
     if isinstance(target, np.ndarray):
         np.add.at(target, index, values)
     else:
-        device().add_at(target, index, values)
+        device_module().add_at(target, index, values)
 
 
 def assign(target: Any, values: np.ndarray) -> None:
     """Copy an array of the host over `target`, wherever that is."""
     if not isinstance(target, np.ndarray):
-        values = device().to_device(np.ascontiguousarray(values, target.dtype))
+        values = device_module().to_device(np.ascontiguousarray(values, target.dtype))
     target[...] = values
 
 
@@ -254,7 +255,7 @@ def fill(target: Any, values: Any) -> None:
     if isinstance(target, np.ndarray):
         target[...] = values
     else:
-        device().upload(values, target)
+        device_module().upload(values, target)
 
 
 def empty(
@@ -270,7 +271,7 @@ def empty(
     elif name == "cpu":
         array = pool.empty(shape, dtype)
     else:
-        array = device().empty(shape, dtype)
+        array = device_module().empty(shape, dtype)
     return array
 
 
@@ -285,12 +286,12 @@ def aligned_zeros(size: int, dtype: Any, name: str) -> np.ndarray:
 
 def memory(array: Any) -> Any:
     """Return what handles the device memory of `array` for a recorder, None on the host."""
-    return None if isinstance(array, np.ndarray) else device().Memory
+    return None if isinstance(array, np.ndarray) else device_module().Memory
 
 
 def matmul(a: Any, b: Any, out: Any) -> None:
     """Write ``a @ b`` to `out`."""
-    run(_product if isinstance(out, np.ndarray) else device().matmul, a, b, out)
+    run(_product if isinstance(out, np.ndarray) else device_module().matmul, a, b, out)
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
@@ -323,7 +324,7 @@ def contiguous(array: Any, dtype: Any) -> np.ndarray:
 
 
 def _contiguous_on_device(array: Any, dtype: Any) -> np.ndarray:
-    device().check_current(array)
+    device_module().check_current(array)
     if dtype == _UINT16 and is_bfloat16(array.dtype):
         return _contiguous_on_device(array, array.dtype).view(_UINT16)
     if array.dtype == dtype and array.flags.c_contiguous:
@@ -339,7 +340,7 @@ def address(array: Any) -> int:
     if isinstance(array, np.ndarray):
         found = array.__array_interface__["data"][0]
     else:
-        found = device().Memory.address(array)
+        found = device_module().Memory.address(array)
     return found
 
 

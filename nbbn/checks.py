@@ -10,11 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import backend
-from ._validation import choice as choice
-from ._validation import fraction as fraction
-from ._validation import integer as integer
-from ._validation import positive as positive
-from ._validation import real as real
+from ._validation import integer, real
 from .errors import ArgumentError, DeviceError, DTypeError, ShapeError, label_advice
 
 _UINT16 = np.dtype(np.uint16)

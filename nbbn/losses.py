@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks, ops
+from ._validation import choice, fraction
 from .autograd import Tensor, apply
 from .errors import ArgumentError, ShapeError
 
@@ -101,7 +102,7 @@ def cross_entropy(
     classes = logits.shape[axis] if logits.ndim else 0
     if not classes:
         raise ShapeError(f"logits must have shape (N, K, ...) with K >= 1, got {logits.shape}")
-    smoothing = checks.fraction(label_smoothing, "label_smoothing")
+    smoothing = fraction(label_smoothing, "label_smoothing")
     if smoothing:
         p = p * (1 - smoothing) + smoothing / classes
     if weight is not None:
@@ -145,7 +146,7 @@ def nll(
         return ops.cross_entropy(probabilities._logits, labels, reduction=reduction)
     if probabilities.ndim != 2:
         raise ShapeError(f"probabilities must have shape (N, K), got {probabilities.shape}")
-    checks.choice(reduction, _REDUCTIONS, "reduction")
+    choice(reduction, _REDUCTIONS, "reduction")
     labels = checks.labels(labels, probabilities.shape, probabilities.device)
     every = backend.constant(backend.to(np.arange(len(labels)), probabilities.device))
     return _reduced(-apply(ops.Index, probabilities, index=(every, labels)).log(), reduction)
@@ -282,7 +283,7 @@ def binary_cross_entropy(
 
 def _pair(name: str, output: Any, targets: Any, reduction: Any) -> tuple[Tensor, Tensor]:
     """Check what a loss compares: two of one shape, the targets brought to the output's dtype."""
-    checks.choice(reduction, _REDUCTIONS, "reduction")
+    choice(reduction, _REDUCTIONS, "reduction")
     if not isinstance(output, Tensor):
         checks.floating(output, "the output")
         output = Tensor(output)

@@ -268,7 +268,7 @@ class BatchNorm(Module):
         if self.momentum is None:
             return 1.0 / k
         # An attribute, which may have been set to anything since the layer was made.
-        momentum = checks.fraction(self.momentum, "momentum")
+        momentum = fraction(self.momentum, "momentum")
         a = momentum if self.momentum_weighs == "new" else 1.0 - momentum
         # Rounding must not carry the first weight, which is 1, beyond it.
         return min(a / (1.0 - (1.0 - a) ** k), 1.0) if self.zero_debias and a else a

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checks
-from ._validation import integer, iterate, mapping, possible, real, switch
+from ._validation import fraction, integer, iterate, mapping, positive, possible, real, switch
 from .autograd import Parameter
 from .errors import ArgumentError, DeviceError, DTypeError, NbbnError, ShapeError
 from .modules import Module
@@ -57,7 +57,7 @@ class StepDecay:
 
     def __init__(self, lr: float, every: int, *, factor: float = 0.1, warmup: int = 0) -> None:
         self.lr = _nonnegative(lr, "lr")
-        self.every = checks.positive(every, "every")
+        self.every = positive(every, "every")
         self.factor = real(factor, "factor", above=0)
         self.warmup = integer(warmup, "warmup", least=0)
 
@@ -85,7 +85,7 @@ class Cosine:
 
     def __init__(self, lr: float, total: int, *, final: float = 0.0, warmup: int = 0) -> None:
         self.lr = _nonnegative(lr, "lr")
-        self.total = checks.positive(total, "total")
+        self.total = positive(total, "total")
         self.final = _nonnegative(final, "final")
         self.warmup = integer(warmup, "warmup", least=0)
         if self.warmup >= self.total:
@@ -114,8 +114,8 @@ class OneCycle:
 
     def __init__(self, lr: float, total: int, *, rise: float = 0.3) -> None:
         self.lr = _nonnegative(lr, "lr")
-        self.total = checks.positive(total, "total")
-        self.rise = checks.fraction(rise, "rise")
+        self.total = positive(total, "total")
+        self.rise = fraction(rise, "rise")
 
     def __call__(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""
@@ -650,7 +650,7 @@ class SGD(Optimizer):
 
     @classmethod
     def _checked(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        momentum = checks.fraction(settings["momentum"], "momentum")
+        momentum = fraction(settings["momentum"], "momentum")
         nesterov = switch(settings["nesterov"], "nesterov")
         if nesterov and not momentum:
             raise ArgumentError("nesterov needs a momentum above 0")
@@ -711,7 +711,7 @@ class Adam(Optimizer):
         betas = settings["betas"]
         if not isinstance(betas, tuple | list):
             raise DTypeError(f"betas must be a pair of numbers, got {type(betas).__name__}")
-        values = tuple(checks.fraction(beta, "betas") for beta in betas)
+        values = tuple(fraction(beta, "betas") for beta in betas)
         if len(values) != 2 or max(values) == 1:
             raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas!r}")
         eps = _nonnegative(settings["eps"], "eps")

@@ -66,8 +66,14 @@ def warmup(
 
 def _call_everything(dtype: np.dtype[Any]) -> None:
     """Call every launcher with the argument types that the library uses."""
-    from .data import Batches
-    from .kernels import dropout_cpu, elementwise_cpu, optim_cpu, softmax_cpu, weighted_cpu
+    from .kernels import (
+        dropout_cpu,
+        elementwise_cpu,
+        gather_cpu,
+        optim_cpu,
+        softmax_cpu,
+        weighted_cpu,
+    )  # fmt: skip
 
     rows = np.zeros((4, 3), dtype)
     vector = np.zeros(3, dtype)
@@ -107,6 +113,7 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     hyper = np.zeros(9, dtype)
     optim_cpu.sgd(vector, hyper, vector, vector)
     optim_cpu.adam(vector, hyper, vector, vector, vector)
+    batch, scale = np.zeros((4, 3), np.float32), np.zeros(3)
     for images in (np.zeros((4, 3), np.uint8), rows):
-        for mean in (0.0, np.zeros(3)):
-            next(iter(Batches(images, labels, 4, mean=mean)))
+        gather_cpu.gather_scale(images, labels, 1.0, 0.0, batch)
+        gather_cpu.gather_scale_features(images, labels, scale, scale, batch)

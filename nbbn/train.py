@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backend, checkpoint, checks
-from ._validation import function, instance, switch
+from . import backend, checkpoint
+from ._validation import choice, fraction, function, instance, positive, switch
 from .autograd import Tensor
 from .callbacks import Callback, Run
 from .checkpoint import Checkpoint
@@ -165,10 +165,10 @@ def fit(
     """
     _check_callbacks(callbacks)
     with _closing(callbacks):
-        epochs = checks.positive(epochs, "epochs")
+        epochs = positive(epochs, "epochs")
         if until is not None:
-            until = checks.fraction(until, "until")
-        checks.choice(watch, ("loss", "accuracy"), "watch")
+            until = fraction(until, "until")
+        choice(watch, ("loss", "accuracy"), "watch")
         restore_best = switch(restore_best, "restore_best")
         part = _watched_part(validation, test)
         for name, wanted in (("until", until is not None), ("restore_best", restore_best)):

@@ -30,7 +30,7 @@ def in_kind(function: Function) -> Function:
         result = function(*args, **kwargs)
         # Handing any array over lets their stream wait for ours: the results may all be theirs.
         _, array = next(iter(known.values()))
-        backend.device().restore(array, likes[0])
+        backend.device_module().restore(array, likes[0])
         return _restore(result, likes[0], known)
 
     return call  # type: ignore[return-value]
@@ -56,4 +56,4 @@ def _restore(result: Any, like: Any, known: dict[int, Any]) -> Any:
         return known[id(result)][0]
     if isinstance(result, np.ndarray) or not backend.is_array(result):
         return result
-    return backend.device().restore(result, like)
+    return backend.device_module().restore(result, like)

@@ -325,7 +325,7 @@ def batch_norm(
         return batch_norm_infer(
             x, running_mean, running_var, gamma, beta, eps=eps, axis=axis, out=out
         )
-    momentum = checks.fraction(momentum, "momentum")
+    momentum = fraction(momentum, "momentum")
     _check_running(running_mean, running_var, channels, device)
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
     _update_running(running_mean, running_var, stats, momentum, True, counter)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import backend, checks
 from .. import functional as F  # noqa: N812 - the usual name
+from .._validation import real
 from ..autograd import Tensor, apply
 from ..errors import ArgumentError, ShapeError
 from ._common import RecordableOp, empty_beside, matmul
@@ -165,6 +166,6 @@ def huber(x: Any, delta: float = 1.0) -> Tensor:
     -------
     Tensor
     """
-    if checks.real(delta, "delta") <= 0:
+    if real(delta, "delta") <= 0:
         raise ArgumentError(f"delta must be positive, got {delta}")
     return apply(Huber, x, delta=delta)

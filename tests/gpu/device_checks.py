@@ -57,7 +57,7 @@ def cuda(array: np.ndarray) -> Any:
 
 def synchronize(setting: Setting) -> None:
     if not setting.simulated:
-        backend.device().xp.cuda.Device().synchronize()
+        backend.device_module().xp.cuda.Device().synchronize()
 
 
 def relative(got: Any, want: np.ndarray) -> float:
@@ -200,7 +200,7 @@ def huge(setting: Setting) -> None:
     """Rows of more than 2^32 elements, in whole lanes and one by one."""
     rows = setting.pick(2**22 + 3, 40)
     for columns in setting.pick((1032, 1028), (8, 6)):
-        xp = backend.device().xp
+        xp = backend.device_module().xp
         if not setting.simulated:
             # x, y and dx in float16, and what the sums need by the way.
             xp.get_default_memory_pool().free_all_blocks()

@@ -48,7 +48,7 @@ class Clock(NamedTuple):
 
 
 def cupy_clock() -> Clock:
-    cuda = backend.device().xp.cuda
+    cuda = backend.device_module().xp.cuda
     return Clock(cuda.Event, lambda event: event.record(), cuda.get_elapsed_time)
 
 
@@ -88,7 +88,7 @@ def device_time(setting: Setting, work: Callable[[], Any]) -> float:
         for _ in range(_IN_GRAPH):
             work()
 
-    graph = backend.device().Graph(several, capturable=True)
+    graph = backend.device_module().Graph(several, capturable=True)
     assert graph._graph is not None, "the capture failed"
     return settled(cupy_clock(), graph.launch) / _IN_GRAPH
 
@@ -168,7 +168,7 @@ def _fits(setting: Setting, nbytes: int) -> bool:
     """Whether x, dy, y and dx fit, and what PyTorch and its graphs keep of the same size."""
     if setting.simulated:
         return True
-    xp = backend.device().xp
+    xp = backend.device_module().xp
     xp.get_default_memory_pool().free_all_blocks()
     return bool(xp.cuda.runtime.memGetInfo()[0] > 12 * nbytes)
 

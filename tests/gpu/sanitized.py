@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 from nbbn import backend  # noqa: E402
 
 # CuPy's pool would hide an access behind the end of an array.
-backend.device().xp.cuda.set_allocator(None)
+backend.device_module().xp.cuda.set_allocator(None)
 rng = np.random.default_rng(int(sys.argv[1]))
 for shape in ((300, 72), (13, 7), (6, 12, 9, 9)):
     for name in ("float32", "bfloat16"):

@@ -119,7 +119,7 @@ def test_a_run_on_the_device_is_logged_saved_and_resumed(mnist, monkeypatch, cap
 
 
 def test_arrays_of_a_recorded_step_are_aligned_as_cuda_aligns_its_own():
-    recorder = Recorder((), device=backend.device().Memory)
+    recorder = Recorder((), device=backend.device_module().Memory)
     kept = [recorder.empty(size, np.float32, "cuda") for size in (7, 100, 3, 65)]
     arena = Arena(recorder)
     assert len(kept) == len(set(arena.offsets)) == 4
