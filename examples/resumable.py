@@ -11,9 +11,9 @@ import numpy as np
 
 import nbbn
 from nbbn import checkpoint, data, optim, train
-from nbbn.callbacks import EarlyStopping, StopOnSignal
-from nbbn.logs import LogFile
-from nbbn.progress import Lines
+from nbbn.train.callbacks import EarlyStopping, StopOnSignal
+from nbbn.train.logs import LogFile
+from nbbn.train.progress import Lines
 
 SMOKE = "--smoke" in sys.argv
 EPOCHS, FOLDER = (2, "runs/smoke") if SMOKE else (20, "runs/digits")

@@ -11,50 +11,25 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import (
-        callbacks,
-        checkpoint,
-        config,
-        convert,
-        data,
-        errors,
-        functional,
-        inference,
-        initializers,
-        jit,
-        logs,
-        losses,
-        metrics,
-        onnx,
-        ops,
-        optim,
-        plots,
-        pool,
-        progress,
-        threads,
-        train,
-    )
-    from .autograd import Op, Parameter, Tape, Tensor, apply
-    from .diagnostics import inspect
+    from . import autograd, backend, data, errors, export, functional, jit, nn, optim, train
+    from . import export as convert
+    from .autograd import Op, Parameter, Tape, Tensor, apply, ops
+    from .autograd.gradcheck import gradcheck, gradgradcheck
+    from .autograd.second_order import grad
+    from .backend import pool, threads
     from .errors import NbbnError
-    from .folding import fold
-    from .gradients import gradcheck, gradgradcheck
-    from .layers import (
-        BatchNorm,
-        Dense,
-        Dropout,
-        Flatten,
-        Module,
-        ReLU,
-        Sequential,
-        Sigmoid,
-        Softmax,
-        Tanh,
-        mlp,
-    )
-    from .precompile import warmup
-    from .second_order import grad
-    from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
+    from .export import onnx
+    from .export.fold import fold
+    from .functional.warmup import warmup
+    from .jit import cuda as jit_cuda
+    from .nn import initializers, losses
+    from .nn.batchnorm import BatchNorm
+    from .nn.inspect import inspect
+    from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
+    from .nn.module import Module
+    from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
+    from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
+    from .train.trust import recordable
 
 __all__ = [
     "BatchNorm",
@@ -78,12 +53,15 @@ __all__ = [
     "Tensor",
     "__version__",
     "apply",
+    "autograd",
+    "backend",
     "callbacks",
     "checkpoint",
     "config",
     "convert",
     "data",
     "errors",
+    "export",
     "fold",
     "functional",
     "grad",
@@ -93,10 +71,12 @@ __all__ = [
     "initializers",
     "inspect",
     "jit",
+    "jit_cuda",
     "logs",
     "losses",
     "metrics",
     "mlp",
+    "nn",
     "onnx",
     "ops",
     "optim",
@@ -110,50 +90,73 @@ __all__ = [
     "warmup",
 ]
 
-_MODULES = {
-    "callbacks",
-    "checkpoint",
-    "config",
-    "convert",
-    "data",
-    "errors",
-    "functional",
-    "inference",
-    "initializers",
-    "jit",
-    "logs",
-    "losses",
-    "metrics",
-    "onnx",
-    "ops",
-    "optim",
-    "plots",
-    "pool",
-    "progress",
-    "threads",
-    "train",
-}
+# Public name -> the module that it is, or "module:name" for what is defined in one.
 _HOMES = {
-    **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
-    **dict.fromkeys(
-        ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"), "variants"
-    ),
-    "NbbnError": "errors",
-    "fold": "folding",
-    "grad": "second_order",
-    **dict.fromkeys(("gradcheck", "gradgradcheck"), "gradients"),
-    "inspect": "diagnostics",
-    "recordable": "trust",
-    "warmup": "precompile",
+    "BatchNorm": "nn.batchnorm:BatchNorm",
+    "BatchRenorm": "nn.variants:BatchRenorm",
+    "Dense": "nn.layers:Dense",
+    "Dropout": "nn.layers:Dropout",
+    "Flatten": "nn.layers:Flatten",
+    "GhostBatchNorm": "nn.variants:GhostBatchNorm",
+    "InPlaceBatchNorm": "nn.variants:InPlaceBatchNorm",
+    "Module": "nn.module:Module",
+    "NbbnError": "errors:NbbnError",
+    "Op": "autograd:Op",
+    "Parameter": "autograd:Parameter",
+    "Ramp": "nn.variants:Ramp",
+    "ReLU": "nn.layers:ReLU",
+    "Sequential": "nn.layers:Sequential",
+    "Sigmoid": "nn.layers:Sigmoid",
+    "Softmax": "nn.layers:Softmax",
+    "Tanh": "nn.layers:Tanh",
+    "Tape": "autograd:Tape",
+    "Tensor": "autograd:Tensor",
+    "apply": "autograd:apply",
+    "autograd": "autograd",
+    "backend": "backend",
+    "callbacks": "train.callbacks",
+    "checkpoint": "train.checkpoint",
+    "config": "train.config",
+    "convert": "export",
+    "data": "data",
+    "errors": "errors",
+    "export": "export",
+    "fold": "export.fold:fold",
+    "functional": "functional",
+    "grad": "autograd.second_order:grad",
+    "gradcheck": "autograd.gradcheck:gradcheck",
+    "gradgradcheck": "autograd.gradcheck:gradgradcheck",
+    "inference": "train.inference",
+    "initializers": "nn.initializers",
+    "inspect": "nn.inspect:inspect",
+    "jit": "jit",
+    "jit_cuda": "jit.cuda",
+    "logs": "train.logs",
+    "losses": "nn.losses",
+    "metrics": "train.metrics",
+    "mlp": "nn.layers:mlp",
+    "nn": "nn",
+    "onnx": "export.onnx",
+    "ops": "autograd.ops",
+    "optim": "optim",
+    "plots": "train.plots",
+    "pool": "backend.pool",
+    "progress": "train.progress",
+    "recalibrate": "nn.variants:recalibrate",
+    "recordable": "train.trust:recordable",
+    "threads": "backend.threads",
+    "train": "train",
+    "warmup": "functional.warmup:warmup",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"nbbn.{name}")
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'nbbn' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"nbbn.{_HOMES.get(name, 'layers')}"), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    value = importlib.import_module(f"nbbn.{module}")
+    if attribute:
+        value = getattr(value, attribute)
     globals()[name] = value
     return value
 

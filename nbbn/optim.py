@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checks
+from . import backend
 from ._validation import fraction, integer, iterate, mapping, positive, possible, real, switch
-from .autograd import Parameter
+from .autograd.tensor import Parameter
 from .errors import ArgumentError, DeviceError, DTypeError, NbbnError, ShapeError
-from .modules import Module
+from .functional import checks
+from .nn.module import Module
 
 __all__ = [
     "OPTIMIZERS",

@@ -14,7 +14,7 @@ import reference
 from reference import wide
 
 from nbbn import backend, losses, ops, variant_ops
-from nbbn.autograd import Parameter, Tensor, apply
+from nbbn.autograd.tensor import Parameter, Tensor, apply
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 
 Shape = tuple[int, ...]

@@ -14,8 +14,8 @@ from pathlib import Path
 import onnx
 from onnx.backend.test.loader import load_model_tests
 
-from nbbn.onnx import Backend
-from nbbn.onnx.operators import OPERATORS
+from nbbn.export.onnx import Backend
+from nbbn.export.onnx.operators import OPERATORS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "conformance.md"
 

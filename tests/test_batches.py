@@ -8,12 +8,7 @@ from advice import typed
 from idx_files import random_bytes
 
 from nbbn.data import Batches
-from nbbn.errors import (
-    ArgumentError,
-    CheckpointError,
-    DTypeError,
-    ShapeError,
-)
+from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 
 
 def naive(images, order, mean=0.0, std=1.0) -> np.ndarray:

@@ -19,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 
 import nbbn
 from nbbn import checkpoint, optim
-from nbbn.callbacks import Callback, EarlyStopping, Run
-from nbbn.checkpoint import Checkpoints
 from nbbn.data import Batches
 from nbbn.errors import ArgumentError, CheckpointError, DivergenceError, DTypeError
-from nbbn.logs import LogFile, read_log
-from nbbn.train import Epoch, Evaluation, fit
+from nbbn.train.callbacks import Callback, EarlyStopping, Run
+from nbbn.train.checkpoint import Checkpoints
+from nbbn.train.logs import LogFile, read_log
+from nbbn.train.loop import Epoch, Evaluation, fit
 
 FEATURES, CLASSES, ROWS = 12, 4, 70
 

@@ -17,10 +17,10 @@ import pytest
 
 import nbbn
 from nbbn import checkpoint, data, logs, metrics, optim, train
-from nbbn.callbacks import Callback, StopOnSignal
-from nbbn.config import Config
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError
-from nbbn.inference import Classifier, read_images
+from nbbn.train.callbacks import Callback, StopOnSignal
+from nbbn.train.config import Config
+from nbbn.train.inference import Classifier, read_images
 from tests.small_run import FLAGS, SIDE, call, digits
 
 

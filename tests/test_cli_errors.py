@@ -13,9 +13,9 @@ import pytest
 import nbbn
 import nbbn.cli.train
 from nbbn import checkpoint, cli, logs, train
-from nbbn.checkpoint import Checkpoints
 from nbbn.errors import ArgumentError, DataError, DTypeError
-from nbbn.inference import Classifier, read_images
+from nbbn.train.checkpoint import Checkpoints
+from nbbn.train.inference import Classifier, read_images
 from tests.small_run import FLAGS, SIDE, call, digits
 
 

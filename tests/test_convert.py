@@ -12,9 +12,9 @@ import safetensors.numpy
 
 import nbbn
 from nbbn import convert
-from nbbn.convert import BatchNormState
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
-from nbbn.variants import InPlaceBatchNorm
+from nbbn.export import BatchNormState
+from nbbn.nn.variants import InPlaceBatchNorm
 
 
 def recorded(batches, channels, *, of_old: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,9 @@ import pytest
 
 import nbbn
 from nbbn import Parameter, Tape, Tensor, checkpoint, data, losses, optim, train
-from nbbn.callbacks import EarlyStopping
-from nbbn.logs import LogFile
-from nbbn.progress import Lines
+from nbbn.train.callbacks import EarlyStopping
+from nbbn.train.logs import LogFile
+from nbbn.train.progress import Lines
 
 X = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
 Y = np.arange(64) % 3

@@ -30,10 +30,7 @@ from nbbn import data
 from nbbn.cli import main
 from nbbn.data import load_mnist, mirrors, read_idx
 from nbbn.data import wheel as wheel_source
-from nbbn.errors import (
-    DataError,
-    DTypeError,
-)
+from nbbn.errors import DataError, DTypeError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,8 +7,8 @@ import pytest
 
 import nbbn
 from nbbn import BatchNorm, Dense, Dropout, ReLU, Sequential, Softmax, losses, optim, train
-from nbbn.diagnostics import InspectionWarning
 from nbbn.errors import DTypeError
+from nbbn.nn.inspect import InspectionWarning
 
 
 def settled(model, rng):
@@ -248,7 +248,7 @@ def test_other_warnings_of_the_loss_come_through(model, batch):
 
 
 def test_variants_and_frozen_models_can_be_looked_at(batch, rng):
-    from nbbn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
+    from nbbn.nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
 
     for layer in (GhostBatchNorm(8, 16), BatchRenorm(8), InPlaceBatchNorm(8)):
         model = Sequential(Dense(6, 8, bias=False, rng=0), layer, Dropout(0.1), Dense(8, 4, rng=0))

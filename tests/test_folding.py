@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import nbbn
 from nbbn import BatchNorm, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh, folding
 from nbbn.errors import ArgumentError, DTypeError
-from nbbn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
+from nbbn.nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
 
 WIDE = {"dtype": np.float64}
 

@@ -28,11 +28,11 @@ import pytest
 import nbbn
 from nbbn import data, losses, optim, pool
 from nbbn import functional as F  # noqa: N812 - the usual name
-from nbbn.callbacks import Run
-from nbbn.config import Config
-from nbbn.convert import BatchNormState
 from nbbn.errors import DataError, NbbnError
-from nbbn.inference import Classifier
+from nbbn.export import BatchNormState
+from nbbn.train.callbacks import Run
+from nbbn.train.config import Config
+from nbbn.train.inference import Classifier
 
 # As many as `NBBN_FUZZ_CALLS` says, to look for more.
 CALLS = int(os.environ.get("NBBN_FUZZ_CALLS", 2000))

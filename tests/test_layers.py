@@ -11,7 +11,7 @@ import reference
 import nbbn
 from nbbn import Parameter, Tape, Tensor, initializers, losses, optim
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
-from nbbn.losses import DoubleSoftmaxWarning
+from nbbn.nn.losses import DoubleSoftmaxWarning
 
 FLOATS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}

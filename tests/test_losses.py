@@ -15,11 +15,11 @@ from training_pair import Pair
 import nbbn
 from nbbn import Parameter, Tape, Tensor, losses, ops, optim
 from nbbn import functional as fn
-from nbbn.callbacks import Callback
 from nbbn.data import Batches
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
-from nbbn.losses import DoubleSigmoidWarning, DoubleSoftmaxWarning
-from nbbn.train import evaluate, fit
+from nbbn.nn.losses import DoubleSigmoidWarning, DoubleSoftmaxWarning
+from nbbn.train.callbacks import Callback
+from nbbn.train.loop import evaluate, fit
 
 OF_NUMBERS = [losses.mse, losses.huber, losses.binary_cross_entropy]
 every_loss = pytest.mark.parametrize("loss", OF_NUMBERS, ids=lambda loss: loss.__name__)

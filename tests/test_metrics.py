@@ -7,7 +7,7 @@ import pytest
 
 from nbbn import plots
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
-from nbbn.metrics import class_scores, confusion_matrix
+from nbbn.train.metrics import class_scores, confusion_matrix
 
 
 def test_by_hand():

@@ -7,10 +7,10 @@ import pytest
 
 import nbbn
 from nbbn import losses, optim, plots, train
-from nbbn.callbacks import EarlyStopping
-from nbbn.config import Config
 from nbbn.data import Batches, split
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
+from nbbn.train.callbacks import EarlyStopping
+from nbbn.train.config import Config
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(20, 4)).astype(np.float32), RNG.integers(0, 2, 20)

@@ -12,7 +12,7 @@ import reference
 import nbbn
 from nbbn import Parameter, Tape
 from nbbn.errors import ArgumentError, ShapeError
-from nbbn.normalization import CONVENTIONS
+from nbbn.nn.batchnorm import CONVENTIONS
 
 BATCHES = 4
 # eps, weight of the new value, channel axis, unbiased running variance.

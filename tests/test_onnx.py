@@ -18,8 +18,8 @@ from nbbn.errors import (
     NbbnError,
     ShapeError,
 )
-from nbbn.onnx import exporter
-from nbbn.variants import InPlaceBatchNorm
+from nbbn.export.onnx import exporter
+from nbbn.nn.variants import InPlaceBatchNorm
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

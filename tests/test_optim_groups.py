@@ -14,7 +14,7 @@ from training_pair import CLASSES, FEATURES, Pair, batches
 import nbbn
 from nbbn import Parameter, Tape, checkpoint, losses, optim
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError
-from nbbn.train import fit, record_step
+from nbbn.train.loop import fit, record_step
 
 SHAPES = [(4, 3), (3,), (), (2, 1, 5)]
 

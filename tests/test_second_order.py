@@ -8,9 +8,9 @@ from cases import CASES
 
 import nbbn
 from nbbn import Parameter, Tape, Tensor, losses, ops, optim, variant_ops
+from nbbn.autograd.graph_rules import RULES, BatchNormInputGradient, Cast, Masked
 from nbbn.errors import ArgumentError, DTypeError, ShapeError, TapeError
-from nbbn.graph_rules import RULES, BatchNormInputGradient, Cast, Masked
-from nbbn.train import record_step
+from nbbn.train.loop import record_step
 
 DIFFERENTIABLE = [case for case in CASES if not case.name.startswith("variant_ops.")]
 

@@ -13,7 +13,7 @@ from training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
 
 import nbbn
 from nbbn import losses, ops, optim
-from nbbn.train import record_step
+from nbbn.train.loop import record_step
 
 # --------------------------------------------------------------------- the same, bit for bit
 

@@ -12,13 +12,8 @@ from training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
 
 import nbbn
 from nbbn import Tape, Tensor, losses, ops, optim
-from nbbn.errors import (
-    ArgumentError,
-    DTypeError,
-    NbbnError,
-    ShapeError,
-)
-from nbbn.train import record_step
+from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
+from nbbn.train.loop import record_step
 
 # ------------------------------------------------------------------------- recording again
 

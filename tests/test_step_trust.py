@@ -16,7 +16,7 @@ from training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
 
 import nbbn
 from nbbn import Tensor, backend, losses, ops, optim
-from nbbn.train import record_step
+from nbbn.train.loop import record_step
 
 
 def small(*layers, optimizer=lambda p: optim.SGD(p, 0.1)):

@@ -13,9 +13,9 @@ import pytest
 
 import nbbn
 from nbbn import Parameter, Tape, losses, ops
-from nbbn.autograd import Tensor, apply
+from nbbn.autograd.graph_rules import Cast
+from nbbn.autograd.tensor import Tensor, apply
 from nbbn.errors import NbbnError
-from nbbn.graph_rules import Cast
 
 torch = pytest.importorskip("torch")
 

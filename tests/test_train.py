@@ -12,16 +12,10 @@ from training_pair import CLASSES, FEATURES, adam_mlp
 import nbbn
 from nbbn import losses, optim
 from nbbn import train as train_module
-from nbbn.callbacks import Callback
 from nbbn.data import Batches, load_mnist
-from nbbn.errors import (
-    ArgumentError,
-    DataError,
-    DivergenceError,
-    DTypeError,
-    ShapeError,
-)
-from nbbn.train import evaluate, fit, record_step
+from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, ShapeError
+from nbbn.train.callbacks import Callback
+from nbbn.train.loop import evaluate, fit, record_step
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import pytest
 import nbbn
 from nbbn import _validation, callbacks, checkpoint, convert, data, initializers, logs, optim, pool
 from nbbn import functional as F  # noqa: N812 - the usual name
-from nbbn.config import Config
 from nbbn.errors import ArgumentError, DTypeError
-from nbbn.inference import Classifier, read_images
 from nbbn.kernels import _cache
+from nbbn.train.config import Config
+from nbbn.train.inference import Classifier, read_images
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 Y = np.array([0, 1, 0, 1, 1, 0])

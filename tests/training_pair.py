@@ -6,7 +6,7 @@ import numpy as np
 
 import nbbn
 from nbbn import Tape, losses, optim
-from nbbn.train import record_step
+from nbbn.train.loop import record_step
 
 FEATURES, CLASSES = 12, 4
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..callbacks import StopOnSignal
 from ..errors import NbbnError
+from ..train.callbacks import StopOnSignal
 from .parser import make_parser
 
 __all__ = ["main"]

@@ -8,7 +8,7 @@ import re
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..config import OPTIMIZERS, SCHEDULES, STANDARDIZE, WATCH, Config
+from ..train.config import OPTIMIZERS, SCHEDULES, STANDARDIZE, WATCH, Config
 from . import values
 
 __all__ = ["make_parser"]

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import plots
-from ..callbacks import StopOnSignal
 from ..data.own import NAMED
 from ..errors import ArgumentError, CheckpointError
-from ..inference import Classifier
-from ..logs import read_log
+from ..train import plots
+from ..train.callbacks import StopOnSignal
+from ..train.inference import Classifier
+from ..train.logs import read_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ import os
 import time
 
 from .. import __version__
-from ..callbacks import StopOnSignal
 from ..errors import DataError
+from ..train.callbacks import StopOnSignal
 
 __all__ = ["data", "info", "warmup"]
 
@@ -67,8 +67,8 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 
 def warmup(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     """Compile everything ahead of time."""
+    from ..functional.warmup import warmup
     from ..kernels._cache import cache_dir
-    from ..precompile import warmup
 
     start = time.perf_counter()
     count = warmup(on_compile=None if arguments.quiet else lambda name: print(f"compiling {name}"))

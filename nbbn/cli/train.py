@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..callbacks import Callback, EarlyStopping, StopOnSignal
-from ..config import Config, Training
 from ..errors import ArgumentError, CheckpointError
+from ..train.callbacks import Callback, EarlyStopping, StopOnSignal
+from ..train.config import Config, Training
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint, Checkpoints
+    from ..train.checkpoint import Checkpoint, Checkpoints
 
 __all__ = ["run"]
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     callbacks = [signals, *_watchers(arguments, config)]
     keeper = None
     if arguments.out is not None:
-        from ..checkpoint import Checkpoints
+        from ..train.checkpoint import Checkpoints
 
         keeper = Checkpoints(arguments.out, every=arguments.save_every, keep=arguments.keep or 3)
         # Last, so that the log has all that a checkpoint covers.
@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     if "numba" not in sys.modules and not arguments.dedicated:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-    from .. import threads, train
+    from ..backend import threads
+    from ..train import loop as train
 
     if arguments.threads is not None:
         threads.limit(arguments.threads)
@@ -118,7 +119,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _checkpoint(arguments: argparse.Namespace) -> Checkpoint | None:
     if arguments.resume is None:
         return None
-    from .. import checkpoint
+    from ..train import checkpoint
 
     if arguments.resume == "auto":
         return checkpoint.latest(arguments.out)
@@ -151,7 +152,7 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
 
 def _check_data(found: Checkpoint, config: Config, training: Training) -> None:
     """Refuse to go on with other data, which may lie elsewhere but must be the same."""
-    from ..checkpoint.state import data_difference
+    from ..train.checkpoint.state import data_difference
 
     if difference := data_difference(found.settings.get("batches", {}), training.batches):
         there, here = difference
@@ -194,7 +195,7 @@ def _threads(found: Checkpoint | None) -> int:
 
 
 def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:
-    from .. import logs, progress
+    from ..train import logs, progress
 
     found: list[Callback] = []
     if not arguments.quiet:

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from .. import data, metrics, train
+from .. import data
 from .._validation import write_atomically
-from ..callbacks import StopOnSignal
 from ..errors import ArgumentError, DataError, NbbnError
-from ..inference import Classifier, read_images
+from ..train import loop as train
+from ..train import metrics
+from ..train.callbacks import StopOnSignal
+from ..train.inference import Classifier, read_images
 
 __all__ = ["evaluate", "export", "predict"]
 
@@ -92,7 +94,7 @@ def export(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 def _write(classifier: Classifier, target: Path) -> None:
     state = classifier.model.state_dict()
     if target.suffix == ".onnx":
-        from .. import onnx
+        from ..export import onnx
 
         onnx.export(classifier.model, target)
     elif target.suffix == ".safetensors":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import backend, checks
-from ..checks import Layout
+from .. import backend
+from . import checks
+from .checks import Layout
 
 
 class Target:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend, checks
-from ..checks import Layout
+from .. import backend
+from . import checks
 from ._kind import in_kind
 from ._out import Target
+from .checks import Layout
 
 __all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend, checks
+from .. import backend
 from .._validation import choice, fraction, number, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
+from . import checks
 from ._kind import in_kind
 from ._out import Target, unchanged_by
 from .stats import BatchNormStats, WeightedStats, check_stats

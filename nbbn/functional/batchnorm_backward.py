@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import backend, checks
+from .. import backend
 from .._validation import integer
 from ..errors import DTypeError, ShapeError
+from . import checks
 from ._kind import in_kind
 from ._out import Target, share, unchanged_by
 from .stats import BatchNormStats

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend, checks
+from .. import backend
 from .._validation import choice, fraction, integer, real
 from ..errors import ArgumentError, ShapeError
+from . import checks
 from ._kind import in_kind
 from ._out import Target
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import backend, checks
+from .. import backend
 from .._validation import integer, iterate, real
 from ..errors import ArgumentError, DTypeError, ShapeError
+from . import checks
 
 __all__ = ["BatchNormStats", "WeightedStats", "merge_stats"]
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend, checks
+from .. import backend
 from .._validation import real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
+from . import checks
 from ._out import copied, empty_like
 from .batchnorm import batch_norm_infer
 from .batchnorm_backward import batch_norm_infer_backward

@@ -19,7 +19,7 @@ from device_targets import LEAST_ACCURACY, Skipped
 import nbbn
 from nbbn import backend, data, losses, optim, train
 from nbbn import functional as F  # noqa: N812 - the usual name
-from nbbn.recorder import GraphPlan
+from nbbn.backend.recorder import GraphPlan
 
 # Largest relative L2 errors against float64, by storage type: y, dx, and per-channel sums.
 LIMITS = {

@@ -14,8 +14,8 @@ from cases import CASES
 import nbbn
 from nbbn import Parameter, Tape, Tensor, backend, losses, optim, train
 from nbbn import functional as F  # noqa: N812 - the usual name
+from nbbn.backend.recorder import GraphPlan
 from nbbn.errors import ArgumentError, DeviceError, DivergenceError, DTypeError
-from nbbn.recorder import GraphPlan
 
 
 def cuda(array):

@@ -8,7 +8,7 @@ import pytest
 import reference
 from storage import DTYPES, ROUNDING, error, poisoned, shifted, statistics_type, stored, values
 
-from nbbn.checks import NO_LABEL
+from nbbn.functional.checks import NO_LABEL
 from nbbn.kernels import (
     dropout_cpu,
     dropout_cuda,

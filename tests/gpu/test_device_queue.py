@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nbbn import device
-from nbbn.device import cublas
+from nbbn.backend.device import cublas
 
 
 class Stream:

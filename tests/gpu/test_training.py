@@ -9,7 +9,7 @@ import pytest
 
 import nbbn
 from nbbn import backend, data, optim, train
-from nbbn.recorder import Arena, GraphPlan, Recorder
+from nbbn.backend.recorder import Arena, GraphPlan, Recorder
 
 IMAGES, TESTED = 256, 50
 

@@ -1,0 +1,149 @@
+"""Arithmetic on tensors, with NumPy's broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..._validation import real
+from ...errors import ShapeError
+from ...functional import checks
+from ._common import RecordableOp, compute, matmul, unbroadcast, zeros_beside
+
+
+class Add(RecordableOp):
+    """a + b."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> np.ndarray:
+        ctx.inputs = a, b
+        return compute(np.add, a, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return tuple(unbroadcast(dy, x) if need else None
+                     for x, need in zip(ctx.inputs, ctx.needs, strict=True))  # fmt: skip
+
+
+class Subtract(RecordableOp):
+    """a - b."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> np.ndarray:
+        ctx.inputs = a, b
+        return compute(np.subtract, a, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        a, b = ctx.inputs
+        da = unbroadcast(dy, a) if ctx.needs[0] else None
+        db = compute(np.negative, unbroadcast(dy, b)) if ctx.needs[1] else None
+        return da, db
+
+
+class Multiply(RecordableOp):
+    """a * b."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> np.ndarray:
+        ctx.inputs = a, b
+        return compute(np.multiply, a, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        a, b = ctx.inputs
+        da = unbroadcast(compute(np.multiply, dy, b), a) if ctx.needs[0] else None
+        db = unbroadcast(compute(np.multiply, dy, a), b) if ctx.needs[1] else None
+        return da, db
+
+
+class Divide(RecordableOp):
+    """a / b; da = dy / b, db = -dy * y / b."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> np.ndarray:
+        ctx.inputs = a, b
+        ctx.y = compute(np.divide, a, b)
+        return ctx.y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        a, b = ctx.inputs
+        quotient = compute(np.divide, dy, b)
+        da = unbroadcast(quotient, a) if ctx.needs[0] else None
+        if not ctx.needs[1]:
+            return da, None
+        db = compute(np.negative, compute(np.multiply, quotient, ctx.y))
+        return da, unbroadcast(db, b)
+
+
+class Power(RecordableOp):
+    """x ** p for a number p; dx = dy * p * x ** (p - 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray, *, p: float) -> np.ndarray:
+        ctx.x, ctx.p = x, real(p, "the exponent")
+        return compute(np.power, x, ctx.p)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        if ctx.p == 0:
+            # Not 0 * x ** -1, which is NaN at 0.
+            return zeros_beside(dy)
+        slope = compute(np.multiply, compute(np.power, ctx.x, ctx.p - 1), ctx.p)
+        return compute(np.multiply, dy, slope)
+
+
+class Exp(RecordableOp):
+    """exp(x); dx = dy * y."""
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
+        ctx.y = compute(np.exp, x)
+        return ctx.y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return compute(np.multiply, dy, ctx.y)
+
+
+class Log(RecordableOp):
+    """Natural logarithm; dx = dy / x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
+        ctx.x = x
+        return compute(np.log, x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return compute(np.divide, dy, ctx.x)
+
+
+class MatMul(RecordableOp):
+    """a @ b, with NumPy's broadcasting of leading axes."""
+
+    @staticmethod
+    def forward(ctx: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        checks.floating(a, "the left operand of @")
+        checks.floating(b, "the right operand of @")
+        if a.ndim < 2 or b.ndim < 2:
+            raise ShapeError(
+                f"@ needs 2 or more dimensions on both sides, got {np.shape(a)} @ {np.shape(b)}: "
+                "reshape vectors to (1, n) or (n, 1)"
+            )
+        if a.shape[-1] != b.shape[-2]:
+            raise ShapeError(
+                f"cannot multiply {a.shape} @ {b.shape}: {a.shape[-1]} columns meet "
+                f"{b.shape[-2]} rows"
+            )
+        ctx.inputs = a, b
+        return matmul(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        a, b = ctx.inputs
+        da = unbroadcast(matmul(dy, b.swapaxes(-1, -2)), a) if ctx.needs[0] else None
+        db = unbroadcast(matmul(a.swapaxes(-1, -2), dy), b) if ctx.needs[1] else None
+        return da, db

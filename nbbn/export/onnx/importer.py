@@ -1,0 +1,278 @@
+"""ONNX files to Sequential models.
+
+The graph must be a chain of the operators that `export` writes, or of their older forms: one input,
+each operator applied to the result of the one before it and to constants.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ArgumentError, CheckpointError, DTypeError, NbbnError
+from ...nn.layers import (
+    BatchNorm,
+    Dense,
+    Dropout,
+    Flatten,
+    Module,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from .extra import require
+from .graph import Graph, Node
+
+__all__ = ["load"]
+
+
+def load(source: str | os.PathLike[str] | Any) -> Sequential:
+    """Build a Sequential from an ONNX file.
+
+    Parameters
+    ----------
+    source : path, or onnx.ModelProto
+        A chain of Gemm or MatMul and Add, BatchNormalization, Relu, Sigmoid, Tanh, Softmax,
+        Flatten, Dropout, Identity and Transpose.
+
+    Returns
+    -------
+    Sequential
+        In evaluation mode. A Relu behind a BatchNormalization is part of its layer.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or is no valid ONNX.
+    ArgumentError
+        An operator, or a use of one, that no layer of nbbn computes.
+    ImportError
+        The extra ``nbbn[onnx]`` is not installed.
+    """
+    chain = _Chain(Graph(read(source)))
+    return chain.build()
+
+
+def read(source: Any) -> Any:
+    """Return a checked ModelProto."""
+    onnx = require("onnx")
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {path}")
+        try:
+            source = onnx.load(path)
+        except Exception as error:  # whatever the parser of protobuf raises
+            raise CheckpointError(f"{path} is not an ONNX file: {error}") from None
+    if not isinstance(source, onnx.ModelProto):
+        raise DTypeError(
+            f"source must be a path or an onnx.ModelProto, got {type(source).__name__}"
+        )
+    try:
+        onnx.checker.check_model(source)
+    except onnx.checker.ValidationError as error:
+        raise CheckpointError(f"ONNX's checker refuses the model: {error}") from None
+    return source
+
+
+class _Chain:
+    """Layers in the making, and what the value that runs through them is."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.layers: list[Module] = []
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise ArgumentError(
+                f"the graph must have one input and one output, got {graph.inputs} and "
+                f"{graph.outputs}"
+            )
+        self.value = graph.inputs[0]
+        self.rank: int | None = graph.rank(self.value)
+        # The axes of the model's own value in the order that the graph has them now.
+        self.axes: tuple[int, ...] | None = None
+
+    def build(self) -> Sequential:
+        """Follow the nodes from the input to the output."""
+        for node in self.graph.nodes:
+            if self.graph.fold_constant(node):
+                continue
+            convert = _IMPORTERS.get(node.op)
+            if convert is None or node.domain:
+                raise node.refusal(f"no layer computes it; known are {', '.join(_IMPORTERS)}")
+            if node.input(0) != self.value and not (
+                node.op in ("Add", "MatMul") and self.value in node.inputs
+            ):
+                raise node.refusal(f"it does not take {self.value!r}, the result before it")
+            convert(self, node)
+            self.value = node.outputs[0]
+        if self.value != self.graph.outputs[0]:
+            raise ArgumentError(f"the last operator does not give {self.graph.outputs[0]!r}")
+        if self.axes is not None:
+            raise ArgumentError("the output is transposed, which no layer computes")
+        model = Sequential(*self.layers)
+        model.eval()
+        return model
+
+    def constant(self, node: Node, position: int, what: str) -> np.ndarray:
+        """Return an input that must be known beforehand, in a type that layers hold."""
+        array = self.graph.constant(node.input(position))
+        if array is None:
+            raise node.refusal(f"its {what} is computed, not stored")
+        if array.dtype.kind != "f":
+            raise node.refusal(f"its {what} holds {array.dtype}")
+        return array if array.dtype == np.float64 else array.astype(np.float32)
+
+    def plain(self, node: Node) -> None:
+        """Refuse a node that would act on transposed axes."""
+        if self.axes is not None:
+            raise node.refusal("it acts on a transposed value")
+
+
+# ---------------------------------------------------------------- operators
+
+
+def _dense(weight: np.ndarray, bias: np.ndarray | None) -> Dense:
+    layer = Dense(weight.shape[1], weight.shape[0], bias=bias is not None, init=0.0,
+                  dtype=weight.dtype)  # fmt: skip
+    layer.weight.data[...] = weight
+    if layer.bias is not None:
+        layer.bias.data[...] = bias
+    return layer
+
+
+def _gemm(chain: _Chain, node: Node) -> None:
+    chain.plain(node)
+    if node.attribute("transA", 0):
+        raise node.refusal("it transposes the value (transA)")
+    weight = node.attribute("alpha", 1.0) * chain.constant(node, 1, "B")
+    weight = weight if node.attribute("transB", 0) else weight.T
+    bias = None
+    if node.input(2) and node.attribute("beta", 1.0) != 0:
+        bias = node.attribute("beta", 1.0) * chain.constant(node, 2, "C")
+        bias = _row(node, bias, len(weight))
+    chain.layers.append(_dense(weight, bias))
+    chain.rank = 2
+
+
+def _matmul(chain: _Chain, node: Node) -> None:
+    chain.plain(node)
+    if node.inputs[0] != chain.value:
+        raise node.refusal("it multiplies the value from the left")
+    weight = chain.constant(node, 1, "matrix")
+    if weight.ndim != 2 or chain.rank not in (None, 2):
+        raise node.refusal(f"only (N, in) times (in, out) is a layer, got {weight.shape}")
+    chain.layers.append(_dense(weight.T, None))
+    chain.rank = 2
+
+
+def _add(chain: _Chain, node: Node) -> None:
+    last = chain.layers[-1] if chain.layers else None
+    if not isinstance(last, Dense) or last.bias is not None:
+        raise node.refusal("only the bias of a matrix product can be added")
+    position = 1 - node.inputs.index(chain.value)
+    bias = _row(node, chain.constant(node, position, "addend"), last.weight.shape[0])
+    chain.layers[-1] = _dense(last.weight.data, bias)
+
+
+def _row(node: Node, bias: np.ndarray, width: int) -> np.ndarray:
+    """Broadcast a bias to one row, and refuse one that differs between rows."""
+    if bias.ndim > 2 or (bias.ndim == 2 and bias.shape[0] != 1) or bias.size not in (1, width):
+        raise node.refusal(f"it adds an array of shape {bias.shape}, not one number a feature")
+    return np.broadcast_to(bias.reshape(-1), (width,))
+
+
+def _batch_norm(chain: _Chain, node: Node) -> None:
+    if node.attribute("training_mode", 0) or not node.attribute("spatial", 1):
+        raise node.refusal("only inference with one mean and variance per channel can be imported")
+    if chain.graph.opset < 7 and not node.attribute("is_test", 0):
+        raise node.refusal("only inference (is_test) can be imported")
+    names = ("weight", "bias", "running_mean", "running_var")
+    state = {name: chain.constant(node, i + 1, name) for i, name in enumerate(names)}
+    layer = BatchNorm(
+        len(state["weight"]),
+        convention="onnx",
+        eps=_decimal(node.attribute("epsilon", 1e-5)),
+        momentum=_decimal(node.attribute("momentum", 0.9)),
+        axis=1 if chain.axes is None else chain.axes[1],
+        dtype=np.result_type(*state.values()),
+    )
+    try:
+        layer.load_state_dict(state)
+    except NbbnError as error:
+        raise node.refusal(str(error)) from None
+    chain.layers.append(layer)
+
+
+def _decimal(value: float) -> float:
+    """Return the short decimal that was meant by a number that the file holds in float32."""
+    return float(str(np.float32(value)))
+
+
+def _relu(chain: _Chain, node: Node) -> None:
+    last = chain.layers[-1] if chain.layers else None
+    if isinstance(last, BatchNorm) and last.activation is None:
+        last.activation = "relu"
+    else:
+        chain.layers.append(ReLU())
+
+
+def _softmax(chain: _Chain, node: Node) -> None:
+    chain.plain(node)
+    axis = node.attribute("axis", 1 if chain.graph.opset < 13 else -1)
+    # Before opset 13 all axes from this one on were one.
+    if chain.graph.opset < 13 and (chain.rank is None or axis not in (-1, chain.rank - 1)):
+        raise node.refusal("before opset 13 only the last axis of a value of known rank will do")
+    chain.layers.append(Softmax(axis))
+
+
+def _flatten(chain: _Chain, node: Node) -> None:
+    chain.plain(node)
+    if node.attribute("axis", 1) != 1:
+        raise node.refusal("only Flatten from axis 1 on is a layer")
+    chain.layers.append(Flatten())
+    chain.rank = 2
+
+
+def _dropout(chain: _Chain, node: Node) -> None:
+    ratio, mode = (chain.graph.constant(node.input(i)) for i in (1, 2))
+    if (node.input(2) and mode is None) or (mode is not None and mode.any()):
+        raise node.refusal("it drops in inference too (training_mode)")
+    p = node.attribute("ratio", 0.5) if ratio is None else float(ratio)
+    chain.layers.append(Dropout(p))
+
+
+def _transpose(chain: _Chain, node: Node) -> None:
+    perm = node.attribute("perm", None)
+    if perm is None:
+        raise node.refusal("it reverses the axes")
+    before = chain.axes or tuple(range(len(perm)))
+    after = tuple(before[d] for d in perm)
+    if after[0] != 0:
+        raise node.refusal("it moves the batch axis")
+    chain.axes = None if after == tuple(range(len(perm))) else after
+
+
+def _layer(kind: Callable[[], Module]) -> Callable[[_Chain, Node], None]:
+    return lambda chain, node: chain.layers.append(kind())
+
+
+_IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Add": _add,
+    "BatchNormalization": _batch_norm,
+    "Relu": _relu,
+    "Sigmoid": _layer(Sigmoid),
+    "Tanh": _layer(Tanh),
+    "Softmax": _softmax,
+    "Flatten": _flatten,
+    "Dropout": _dropout,
+    "Identity": lambda chain, node: None,
+    "Transpose": _transpose,
+}

@@ -1,0 +1,183 @@
+"""ONNX operators on arrays, computed by nbbn: what the backend runs.
+
+Each takes the node, its inputs (None where left out) and the opset, and returns its outputs. The
+semantics are those of the ONNX operator specification at that opset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ... import functional as F  # noqa: N812 - the usual name
+from ...autograd import ops
+from ...autograd.tensor import Context
+from .graph import Node
+
+__all__ = ["OPERATORS", "Inputs"]
+
+Inputs = list[Any]
+Operator = Callable[[Node, Inputs, int], tuple[Any, ...]]
+
+
+def _batch_normalization(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    x, gamma, beta, mean, var = inputs
+    eps, momentum = node.attribute("epsilon", 1e-5), node.attribute("momentum", 0.9)
+    old = opset < 14
+    training = node.attribute("training_mode", 0)
+    if not node.attribute("spatial", 1):
+        raise node.refusal("statistics for every position (spatial=0) are not batch normalization")
+    if old and (len(node.outputs) > 1 or (opset < 7 and not node.attribute("is_test", 0))):
+        raise node.refusal("before opset 14 training returned other outputs: convert the model")
+    # One axis alone means one channel.
+    shape = x.shape
+    x = x.reshape(-1, 1) if x.ndim == 1 else x
+    if not training:
+        return (F.batch_norm_infer(x, mean, var, gamma, beta, eps=eps).reshape(shape),)
+    y, stats = F.batch_norm_train(x, gamma, beta, eps=eps, single=True)
+    running = mean.copy(), var.copy()
+    F.update_running_stats(*running, stats, momentum=1.0 - momentum, unbiased=False)
+    return (y.reshape(shape), *running)
+
+
+def _softmax(function: Callable[..., np.ndarray]) -> Operator:
+    def run(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+        (x,) = inputs
+        if opset >= 13:
+            return (function(x, axis=node.attribute("axis", -1)),)
+        # Before opset 13 all axes from this one on were one.
+        axis = node.attribute("axis", 1) % x.ndim
+        rows = x.reshape(int(np.prod(x.shape[:axis])), -1)
+        return (function(rows, axis=1).reshape(x.shape),)
+
+    return run
+
+
+def _elementwise(function: Callable[[np.ndarray], np.ndarray]) -> Operator:
+    return lambda node, inputs, opset: (function(*inputs),)
+
+
+def _add(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    a, b = inputs
+    if opset < 7 and node.attribute("broadcast", 0) and b.ndim:
+        # b's axes meet those of a from `axis` on.
+        axis = node.attribute("axis", a.ndim - b.ndim)
+        b = b.reshape(b.shape + (1,) * (a.ndim - axis - b.ndim))
+    return (ops.Add.forward(Context(), a, b),)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return ops.MatMul.forward(Context(), a, b)
+
+
+def _matmul(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    a, b = inputs
+    # As in NumPy, a vector is a row on the left and a column on the right.
+    y = _product(a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b)
+    if b.ndim == 1:
+        y = y[..., 0]
+    return (y[..., 0] if a.ndim == b.ndim == 1 else y[..., 0, :] if a.ndim == 1 else y,)
+
+
+def _gemm(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    a, b, c = inputs
+    a = a.T if node.attribute("transA", 0) else a
+    b = b.T if node.attribute("transB", 0) else b
+    y = _product(a, b)
+    alpha, beta = (node.attribute(name, 1.0) for name in ("alpha", "beta"))
+    if alpha != 1.0:
+        y = ops.Multiply.forward(Context(), y, alpha)
+    if c is None or beta == 0.0:
+        return (y,)
+    return (ops.Add.forward(Context(), y, c if beta == 1.0 else beta * c),)
+
+
+def _dropout(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    x, ratio, mode = inputs
+    ratio = node.attribute("ratio", 0.5) if ratio is None else float(ratio)
+    if mode is not None and bool(mode) and ratio > 0:
+        raise node.refusal("which elements training drops depends on the generator of the runtime")
+    mask = np.ones(x.shape, bool if opset >= 10 else x.dtype)
+    return (x.copy(), mask)
+
+
+def _rows(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn scores (N, C, d1, ...) and labels (N, d1, ...) into (M, C) and (M,)."""
+    rows = np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
+    return rows, labels.reshape(-1).astype(np.int64)
+
+
+def _reduced(
+    node: Node,
+    loss_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    scores: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None,
+) -> np.ndarray:
+    """Weigh the loss of each position by its class, leave out what is to be ignored, combine."""
+    rows, flat = _rows(scores, labels)
+    ignored = flat == node.attribute("ignore_index", np.iinfo(np.int64).min)
+    flat = np.where(ignored, 0, flat)
+    factors = np.ones(len(flat), rows.dtype) if weights is None else weights[flat]
+    factors = np.where(ignored, 0, factors).astype(rows.dtype)
+    losses: np.ndarray = factors * np.where(ignored, 0, loss_of(rows, flat))
+    reduction = node.attribute("reduction", b"mean").decode()
+    if reduction == "none":
+        return losses.reshape(labels.shape)
+    total = losses.sum()
+    return np.asarray(total / factors.sum() if reduction == "mean" else total, rows.dtype)
+
+
+def _softmax_cross_entropy(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    scores, labels, weights = inputs
+
+    def loss_of(rows: np.ndarray, flat: np.ndarray) -> np.ndarray:
+        return F.cross_entropy(rows, flat, reduction="none")
+
+    loss = _reduced(node, loss_of, scores, labels, weights)
+    return (loss, F.log_softmax(scores, axis=1))
+
+
+def _negative_log_likelihood(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    scores, labels, weights = inputs
+
+    def loss_of(rows: np.ndarray, flat: np.ndarray) -> np.ndarray:
+        picked: np.ndarray = rows[np.arange(len(flat)), flat]
+        return -picked
+
+    return (_reduced(node, loss_of, scores, labels, weights),)
+
+
+def _flatten(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    (x,) = inputs
+    axis = node.attribute("axis", 1)
+    axis += x.ndim if axis < 0 else 0
+    return (ops.Reshape.forward(Context(), x, shape=(int(np.prod(x.shape[:axis])), -1)),)
+
+
+def _transpose(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    (x,) = inputs
+    axes = tuple(node.attribute("perm", range(x.ndim)[::-1]))
+    return (ops.Transpose.forward(Context(), x, axes=axes),)
+
+
+# Operator -> how many inputs it may have, and what computes it.
+OPERATORS: dict[str, tuple[int, Operator]] = {
+    "Add": (2, _add),
+    "BatchNormalization": (5, _batch_normalization),
+    "Dropout": (3, _dropout),
+    "Flatten": (1, _flatten),
+    "Gemm": (3, _gemm),
+    "Identity": (1, _elementwise(np.array)),
+    "LogSoftmax": (1, _softmax(F.log_softmax)),
+    "MatMul": (2, _matmul),
+    "NegativeLogLikelihoodLoss": (3, _negative_log_likelihood),
+    "Relu": (1, _elementwise(F.relu)),
+    "Sigmoid": (1, _elementwise(F.sigmoid)),
+    "Softmax": (1, _softmax(F.softmax)),
+    "SoftmaxCrossEntropyLoss": (3, _softmax_cross_entropy),
+    "Tanh": (1, _elementwise(F.tanh)),
+    "Transpose": (1, _transpose),
+}

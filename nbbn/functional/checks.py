@@ -1,0 +1,419 @@
+"""Every validator of arrays, and their folding into the kernels' canonical layouts."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import backend
+from .._validation import integer, real
+from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, label_advice
+
+_UINT16 = np.dtype(np.uint16)
+_FLOAT32, _FLOAT64 = _NATIVE = np.dtype(np.float32), np.dtype(np.float64)
+# The type to compute in, for every type and byte order that is accepted.
+_COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(order + code): compute
+    for order in "<>"
+    for code, compute in (("f2", _FLOAT32), ("f4", _FLOAT32), ("f8", _FLOAT64))
+}
+MIN_RANK, MAX_RANK = 2, 5
+# The label that is ignored where none is: no label that passes for a class is below 0.
+NO_LABEL = -(2**63)
+COUNTERS = ("num_batches_tracked", "num_batches_skipped")
+
+
+class Layout(NamedTuple):
+    """How an array folds: transpose by `order` (None: as it is), then reshape to `shape`.
+
+    Kernels compute in `dtype`. They get folded arrays in `storage`, which is the same on the host;
+    a device loads and stores float16 and bfloat16 (as its bits, uint16) itself. Statistics are in
+    `statistics`: float64 on the host, `dtype` on a device.
+    """
+
+    order: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    storage: np.dtype[Any]
+    statistics: np.dtype[Any]
+    device: str
+
+
+def _placed(
+    array: Any, order: tuple[int, ...] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Layout:
+    """Make the layout of an array that kernels get in `shape`."""
+    if isinstance(array, np.ndarray):
+        return Layout(order, shape, dtype, dtype, _FLOAT64, "cpu")
+    storage = _UINT16 if backend.is_bfloat16(array.dtype) else array.dtype
+    return Layout(order, shape, dtype, storage, dtype, "cuda")
+
+
+def floating(array: Any, name: str) -> np.dtype[Any]:
+    """Check that `array` holds real floating numbers; return the type to compute in."""
+    if type(array) is not np.ndarray:
+        _check_kind(array, name)
+    found = _COMPUTE.get(array.dtype)
+    if found is not None:
+        return found
+    if backend.is_bfloat16(array.dtype):
+        return _FLOAT32
+    raise DTypeError(
+        f"{name} must hold float32 or float64 (float16 and bfloat16 compute in float32), "
+        f"got {array.dtype}: convert it with {name}.astype(numpy.float32)"
+    )
+
+
+def _check_kind(array: Any, name: str) -> None:
+    """Check that something other than a plain ndarray can be used as one."""
+    kind = type(array).__name__
+    unmasked(array, name)
+    if isinstance(array, np.matrix) or not backend.is_array(array):
+        if backend.is_foreign(array):
+            raise DeviceError(f"{name}, a {kind}, is on a device but other operands are on the cpu")
+        raise DTypeError(
+            f"{name} must be a numpy.ndarray, got {kind}: convert it with numpy.asarray"
+        )
+
+
+def unmasked(array: Any, name: str) -> None:
+    """Check that `array` has no mask, which kernels would not see."""
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} is a masked array, whose mask would be lost: give the mask as weights "
+            f"(weighted_batch_norm_train), or convert it with {name}.filled(value)"
+        )
+
+
+def layout(x: Any, axis: int, name: str = "x") -> Layout:
+    """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
+    dtype = floating(x, name)
+    order = None if x.flags.c_contiguous else _dense_order(x)
+    axis = axis if type(axis) is int else integer(axis, "axis")
+    found = _layout(x.shape, axis, order, dtype, name)
+    if type(x) is np.ndarray:
+        return found
+    return _placed(x, order, found.shape, dtype)
+
+
+@functools.lru_cache(maxsize=512)
+def _layout(
+    shape: tuple[int, ...],
+    axis: int,
+    order: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    name: str,
+) -> Layout:
+    rank = len(shape)
+    if not MIN_RANK <= rank <= MAX_RANK:
+        raise ShapeError(
+            f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
+            f"{rank_hint(shape, axis, name)}"
+        )
+    channel = _axis_index(axis, shape, name)
+    if shape[channel] == 0:
+        raise ShapeError(f"{name} has no channels: axis {axis} of shape {shape} has length 0")
+    if order is not None:
+        shape = tuple(shape[d] for d in order)
+        channel = order.index(channel)
+    channels = shape[channel]
+    inner = math.prod(shape[channel + 1 :])
+    if channels == 1:
+        folded: tuple[int, ...] = (1, 1, math.prod(shape))
+    elif inner == 1:
+        folded = (math.prod(shape[:channel]), channels)
+    else:
+        folded = (math.prod(shape[:channel]), channels, inner)
+    return Layout(order, folded, dtype, dtype, _FLOAT64, "cpu")
+
+
+def rank_hint(shape: tuple[int, ...], axis: int, name: str) -> str:
+    """Say how an array of too few or too many dimensions becomes one with a channel axis."""
+    if len(shape) != 1:
+        return "reshape it so that one axis counts the channels"
+    one, many = f"{name}[None, :]", f"{name}[:, None]"
+    if axis in (0, -2):
+        one, many = many, one
+    n = shape[0]
+    return f"{one} is one example of {n} channels, {many} is {n} examples of one channel"
+
+
+def row_layout(x: Any, axis: int, name: str) -> Layout:
+    """Find how `x` folds into rows (M, K) along `axis`; one number is a row of its own."""
+    dtype = floating(x, name)
+    shape = x.shape or (1,)
+    last = _axis_index(integer(axis, "axis"), shape, name)
+    rest = *shape[:last], *shape[last + 1 :]
+    order = None
+    if last != len(shape) - 1:
+        order = (*(d for d in range(x.ndim) if d != last), last)
+    return _placed(x, order, (math.prod(rest), shape[last]), dtype)
+
+
+def flat_layout(x: Any, name: str) -> Layout:
+    """Find how `x` folds into a flat array (size,)."""
+    dtype = floating(x, name)
+    return _placed(x, _dense_order(x), (x.size,), dtype)
+
+
+def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
+    """Check `axis` against the rank of `x` and return it counted from the front."""
+    return _axis_index(integer(axis, "axis"), x.shape, name)
+
+
+def _axis_index(axis: int, shape: tuple[int, ...], name: str) -> int:
+    rank = len(shape)
+    if not -rank <= axis < rank:
+        raise ShapeError(
+            f"axis {axis} is out of range for {name} with shape {shape}: use {-rank} to {rank - 1}"
+        )
+    return axis % rank
+
+
+def _dense_order(x: np.ndarray) -> tuple[int, ...] | None:
+    """Order of axes in which `x` is C-contiguous, or None if it is so already or cannot be."""
+    if x.flags.c_contiguous:
+        return None
+    order = tuple(sorted(range(x.ndim), key=lambda d: -abs(x.strides[d])))
+    return order if x.transpose(order).flags.c_contiguous else None
+
+
+def fold(array: np.ndarray, to: Layout) -> np.ndarray:
+    """Return `array` in the canonical layout `to`: a view where possible, else a copy."""
+    if to.order is not None:
+        array = array.transpose(to.order)
+    usual = type(array) is np.ndarray and array.dtype is to.storage and array.flags.carray
+    if not usual:
+        array = backend.contiguous(array, to.storage)
+    return array if array.shape == to.shape else array.reshape(to.shape)
+
+
+def same_shape(array: Any, x: np.ndarray, name: str, like: str = "x") -> None:
+    """Check that `array` is floating and has the shape of `x`."""
+    floating(array, name)
+    if type(array) is not type(x):
+        on_device(array, backend.device_of(x), name)
+    if array.shape != x.shape:
+        raise ShapeError(f"{name} must have {like}'s shape {x.shape}, got {array.shape}")
+
+
+def on_device(array: Any, device: str, name: str) -> None:
+    """Check that `array` is where the other operands are."""
+    found = backend.device_of(array)
+    if found != device:
+        raise DeviceError(
+            f"{name} is on {found} but the other operands are on {device}: copy it there first"
+        )
+
+
+def host_only(array: Any, what: str) -> None:
+    """Refuse a device array for what has kernels for the host alone."""
+    if not isinstance(array, np.ndarray) and backend.is_array(array):
+        raise DeviceError(f"{what} has no CUDA kernels: move its operands to the cpu")
+
+
+def channel_vector(
+    array: Any, channels: int, dtype: Any, name: str, device: str = "cpu"
+) -> np.ndarray:
+    """Return a per-channel array (C,) in `dtype`, or an empty one for None."""
+    if array is None:
+        return _EMPTY[dtype]
+    usual = type(array) is np.ndarray and array.dtype is dtype and device == "cpu"
+    if usual and array.shape == (channels,):
+        # Without looking at what cannot be wrong.
+        return array if array.flags.carray else backend.contiguous(array, dtype)
+    channel_array(array, channels, name, device)
+    return backend.contiguous(array, dtype)
+
+
+def statistic(
+    array: np.ndarray | None, channels: int, name: str, dtype: np.dtype[Any], device: str
+) -> np.ndarray:
+    """Return a per-channel array that must be given, in `dtype`."""
+    if array is None:
+        raise DTypeError(f"{name} must be a numpy.ndarray of shape ({channels},), got None")
+    return channel_vector(array, channels, dtype, name, device)
+
+
+def channel_array(array: Any, channels: int, name: str, device: str = "cpu") -> None:
+    """Check that `array` holds one floating number per channel."""
+    floating(array, name)
+    on_device(array, device, name)
+    if array.shape != (channels,):
+        raise ShapeError(
+            f"{name} must have shape ({channels},), one value per channel, got {array.shape}"
+        )
+
+
+def running_statistic(array: np.ndarray, kind: str, dtype: Any, name: str) -> None:
+    """Check an array that is to become a layer's, by the `kind` of running statistic that it is.
+
+    Any other kind of array passes, whatever it holds.
+    """
+    if kind not in ("running_mean", "running_var", *COUNTERS):
+        return
+    values = array.astype(np.float64).reshape(-1)
+    if kind in COUNTERS:
+        good = (values >= 0) & (values < 2.0**63) & (values == np.floor(values))
+        expected = "a whole number of at least 0"
+    else:
+        low, expected = -largest(dtype), f"finite in {dtype}"
+        if kind == "running_var":
+            low, expected = 0.0, f"{expected} and at least 0"
+        good = (low <= values) & (values <= largest(dtype))
+    if not good.all():
+        place = int(np.argmin(good))
+        channel = f" for channel {place}" if array.ndim else ""
+        raise ArgumentError(
+            f"{name} must be {expected}, got {values[place]:g}{channel}: its model has diverged or "
+            "its file is damaged, so take an earlier one"
+        )
+
+
+def nothing(to: Layout) -> np.ndarray:
+    """Return the empty array that tells a kernel that an optional operand is not given."""
+    return _NOTHING[len(to.shape), to.dtype]  # of the host always: no kernel looks into it
+
+
+def epsilon(eps: Any, *, zero_allowed: bool) -> float:
+    """Check eps, which keeps 1 / sqrt(var + eps) finite."""
+    if type(eps) is float and 0.0 < eps < math.inf:
+        return eps
+    value = real(eps, "eps")
+    if value < 0 or (value == 0 and not zero_allowed):
+        bound = ">= 0" if zero_allowed else "> 0 in training"
+        raise ArgumentError(f"eps must be {bound}, got {value}")
+    return value
+
+
+def mapping(value: Any, name: str) -> None:
+    """Check that `value` maps names to things."""
+    if not isinstance(value, Mapping):
+        raise DTypeError(
+            f"{name} must be a mapping of names to arrays, got {type(value).__name__}: "
+            "pass what state_dict() returned"
+        )
+
+
+def output(
+    out: Any, shape: tuple[int, ...], dtype: Any, name: str = "out", device: str = "cpu"
+) -> None:
+    """Check that `out` can take a result of this shape and type."""
+    if type(out) is not np.ndarray or device != "cpu":
+        _check_kind(out, name)
+        on_device(out, device, name)
+    if out.shape != shape:
+        raise ShapeError(f"{name} must have the result's shape {shape}, got {out.shape}")
+    if out.dtype != dtype:
+        raise DTypeError(f"{name} must have the result's dtype {dtype}, got {out.dtype}")
+    writeable(out, name)
+    no_overlap_within(out, name)
+
+
+def no_overlap_within(out: Any, name: str) -> None:
+    """Check that no element of `out` is another one too, as after broadcasting."""
+    if out.size == 0 or out.flags.c_contiguous:
+        return
+    # From the shortest step to the longest, each must pass what lies between.
+    reach = out.dtype.itemsize
+    for step, n in sorted((abs(step), n) for step, n in zip(out.strides, out.shape, strict=True)):
+        if n > 1 and step < reach:
+            raise ArgumentError(
+                f"{name} repeats its memory (shape {out.shape}, strides {out.strides}), so that it "
+                "cannot hold the result: pass an array with an element for each value"
+            )
+        reach += step * (n - 1)
+
+
+def separate(first: Any, second: Any, names: str) -> None:
+    """Check that two arrays that are both written, where both are given, share no memory."""
+    if first is None or second is None:
+        return
+    if np.may_share_memory(first, second) and (
+        not isinstance(first, np.ndarray) or np.shares_memory(first, second)
+    ):
+        raise ArgumentError(f"{names} share memory: pass separate arrays")
+
+
+def writeable(array: Any, name: str) -> None:
+    """Check that `array` can be written."""
+    if not backend.is_writeable(array):
+        raise ArgumentError(f"{name} is read-only: pass an array that can be written")
+
+
+def counter(array: Any, name: str, device: str = "cpu") -> Any:
+    """Check that `array` is one int64 that can be counted up; return it as a view of shape (1,)."""
+    unmasked(array, name)
+    given = backend.is_array(array)
+    if not given or array.dtype != np.int64 or array.size != 1:
+        found = f"{array.dtype} {array.shape}" if given else type(array)
+        raise DTypeError(f"{name} must be an int64 numpy.ndarray of one element, got {found}")
+    on_device(array, device, name)
+    writeable(array, name)
+    return array.reshape(1)
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """Return the largest finite number of a floating type."""
+    # NumPy knows no bfloat16, whose range is that of float32.
+    return float(np.finfo(np.float32 if backend.is_bfloat16(dtype) else dtype).max)
+
+
+def labels(array: Any, shape: tuple[int, ...], device: str = "cpu", ignored: int = NO_LABEL) -> Any:
+    """Check class labels against the shape (N, K, ...) of the logits; return them flat, as int64.
+
+    They lie in [0, K), or are the label that is `ignored`.
+    """
+    unmasked(array, "labels")
+    given = backend.is_array(array)
+    if not given or array.dtype.kind not in "iu":
+        found = array.dtype if given else type(array).__name__
+        raise DTypeError(
+            f"labels must be an integer numpy.ndarray, a class per row, got {found}: convert them "
+            f"with {label_advice(array)}; for regression, use losses.mse"
+        )
+    on_device(array, device, "labels")
+    classes = shape[min(1, len(shape) - 1)]
+    expected = (*shape[:1], *shape[2:]) if len(shape) > 1 else ()
+    if array.shape != expected:
+        raise ShapeError(
+            f"labels must have shape {expected}, one per row of logits {shape}, got {array.shape}"
+            + _labels_advice(array.shape, shape, expected)
+        )
+    result = backend.contiguous(array, np.dtype(np.int64)).reshape(-1)
+    found = backend.empty(1, np.int64, device, lasting=True)
+    backend.run(backend.kernels("softmax", device).first_bad_label, result, classes, ignored, found)
+    # As they came: a copy may be gone by the time that a replay is verified.
+    backend.verify(found, _bad_label, array, classes)
+    return result
+
+
+def _labels_advice(found: Any, logits: Any, expected: Any) -> str:
+    if found == logits:
+        axis = min(1, len(logits) - 1)
+        return f": turn one-hot labels into classes with labels.argmax(axis={axis})"
+    return reshape_advice("labels", found, expected)
+
+
+def reshape_advice(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Say what brings an array to another shape, where they differ in axes of length 1 alone."""
+    if [n for n in found if n != 1] != [n for n in expected if n != 1]:
+        return ""
+    # Batches differ in length: what comes after it decides.
+    shape = (-1, *expected[1:]) if expected else ()
+    return f": reshape them with {name}.reshape({shape})"
+
+
+def _bad_label(position: int, array: Any, classes: int) -> None:
+    raise ArgumentError(
+        f"labels must lie in [0, {classes}), one per class; "
+        f"got {int(array.reshape(-1)[position])} at position {position}"
+    )
+
+
+_EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}
+_NOTHING = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE}

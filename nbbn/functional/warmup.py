@@ -1,0 +1,119 @@
+"""Compile every kernel into the cache ahead of time, for container builds and first requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F  # noqa: N812 - the usual name
+from .._validation import choice, function, iterate
+
+__all__ = ["warmup"]
+
+_DTYPES = ("float32", "float64")
+
+
+def warmup(
+    dtypes: str | Iterable[str] = _DTYPES, *, on_compile: Callable[[str], None] | None = None
+) -> int:
+    """Compile every CPU kernel, serial and parallel, and store it in the cache.
+
+    Nothing runs: no thread pool starts.
+
+    Parameters
+    ----------
+    dtypes : {"float32", "float64"}, or several
+        Types to compile for.
+    on_compile : callable, optional
+        Called with each kernel's name as its compilation begins.
+
+    Returns
+    -------
+    int
+        How many kernels were compiled; 0 if all were in the cache.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown dtype.
+    """
+    if on_compile is not None:
+        function(on_compile, "on_compile")
+    several = [dtypes] if isinstance(dtypes, str) else iterate(dtypes, "dtypes", "dtypes")
+    dtypes = tuple(several)
+    for dtype in dtypes:
+        choice(dtype, _DTYPES, "dtypes")
+    from ..kernels import _cache, _jit
+
+    compiled: list[str] = []
+
+    def note(name: str) -> None:
+        compiled.append(name)
+        if on_compile is not None:
+            on_compile(name)
+
+    outer, _cache.on_compile = _cache.on_compile, note
+    try:
+        with _jit.compiling_only():
+            for dtype in dtypes:
+                _call_everything(np.dtype(dtype))
+    finally:
+        _cache.on_compile = outer
+    return len(compiled)
+
+
+def _call_everything(dtype: np.dtype[Any]) -> None:
+    """Call every launcher with the argument types that the library uses."""
+    from ..kernels import (  # fmt: skip
+        dropout_cpu,
+        elementwise_cpu,
+        gather_cpu,
+        optim_cpu,
+        softmax_cpu,
+        weighted_cpu,
+    )
+
+    rows = np.zeros((4, 3), dtype)
+    vector = np.zeros(3, dtype)
+    labels = np.zeros(4, np.int64)
+    # A single channel goes the way of planes that are too large for a cache.
+    for x in (rows, np.zeros((2, 1, 4), dtype), np.zeros((2, 3, 4), dtype)):
+        own = vector[: x.shape[1]]
+        stats = F.batch_norm_train(x, own, own)[1]
+        F.batch_norm_infer(x, stats.mean, stats.var)
+        F.batch_norm_infer(x, own, own)
+        F.batch_norm_backward(x, x, stats)
+        F.batch_norm_infer_backward(x, x, stats.mean, stats.var)
+        weights, wide, number = np.zeros(x[:, 0].shape), np.zeros(3), np.zeros(())
+        weighted_cpu.stats(x, weights, 1e-5, wide, wide, wide, number, number)
+        weighted_cpu.subtract(x, weights, wide, wide, wide, x)
+    for skipped in (None, np.zeros(1, np.int64)):
+        F.update_running_stats(vector, vector.copy(), stats, skipped=skipped)
+    for unary in (F.relu, F.sigmoid, F.tanh, F.softmax, F.log_softmax):
+        unary(rows)
+    for backward in (
+        F.relu_backward,
+        F.sigmoid_backward,
+        F.tanh_backward,
+        F.softmax_backward,
+        F.log_softmax_backward,
+    ):
+        backward(rows, rows)
+    # Not through `F`, which looks at the verdict on the labels, and no kernel has written it.
+    softmax_cpu.first_bad_label(labels, 3, -1, labels)
+    softmax_cpu.cross_entropy(rows, labels, vector, -1, 0.0, vector)
+    softmax_cpu.cross_entropy_backward(rows, labels, vector, -1, 0.0, vector, 1.0, rows)
+    softmax_cpu.scaled_sum(vector, 1.0, vector)
+    elementwise_cpu.add_bias(rows, vector, rows)
+    elementwise_cpu.bias_gradient(rows, vector)
+    elementwise_cpu.masked(vector, vector, vector.copy())
+    dropout_cpu.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
+    hyper = np.zeros(9, dtype)
+    optim_cpu.sgd(vector, hyper, vector, vector)
+    optim_cpu.adam(vector, hyper, vector, vector, vector)
+    batch, scale = np.zeros((4, 3), np.float32), np.zeros(3)
+    for images in (np.zeros((4, 3), np.uint8), rows):
+        gather_cpu.gather_scale(images, labels, 1.0, 0.0, batch)
+        gather_cpu.gather_scale_features(images, labels, scale, scale, batch)

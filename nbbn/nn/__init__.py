@@ -1,0 +1,1 @@
+"""What a model is made of: modules, layers, batch normalization and its variants, losses."""

@@ -1,0 +1,298 @@
+"""What a model is made of."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._validation import choice, float_type, fraction, generator, positive, real, switch
+from ..autograd import ops
+from ..autograd.tensor import Parameter, Tensor, as_tensor
+from ..errors import ArgumentError, DTypeError, ShapeError
+from .batchnorm import BatchNorm
+from .initializers import initialize
+from .module import Module
+
+__all__ = [
+    "BatchNorm",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "Module",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "mlp",
+]
+
+_log = logging.getLogger("nbbn")
+
+
+class Dense(Module):
+    """Fully connected layer, ``x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool, default True
+        Leave it out in front of a BatchNorm, which subtracts it again.
+    init : str or float, default "he"
+        Initializer of the weight, see `nbbn.initializers.initialize`; the bias starts at 0.
+    rng : Generator, int or None
+        Source of the weights.
+    dtype : {float32, float64}
+
+    Attributes
+    ----------
+    weight : Parameter, shape (out_features, in_features)
+    bias : Parameter, shape (out_features,), or None
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        init: str | float = "he",
+        rng: np.random.Generator | int | None = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        shape = (
+            positive(out_features, "out_features"),
+            positive(in_features, "in_features"),
+        )
+        dtype = float_type(dtype)
+        self.weight = Parameter(initialize(init, shape, rng, dtype))
+        self.bias = Parameter(np.zeros(shape[0], dtype)) if switch(bias, "bias") else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in_features) to (..., out_features)."""
+        return ops.linear(x, self.weight, self.bias)
+
+    def __repr__(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"Dense({in_features}, {out_features}{', bias=False' if self.bias is None else ''})"
+
+
+class ReLU(Module):
+    """Rectified linear unit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return max(x, 0)."""
+        return ops.relu(x)
+
+    def __repr__(self) -> str:
+        return "ReLU()"
+
+
+class Sigmoid(Module):
+    """Logistic function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return 1 / (1 + exp(-x))."""
+        return ops.sigmoid(x)
+
+    def __repr__(self) -> str:
+        return "Sigmoid()"
+
+
+class Tanh(Module):
+    """Hyperbolic tangent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tanh(x)."""
+        return ops.tanh(x)
+
+    def __repr__(self) -> str:
+        return "Tanh()"
+
+
+class Softmax(Module):
+    """Softmax along an axis; train it with `losses.nll`, which goes through its logits.
+
+    Parameters
+    ----------
+    axis : int, default -1
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return probabilities along the axis."""
+        return ops.softmax(x, axis=self.axis)
+
+    def __repr__(self) -> str:
+        return f"Softmax(axis={self.axis})"
+
+
+class Dropout(Module):
+    """Zero elements at random in training; the identity in evaluation.
+
+    Parameters
+    ----------
+    p : float
+        Probability of zeroing an element, in [0, 1]. The others are scaled by 1 / (1 - p).
+    rng : Generator, int or None
+        Source of the masks.
+    """
+
+    def __init__(self, p: float, *, rng: np.random.Generator | int | None = None) -> None:
+        self.p = fraction(p, "the dropout probability p")
+        self.rng = generator(rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements in training."""
+        return ops.dropout(x, self.p, self.rng) if self.training and self.p else x
+
+    def __repr__(self) -> str:
+        return f"Dropout({self.p})"
+
+
+class Flatten(Module):
+    """Turn (N, ...) into (N, features)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten all axes but the first."""
+        if x.ndim == 0:
+            raise ShapeError(f"Flatten takes (N, ...), got shape {x.shape}")
+        return x if x.ndim == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+    def __repr__(self) -> str:
+        return "Flatten()"
+
+
+class Sequential(Module):
+    """Modules one after the other.
+
+    Parameters
+    ----------
+    *layers : Module
+    """
+
+    def __init__(self, *layers: Module) -> None:
+        for layer in layers:
+            if not isinstance(layer, Module):
+                raise DTypeError(f"Sequential takes Modules, got {type(layer).__name__}")
+        self.layers = layers
+        for before, after in itertools.pairwise(layers):
+            if (
+                isinstance(before, Dense)
+                and before.bias is not None
+                and isinstance(after, BatchNorm)
+            ):
+                _log.info("%r has a bias that %r subtracts again: use bias=False", before, after)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Layers, named by their position."""
+        for position, layer in enumerate(self.layers):
+            yield str(position), layer
+
+    def forward(self, x: Tensor, weights: np.ndarray | None = None) -> Tensor:
+        """Apply the layers in order; `weights` go to each BatchNorm, see there."""
+        for layer in self.layers:
+            if weights is not None and isinstance(layer, BatchNorm | Sequential):
+                x = layer(x, weights=weights)
+                continue
+            if weights is not None and any(isinstance(m, BatchNorm) for m in layer.modules()):
+                raise ArgumentError(
+                    f"weights do not reach the BatchNorm inside {layer!r}: apply the layers one by "
+                    "one, and hand them over yourself"
+                )
+            x = layer(x)
+        return x
+
+    def __call__(self, x: Tensor | np.ndarray, weights: np.ndarray | None = None) -> Tensor:
+        """Apply `forward` to a Tensor or an array."""
+        return self.forward(as_tensor(x), weights)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, position: int) -> Module:
+        return self.layers[position]
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)
+
+    def __repr__(self) -> str:
+        return "Sequential(\n" + "".join(f"    {layer!r},\n" for layer in self.layers) + ")"
+
+
+def unnested(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """Yield the layers of a Sequential and of those inside it, with their names in the state."""
+    if not isinstance(module, Sequential):
+        yield prefix.removesuffix("."), module
+        return
+    for name, child in module.children():
+        yield from unnested(child, f"{prefix}{name}.")
+
+
+_ACTIVATIONS: dict[str, Callable[[], Module]] = {"relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh}
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    batch_norm: bool = True,
+    activation: str = "relu",
+    dropout: float = 0.0,
+    init: str | float = "he",
+    rng: np.random.Generator | int | None = None,
+    dtype: Any = np.float32,
+) -> Sequential:
+    """Build a multi-layer perceptron that ends in logits.
+
+    Each hidden layer is Dense, BatchNorm, activation, Dropout; with a BatchNorm behind it, a Dense
+    has no bias, and a ReLU runs inside the BatchNorm.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Features from input to output, such as (784, 256, 128, 10).
+    batch_norm : bool, default True
+    activation : {"relu", "sigmoid", "tanh"}, default "relu"
+    dropout : float, default 0
+        Probability of zeroing a hidden unit in training.
+    init : str or float, default "he"
+        Initializer of the weights.
+    rng : Generator, int or None
+        Source of weights and dropout masks.
+    dtype : {float32, float64}
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    ArgumentError
+        Fewer than two sizes, an unknown activation or initializer, dropout outside [0, 1].
+    """
+    if not isinstance(sizes, Sequence):
+        raise DTypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")
+    if len(sizes) < 2:
+        raise ArgumentError(f"sizes needs an input and an output, got {sizes!r}")
+    choice(activation, tuple(_ACTIVATIONS), "activation")
+    rng, batch_norm = generator(rng), switch(batch_norm, "batch_norm")
+    dropout_layers = real(dropout, "dropout") != 0
+    layers: list[Module] = []
+    for features, width in itertools.pairwise(sizes[:-1]):
+        layers.append(Dense(features, width, bias=not batch_norm, init=init, rng=rng, dtype=dtype))
+        if batch_norm:
+            fused = activation if activation == "relu" else None
+            layers.append(BatchNorm(width, activation=fused, dtype=dtype))
+        if not (batch_norm and activation == "relu"):
+            layers.append(_ACTIVATIONS[activation]())
+        if dropout_layers:
+            layers.append(Dropout(dropout, rng=rng))
+    layers.append(Dense(sizes[-2], sizes[-1], init=init, rng=rng, dtype=dtype))
+    return Sequential(*layers)

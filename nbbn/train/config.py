@@ -1,0 +1,305 @@
+"""The configuration of a training: what `nbbn train` takes, and what a run remembers of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._validation import choice, instance, integer, iterate, mapping, positive, real, switch
+from ..errors import ArgumentError, CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data import Batches, Dataset
+    from ..nn.layers import Sequential
+    from ..optim import Optimizer
+
+__all__ = ["Config", "Training"]
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("one-cycle", "cosine", "step", "constant")
+STANDARDIZE = ("none", "global", "feature")
+WATCH = ("loss", "accuracy")
+
+
+class Training(NamedTuple):
+    """What `nbbn.train.fit` needs.
+
+    Attributes
+    ----------
+    config : Config
+    data : Dataset
+    model : Sequential
+    batches : Batches
+    validation, test : Batches or None
+    optimizer : Optimizer
+    """
+
+    config: Config
+    data: Dataset
+    model: Sequential
+    batches: Batches
+    validation: Batches | None
+    test: Batches | None
+    optimizer: Optimizer
+
+    def description(self) -> dict[str, Any]:
+        """Collect what `nbbn.inference.Classifier` needs beside the weights.
+
+        Returns
+        -------
+        dict
+            For the `config` of `nbbn.checkpoint.Checkpoints`.
+        """
+        images = self.data.train_images
+        return {
+            "config": self.config.to_dict(),
+            "shape": images.shape[1:],
+            "dtype": str(images.dtype),
+            "classes": self.model.parameters()[-1].size,
+        }
+
+
+def sources(value: Any, name: str) -> tuple[str, ...]:
+    """Check names or paths of data, as `nbbn.data.load` takes them."""
+    if not isinstance(value, tuple | list) or len(value) not in (1, 2):
+        raise ArgumentError(f"{name} must be a tuple of one or two names or paths, got {value!r}")
+    for part in value:
+        instance(part, str, f"a part of {name}")
+    return tuple(value)
+
+
+def _widths(value: Any, name: str) -> tuple[int, ...]:
+    return tuple(positive(width, name) for width in iterate(value, name, "integers"))
+
+
+def _below_one(value: Any, name: str) -> float:
+    return real(value, name, least=0, below=1)
+
+
+def _above_zero(value: Any, name: str) -> float:
+    return real(value, name, above=0)
+
+
+def _one_of(*allowed: str) -> Callable[[Any, str], Any]:
+    return lambda value, name: choice(value, allowed, name)
+
+
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "data": sources,
+    "validation": _below_one,
+    "standardize": _one_of(*STANDARDIZE),
+    "hidden": _widths,
+    "batch_norm": switch,
+    "dropout": _below_one,
+    "epochs": positive,
+    "batch_size": positive,
+    "optimizer": _one_of(*OPTIMIZERS),
+    "lr": _above_zero,
+    "schedule": _one_of(*SCHEDULES),
+    "weight_decay": lambda value, name: real(value, name, least=0),
+    "momentum": _below_one,
+    "watch": _one_of(*WATCH),
+    "until": lambda value, name: real(value, name, above=0, most=1),
+    "patience": positive,
+    "seed": lambda value, name: integer(value, name, least=0),
+}
+_OPTIONAL = {"momentum", "until", "patience"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides what comes out of a training, given the same number of threads.
+
+    Parameters
+    ----------
+    data : tuple of str
+        What `nbbn.data.load` takes: a name, one path, or those of images and labels.
+    validation : float
+        Fraction of the training set to hold back for validation.
+    standardize : {"none", "global", "feature"}
+        Whether to standardize the images, by one mean and deviation or by those of each feature.
+    hidden : tuple of int
+        Widths of the hidden layers.
+    batch_norm : bool
+    dropout : float
+        Probability of zeroing a hidden unit.
+    epochs, batch_size : int
+    optimizer : {"adam", "adamw", "sgd"}
+    lr : float
+        Highest learning rate.
+    schedule : {"one-cycle", "cosine", "step", "constant"}
+    weight_decay : float
+    momentum : float, optional
+        Of SGD, 0.9 by default.
+    watch : {"loss", "accuracy"}
+        What decides which epoch is the best: for `patience` and the best checkpoint.
+    until : float, optional
+        Stop at this accuracy.
+    patience : int, optional
+        Stop after so many epochs without a better one.
+    seed : int
+        Of weights, shuffling, dropout and the validation split.
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        A value, or one of a type, that cannot be used; the message says which ones can.
+    """
+
+    data: tuple[str, ...] = ("mnist",)
+    validation: float = 0.0
+    standardize: str = "none"
+    hidden: tuple[int, ...] = (256, 128)
+    batch_norm: bool = True
+    dropout: float = 0.0
+    epochs: int = 5
+    batch_size: int = 128
+    optimizer: str = "adam"
+    lr: float = 4e-3
+    schedule: str = "one-cycle"
+    weight_decay: float = 0.0
+    momentum: float | None = None
+    watch: str = "loss"
+    until: float | None = None
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                # JSON knows Python's own numbers alone.
+                object.__setattr__(self, name, check(value, name))
+        if self.momentum is not None and self.optimizer != "sgd":
+            raise ArgumentError(
+                f"momentum belongs to the optimizer sgd, not to {self.optimizer}: leave it out"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Rebuild a configuration that went through JSON.
+
+        Parameters
+        ----------
+        values : mapping
+            What `to_dict` returned.
+
+        Returns
+        -------
+        Config
+
+        Raises
+        ------
+        CheckpointError
+            It is not that of a training.
+        """
+        mapping(values, "values", "what to_dict returned")
+        try:
+            own: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            # Runs that do not say what they watch kept the epoch of the highest accuracy.
+            return cls(**{"watch": "accuracy", **own})
+        except (TypeError, ArgumentError) as error:
+            raise CheckpointError(f"this is not the configuration of a training: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values by name.
+
+        Returns
+        -------
+        dict
+        """
+        return dataclasses.asdict(self)
+
+    def split(self, count: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Divide the training set.
+
+        Parameters
+        ----------
+        count : int
+            Its examples.
+
+        Returns
+        -------
+        (ndarray, ndarray) or (None, None)
+            Those to train on and those held back for validation, if there are any.
+        """
+        from .. import data
+
+        return data.split(count, self.validation, self.seed) if self.validation else (None, None)
+
+    def build_model(self, features: int, classes: int, rng: Any = None) -> Sequential:
+        """Build the multi-layer perceptron.
+
+        Parameters
+        ----------
+        features, classes : int
+            Width of input and output.
+        rng : Generator, int or None
+            Source of the weights; `seed` by default.
+
+        Returns
+        -------
+        Sequential
+        """
+        from ..nn.layers import mlp
+
+        return mlp(
+            (features, *self.hidden, classes),
+            batch_norm=self.batch_norm,
+            dropout=self.dropout,
+            rng=self.seed if rng is None else rng,
+        )
+
+    def prepare(
+        self, *, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
+    ) -> Training:
+        """Load the data and build everything that `nbbn.train.fit` needs.
+
+        Parameters
+        ----------
+        data_dir : path, optional
+            Folder of a named data set, see `nbbn.data.load_mnist`.
+        device : {"cpu", "cuda"}
+            Where to train.
+
+        Returns
+        -------
+        Training
+        """
+        import numpy as np
+
+        from .. import data, optim
+
+        rng = np.random.default_rng(self.seed)
+        found = data.load(*self.data, data_dir=data_dir)
+        images, labels = found.train_images, found.train_labels
+        features = math.prod(images.shape[1:])
+        tops = [part.max() for part in (labels, found.test_labels) if part is not None]
+        model = self.build_model(features, int(max(tops)) + 1, rng)
+        model.to(device)
+        rows, held = self.split(len(labels))
+        options: dict[str, Any] = {"reuse": True, "device": device}
+        if self.standardize != "none":
+            per_feature = self.standardize == "feature"
+            options["mean"], options["std"] = data.standardization(
+                images, rows, per_feature=per_feature
+            )
+        batches = data.Batches(images, labels, self.batch_size, rng=rng, rows=rows, **options)
+        options["shuffle"] = False
+        validation = test = None
+        if held is not None:
+            validation = data.Batches(images, labels, 1000, rows=held, **options)
+        if found.test_images is not None and found.test_labels is not None:
+            test = data.Batches(found.test_images, found.test_labels, 1000, **options)
+        rate = optim.SCHEDULES[self.schedule](self.lr, self.epochs * len(batches))
+        own: dict[str, Any] = {"weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            own["momentum"] = 0.9 if self.momentum is None else self.momentum
+        optimizer = optim.OPTIMIZERS[self.optimizer](model.parameters(), lr=rate, **own)
+        return Training(self, found, model, batches, validation, test, optimizer)

@@ -1,0 +1,66 @@
+"""What a person sees while a model trains: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+from .callbacks import Callback, Run
+from .loop import Epoch
+
+__all__ = ["Bar", "Lines"]
+
+
+class Lines(Callback):
+    """One line per epoch.
+
+    Parameters
+    ----------
+    stream : file, default standard output
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+
+    def epoch(self, run: Run, result: Epoch) -> None:
+        """Print the result of an epoch."""
+        text = f"epoch {result.epoch}  loss {result.loss:.4f}"
+        for name in ("validation", "test"):
+            if (found := getattr(result, name)) is not None:
+                text += f"  {name} loss {found.loss:.4f}  {name} accuracy {found.accuracy:.2%}"
+        text += f"  {result.images_per_second:,.0f} images/s"
+        print(text, file=self._stream, flush=True)
+
+
+class Bar(Lines):
+    """A progress bar for the running epoch above the lines of the finished ones.
+
+    Parameters
+    ----------
+    stream : file, default standard output
+    """
+
+    _bar: Any = None
+
+    def step(self, run: Run) -> None:
+        """Move the bar and show the running mean loss beside it."""
+        if self._bar is None:
+            from tqdm import tqdm
+
+            total = getattr(run.batches, "count", None)
+            self._bar = tqdm(
+                total=total, desc=f"epoch {run.epoch}", unit=" images", unit_scale=True, leave=False
+            )
+        self._bar.set_postfix_str(f"loss {run.total / run.count:.4f}", refresh=False)
+        self._bar.update(run.count - self._bar.n)
+
+    def epoch(self, run: Run, result: Epoch) -> None:
+        """Take the bar away and print the result of the epoch."""
+        self.close()
+        super().epoch(run, result)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,362 @@
+"""The recorded training step."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import backend
+from ..autograd.tensor import Parameter, Tape, Tensor
+from ..backend.recorder import Arena, GraphPlan, Plan, Recorder, difference
+from ..errors import ArgumentError, DTypeError, ShapeError
+from ..functional import checks
+from ..nn.module import Module
+from ..optim import Optimizer
+from .transparent import Opaque
+from .trust import Audit
+
+__all__ = ["Loss", "Step", "record_step"]
+
+Loss = Callable[[Tensor, np.ndarray], Tensor]
+
+# Shapes whose plans are kept: a full batch, a short last one, and a few more.
+_MAX_PLANS = 8
+
+
+class Step:
+    """One training step: forward, backward, optimizer.
+
+    Made by `record_step`. The first two calls with batches of a shape run eagerly and are recorded;
+    later ones replay. Results are those of the eager step, bit for bit.
+
+    Parameters
+    ----------
+    model : Module
+    loss : callable
+        Maps (output Tensor, y) to a Tensor of one element.
+    optimizer : Optimizer
+
+    Attributes
+    ----------
+    refusal : str or None
+        Why all steps run eagerly, or None.
+    recordings : int
+        How many steps have been recorded so far.
+    """
+
+    def __init__(self, model: Module, loss: Loss, optimizer: Optimizer) -> None:
+        self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._plans: dict[Any, Recorder | Plan] = {}
+        self._audit: Audit | None = None
+        self._versions: list[int] = []
+        self._tensors: list[Tensor] = []
+        self._layout: int | None = None
+        self._others = _Others([])
+        self.refusal: str | None = None
+        self.recordings = 0
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
+        """Train on one batch.
+
+        Parameters
+        ----------
+        x : ndarray of float, shape (N, ...)
+        y : ndarray
+            Targets, as the loss takes them.
+
+        Returns
+        -------
+        float
+            The loss before the update.
+        """
+        return self.submit(x, y)()
+
+    def submit(self, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
+        """Train on one batch without waiting for a device.
+
+        Parameters
+        ----------
+        x : ndarray of float, shape (N, ...)
+        y : ndarray
+            Targets, as the loss takes them.
+
+        Returns
+        -------
+        callable
+            Waits and returns the loss before the update; it raises what a device has found.
+        """
+        for name, array in (("x", x), ("y", y)):
+            if not backend.is_array(array) or array.dtype.hasobject:
+                found = "one of objects" if backend.is_array(array) else type(array).__name__
+                raise DTypeError(f"a step takes {name} as a numpy array of numbers, got {found}")
+        if self.refusal is not None:
+            return self._eager(x, y).item
+        audit = self._audit
+        if (
+            audit is None
+            or audit.versions() != self._versions
+            or self._layout != self._optimizer.layout
+            or not (audit.holds() and self._optimizer.intact() and self._others.intact())
+        ):
+            audit = self._look(backend.device_of(x))
+            if audit is None:
+                return self._eager(x, y).item
+        checks.on_device(y, backend.device_of(x), "y")
+        # Only whole, dense, separate arrays can take each other's place in a plan.
+        x, y = backend.dense(x), backend.dense(y)
+        if np.may_share_memory(x, y):
+            y = y.copy()
+        wanted = tuple([p.requires_grad for p in self._tensors])
+        having = self._others.having()
+        key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted, having)
+        plan = self._plans.get(key)
+        if isinstance(plan, Plan):
+            return functools.partial(plan.value, plan.replay((x, y)))
+        value = self._record(audit, key, plan, x, y)
+        return lambda: value
+
+    def _record(
+        self, audit: Audit, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray
+    ) -> float:
+        device = backend.memory(x)
+        state = audit.arrays()
+        known = [*(array for _, array in state), *audit.numbers]
+        # A batch that the loss holds as well, say, is not what the next batch takes the place of.
+        x, y = (a.copy("K") if any(np.may_share_memory(a, b) for b in known
+                if type(a) is type(b)) else a for a in (x, y))  # fmt: skip
+        recorder = Recorder((x, y), known, None if before is None else Arena(before), device)
+        proving = audit.declared and before is not None
+        start = [array.copy() for _, array in [*state, ("", x), ("", y)]] if proving else []
+        self.recordings += 1
+        with backend.recording(recorder):
+            loss = self._eager(x, y)
+            recorder.check(loss.data)
+        value = loss.item()
+        if self._layout != self._optimizer.layout:
+            # This step cut the optimizer's blocks: other plans update what no longer is one.
+            self._plans.clear()
+            self._layout = self._optimizer.layout
+        if audit.versions() != self._versions or not audit.holds():
+            recorder.refuse("it sets attributes of its modules or global names")
+        if [id(array) for _, array in audit.arrays()] != [id(array) for _, array in state]:
+            recorder.refuse("it replaces arrays by new ones")
+        reason = recorder.refusal if before is None else difference(before, recorder)
+        if reason is not None:
+            self._refuse(reason)
+        elif before is None:
+            recorder.inputs = ()
+            while len(self._plans) >= _MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = recorder
+        else:
+            plan = (GraphPlan if device else Plan)(recorder, loss.data)
+            reason = _disproof(plan, recorder, state, start, (x, y), value) if start else None
+            if reason is None:
+                self._plans[key] = plan
+            else:
+                self._refuse(reason)
+        return value
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = reason
+        self._plans.clear()
+        warnings.warn(
+            f"this training step runs eagerly, not recorded: {reason}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+    def _eager(self, x: np.ndarray, y: np.ndarray) -> Tensor:
+        self._optimizer.zero_grad()
+        with Tape() as tape:
+            loss = self._loss(self._model(Tensor(x)), y)
+        if not isinstance(loss, Tensor):
+            raise DTypeError(f"the loss must be a Tensor, got {type(loss).__name__}")
+        if loss.size != 1:
+            raise ShapeError(f"the loss must be one number, got shape {loss.shape}")
+        tape.backward(loss)
+        backend.run_ahead(self._others.receive, self._others.having())
+        # A user's schedule runs in replays too, and sees the gradients as it does here.
+        live = self._audit is not None and self._audit.live
+        trained = tuple(p for p in self._optimizer.parameters if p.grad is not None)
+        if live:
+            backend.run(_show_gradients, trained)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if live:
+            backend.run(_hide_gradients, trained)
+        return loss
+
+    def _look(self, device: str) -> Audit | None:
+        """Look at the parts of the step again; None if they must run eagerly."""
+        self._plans.clear()
+        self._optimizer.adopt()
+        try:
+            audit = Audit(self._model, self._loss, self._optimizer)
+            if audit.live and device != "cpu":
+                raise Opaque(f"{audit.live} could look at gradients before they are computed")
+        except Opaque as reason:
+            self._refuse(str(reason))
+            return None
+        self._audit, self._versions = audit, audit.versions()
+        self._layout, self._others = self._optimizer.layout, _Others(audit.tensors)
+        self._tensors = [*self._model.parameters(), *audit.tensors]
+        return audit
+
+
+class _Others:
+    """Tensors of the step that the optimizer does not have: their gradients add up.
+
+    They do so in arrays that stay, so that a recorded step can go on adding.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._places: list[tuple[Tensor, np.ndarray, np.ndarray | None]] = []
+        for p in tensors:
+            if p.requires_grad and (p._buffer is None or p._buffer.shape != p.shape):
+                p._buffer = backend.zeros(p.shape, p.dtype, p.device)
+            if p._buffer is not None and p.grad is not None and p.grad is not p._buffer:
+                np.copyto(p._buffer, p.grad)
+                p.grad = p._buffer
+            self._places.append((p, p.data, p._buffer))
+
+    def intact(self) -> bool:
+        """Whether data and gradients are where they were."""
+        for p, data, buffer in self._places:
+            if p.data is not data or p._buffer is not buffer:
+                return False
+            if p.requires_grad and (buffer is None or not (p.grad is None or p.grad is buffer)):
+                return False
+        return True
+
+    def having(self) -> tuple[bool, ...]:
+        """Which of them have a gradient."""
+        return tuple([p.grad is not None for p, _, _ in self._places])
+
+    def receive(self, having: tuple[bool, ...]) -> None:
+        """Show the gradients that a replay has written, as backward does."""
+        for (p, _, buffer), has in zip(self._places, having, strict=True):
+            if has and buffer is not None:
+                p.grad = buffer
+
+
+def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
+    """Make a training step that replays recorded launches instead of running Python.
+
+    The step records itself again when the batch shape, train/eval mode, the parameters or any
+    attribute of a module of the model change.
+
+    A replay skips the Python of model, loss and optimizer. So it happens only where this Python is
+    known to do nothing but launch: nbbn's own; functions and ``forward`` methods that only apply
+    layers, losses and Tensor operations, which their source shows; and what its author declares, by
+    ``recordable = True`` in the class or by `nbbn.recordable` above a function. A declaration is
+    tried once: what a replay would leave out of an array is found. Learning-rate schedules run at
+    every step. All else runs eagerly, and a warning says so once: NumPy on a batch, statistics kept
+    in Python, random numbers of your own, printing, an optimizer of your own.
+
+    Parameters
+    ----------
+    model : Module
+    loss_fn : callable
+        Maps (output Tensor, y) to a Tensor of one element.
+    optimizer : Optimizer
+        Of the model's parameters.
+
+    Returns
+    -------
+    Step
+        ``step(x, y) -> float``, the loss.
+
+    Raises
+    ------
+    DTypeError
+        Arguments that are not a Module, a callable and an Optimizer.
+    ArgumentError
+        An optimizer of another model.
+    """
+    check_step(model, loss_fn, optimizer)
+    return Step(model, loss_fn, optimizer)
+
+
+def _show_gradients(parameters: Sequence[Parameter]) -> None:
+    for p in parameters:
+        p.grad = p._buffer
+
+
+def _hide_gradients(parameters: Sequence[Parameter]) -> None:
+    for p in parameters:
+        p.grad = None
+
+
+def _disproof(
+    plan: Plan,
+    recorder: Recorder,
+    state: list[tuple[str, Any]],
+    start: list[Any],
+    inputs: tuple[Any, Any],
+    value: float,
+) -> str | None:
+    """Repeat the step that was recorded by a replay, and name what then differs, if anything does.
+
+    What a step declares to launch may have been done by NumPy, where no recorder sees it.
+    """
+    end = [array.copy() for _, array in state]
+    for array, before in zip(inputs, start[len(state) :], strict=True):
+        if not _same_bits(array, before):
+            return "it writes into the batch"
+    for (_, array), before in zip(state, start, strict=False):
+        array[...] = before
+    recorder.spoil()
+    reason = None
+    try:
+        repeated = plan.value(plan.replay(inputs, ahead=False))
+        if not _same_bits(np.float64(repeated), np.float64(value)):
+            reason = "a replay gives another loss"
+    except Exception as error:
+        reason = f"a replay fails ({error!r})"
+    for (name, array), after in zip(state, end, strict=True):
+        if reason is None and not _same_bits(array, after):
+            reason = f"a replay leaves other numbers in {name}, which NumPy changes, say"
+    if reason is not None:
+        for (_, array), after in zip(state, end, strict=True):
+            array[...] = after
+    return reason
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    return backend.host(a).tobytes() == backend.host(b).tobytes()
+
+
+def check_step(model: Any, loss: Any, optimizer: Any) -> None:
+    """Check what a training step is made of.
+
+    Parameters
+    ----------
+    model, loss, optimizer
+        What `record_step` takes.
+
+    Raises
+    ------
+    DTypeError, ArgumentError
+        As `record_step`.
+    """
+    if not isinstance(model, Module):
+        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    if not callable(loss):
+        raise DTypeError(
+            "the loss must be callable, such as nbbn.losses.cross_entropy, "
+            f"got {type(loss).__name__}"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise DTypeError(
+            "optimizer must be an Optimizer, such as nbbn.optim.Adam(model.parameters()), "
+            f"got {type(optimizer).__name__}"
+        )
+    if {id(p) for p in model.parameters()}.isdisjoint(map(id, optimizer.parameters)):
+        raise ArgumentError(
+            "the optimizer has none of the model's parameters: make it of model.parameters()"
+        )
