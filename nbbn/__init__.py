@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import autograd, backend, data, errors, export, functional, jit, nn, optim, train
+    from . import data, errors, functional, jit, optim, train
     from . import export as convert
     from .autograd import Op, Parameter, Tape, Tensor, apply, ops
     from .autograd.gradcheck import gradcheck, gradgradcheck
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .export import onnx
     from .export.fold import fold
     from .functional.warmup import warmup
-    from .jit import cuda as jit_cuda
+    from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
     from .nn.batchnorm import BatchNorm
     from .nn.inspect import inspect
@@ -53,15 +53,12 @@ __all__ = [
     "Tensor",
     "__version__",
     "apply",
-    "autograd",
-    "backend",
     "callbacks",
     "checkpoint",
     "config",
     "convert",
     "data",
     "errors",
-    "export",
     "fold",
     "functional",
     "grad",
@@ -71,12 +68,10 @@ __all__ = [
     "initializers",
     "inspect",
     "jit",
-    "jit_cuda",
     "logs",
     "losses",
     "metrics",
     "mlp",
-    "nn",
     "onnx",
     "ops",
     "optim",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nbbn.cli import main
-from tests.small_run import FLAGS, digits
+from tests.helpers.small_run import FLAGS, digits
 
 ROOT = Path(__file__).resolve().parents[1]
 

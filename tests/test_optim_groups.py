@@ -9,12 +9,12 @@ import pickle
 
 import numpy as np
 import pytest
-from training_pair import CLASSES, FEATURES, Pair, batches
 
 import nbbn
 from nbbn import Parameter, Tape, checkpoint, losses, optim
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError
 from nbbn.train.loop import fit, record_step
+from tests.helpers.training_pair import CLASSES, FEATURES, Pair, batches
 
 SHAPES = [(4, 3), (3,), (), (2, 1, 5)]
 

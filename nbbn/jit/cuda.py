@@ -8,6 +8,11 @@ the bits are the same every time. With ``NUMBA_ENABLE_CUDASIM=1`` they run in Nu
 
 from __future__ import annotations
 
-from ..kernels._embedded_cuda import merge, merge_over_block, push
+try:
+    from ..kernels._embedded_cuda import merge, merge_over_block, push
+except ImportError as error:
+    raise ImportError(
+        f"nbbn.jit.cuda needs numba-cuda ({error}): pip install 'nbbn[cuda13]' (or cuda12)"
+    ) from error
 
 __all__ = ["merge", "merge_over_block", "push"]

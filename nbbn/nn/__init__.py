@@ -1,1 +1,25 @@
 """What a model is made of: modules, layers, batch normalization and its variants, losses."""
+
+from .batchnorm import BatchNorm
+from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
+from .module import Module
+from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
+
+__all__ = [
+    "BatchNorm",
+    "BatchRenorm",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GhostBatchNorm",
+    "InPlaceBatchNorm",
+    "Module",
+    "Ramp",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "mlp",
+    "recalibrate",
+]

@@ -35,9 +35,8 @@ if importlib.util.find_spec("numba_cuda") is None:
 elif not SIMULATED and not compiler_found():
     collect_ignore_glob = ["test_*.py"]
 else:
-    from order import schedule as schedule_of
-
     from nbbn.kernels import _cuda, _cuda_reduction, batchnorm_cuda
+    from tests.gpu.order import schedule as schedule_of
 
     # A small machine, so that small arrays take every path: several tiles, runs and parts.
     SMALL = [
@@ -46,7 +45,7 @@ else:
         (_cuda_reduction, "_FEW_ROWS", 4),
     ]
     if SIMULATED:
-        import engine
+        from tests.gpu import engine
 
         collect_ignore = COMPILED
         engine.install()
@@ -58,7 +57,7 @@ else:
             (_cuda_reduction, "_NARROW_TILE", 2),
         ]
     else:
-        import ptx_engine
+        from tests.gpu import ptx_engine
 
         collect_ignore = [path.name for path in HERE.glob("test_*.py")
                           if path.name not in COMPILED + BOTH]  # fmt: skip

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import reference
-from device_targets import LEAST_ACCURACY, Skipped
 
 import nbbn
 from nbbn import backend, data, losses, optim, train
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.backend.recorder import GraphPlan
+from tests.gpu.device_targets import LEAST_ACCURACY, Skipped
+from tests.helpers import reference
 
 # Largest relative L2 errors against float64, by storage type: y, dx, and per-channel sums.
 LIMITS = {

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from device_checks import Setting, classifier, cuda, dtype_of, random_batches, synchronize
-from device_targets import Skipped
 
 from nbbn import backend
 from nbbn import functional as F  # noqa: N812 - the usual name
+from tests.gpu.device_checks import Setting, classifier, cuda, dtype_of, random_batches, synchronize
+from tests.gpu.device_targets import Skipped
 
 KINDS = ("inference", "forward", "backward")
 # Passes over an array of x's size, the least that each needs where x does not fit into the L2.

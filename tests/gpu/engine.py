@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 
 import greenlet
 import numpy as np
-import order
 from numba.cuda.np import numpy_support
 from numba.cuda.simulator import kernel, kernelapi
+
+from tests.gpu import order
 
 
 class DivergentBarrierError(RuntimeError):

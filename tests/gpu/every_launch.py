@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from storage import DTYPES, shifted, statistics_type
 
 from nbbn.kernels import (
     _cuda,
@@ -16,6 +15,7 @@ from nbbn.kernels import (
     optim_cuda,
     softmax_cuda,
 )
+from tests.gpu.storage import DTYPES, shifted, statistics_type
 
 INTEGERS = np.zeros(64, np.int64)
 # What statistics, parameters and masks are stored as.

@@ -24,13 +24,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import ptx_convert  # noqa: F401 - fills the table of operations
-import ptx_floats  # noqa: F401
-import ptx_integers  # noqa: F401
-import ptx_ops
-from ptx_memory import AccessError, GlobalMemory, Parameters, PrivateMemory, SharedMemory, Traffic
-from ptx_ops import TYPES, U32, U64, WINDOWS
-from ptx_parser import (
+
+from tests.gpu import (
+    ptx_convert,  # noqa: F401 - fills the table of operations
+    ptx_floats,  # noqa: F401
+    ptx_integers,  # noqa: F401
+    ptx_ops,
+)
+from tests.gpu.ptx_memory import (
+    AccessError,
+    GlobalMemory,
+    Parameters,
+    PrivateMemory,
+    SharedMemory,
+    Traffic,
+)
+from tests.gpu.ptx_ops import TYPES, U32, U64, WINDOWS
+from tests.gpu.ptx_parser import (
     Address,
     Function,
     Immediate,
@@ -42,7 +52,7 @@ from ptx_parser import (
     Vector,
     parse,
 )
-from ptx_warp import EXITED, WARP, WarpInstructions
+from tests.gpu.ptx_warp import EXITED, WARP, WarpInstructions
 
 # Threads that run together, about: enough to hide what one step costs in Python.
 AT_ONCE = 4096

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from ptx_floats import flushed, saturated
-from ptx_ops import BOOL, F32, F64, TYPES, U16, U32, U64, WINDOWS, Operation, op, same
+
+from tests.gpu.ptx_floats import flushed, saturated
+from tests.gpu.ptx_ops import BOOL, F32, F64, TYPES, U16, U32, U64, WINDOWS, Operation, op, same
 
 _COMPARISONS = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import order
 from numba.cuda import dispatcher
-from ptx import Program
 
 from nbbn.kernels import _cuda
+from tests.gpu import order
+from tests.gpu.ptx import Program
 
 ARCHITECTURE = (9, 0)
 # Compiled once for all tests.

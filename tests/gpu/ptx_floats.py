@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numba import vectorize
 from numba.extending import intrinsic
-from ptx_ops import BOOL, F32, F64, TYPES, U64, Operation, op, same
+
+from tests.gpu.ptx_ops import BOOL, F32, F64, TYPES, U64, Operation, op, same
 
 
 def flushed(x: Any) -> Any:

@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 import numpy as np
-from ptx_ops import TYPES, U32, U64, Operation, op, same
+
+from tests.gpu.ptx_ops import TYPES, U32, U64, Operation, op, same
 
 
 @op(r"(add|sub|min|max|and|or|xor)\.([sub]\d+|pred)")

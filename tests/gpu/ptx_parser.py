@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from ptx_ops import TYPES
+
+from tests.gpu.ptx_ops import TYPES
 
 
 class Register(NamedTuple):

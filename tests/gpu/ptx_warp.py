@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from ptx_memory import AccessError
-from ptx_ops import TYPES, U32
-from ptx_parser import Instruction, Vector
+
+from tests.gpu.ptx_memory import AccessError
+from tests.gpu.ptx_ops import TYPES, U32
+from tests.gpu.ptx_parser import Instruction, Vector
 
 WARP = 32
 EXITED = 2

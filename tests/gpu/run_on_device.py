@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+sys.path.insert(0, str(HERE.parents[1]))
 
-from device_targets import Skipped, show, targets  # noqa: E402
+from tests.gpu.device_targets import Skipped, show, targets  # noqa: E402
 
 PACKAGES = (
     "numpy", "numba", "numba-cuda", "cuda-bindings", "cuda-core", "cuda-toolkit",
@@ -206,11 +206,11 @@ def work(options: argparse.Namespace) -> None:
 
     try:
         if options.simulate:
-            importlib.import_module("conftest")  # sets the simulator up, as for the tests
+            importlib.import_module("tests.gpu.conftest")  # sets the simulator up, as for the tests
         if options.worker == "versions":
             versions(notes, keep)
         else:
-            from device_checks import Setting
+            from tests.gpu.device_checks import Setting
 
             deadline = time.monotonic() + options.budget
             setting = Setting(
@@ -227,8 +227,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def section(name: str) -> Any:
-    import device_checks
-    import device_times
+    from tests.gpu import device_checks, device_times
 
     name = "torch_side_by_side" if name == "torch" else name
     return getattr(device_times if hasattr(device_times, name) else device_checks, name)

@@ -6,16 +6,16 @@ import functools
 import sys
 import types
 
-import cases
 import numpy as np
 import pytest
-from cases import CASES
 
 import nbbn
 from nbbn import Parameter, Tape, Tensor, backend, losses, optim, train
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.backend.recorder import GraphPlan
 from nbbn.errors import ArgumentError, DeviceError, DivergenceError, DTypeError
+from tests.helpers import cases
+from tests.helpers.cases import CASES
 
 
 def cuda(array):

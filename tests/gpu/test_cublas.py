@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from nbbn import device
+from nbbn.backend import device
 from nbbn.backend.device import cublas
 from nbbn.errors import DeviceError
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
-from order import schedule
-from storage import DTYPES, ROUNDING, error, poisoned, shifted, statistics_type, stored, values
 
 from nbbn.kernels import _cuda, batchnorm_cpu, batchnorm_cuda
 from nbbn.kernels._cuda_lanes import SIMULATED
+from tests.gpu.order import schedule
+from tests.gpu.storage import (
+    DTYPES,
+    ROUNDING,
+    error,
+    poisoned,
+    shifted,
+    statistics_type,
+    stored,
+    values,
+)
+from tests.helpers import reference
 
 # Rows and planes: one block and several, whole lanes and odd lengths, fewer rows than threads.
 SHAPES = [

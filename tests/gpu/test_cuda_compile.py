@@ -11,11 +11,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from every_launch import every_launch
 from numba.cuda import dispatcher
-from ptx_engine import compile_kernel
 
 from nbbn.kernels import _cuda
+from tests.gpu.every_launch import every_launch
+from tests.gpu.ptx_engine import compile_kernel
 
 LAUNCHES = every_launch(pytest.MonkeyPatch)
 # Most registers per thread; with 256 threads a block, 128 leave room for two blocks on each

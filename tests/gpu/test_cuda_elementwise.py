@@ -5,8 +5,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-import reference
-from storage import DTYPES, ROUNDING, error, poisoned, shifted, statistics_type, stored, values
 
 from nbbn.functional.checks import NO_LABEL
 from nbbn.kernels import (
@@ -19,6 +17,17 @@ from nbbn.kernels import (
     optim_cuda,
     softmax_cuda,
 )
+from tests.gpu.storage import (
+    DTYPES,
+    ROUNDING,
+    error,
+    poisoned,
+    shifted,
+    statistics_type,
+    stored,
+    values,
+)
+from tests.helpers import reference
 
 SIZES = [1, 7, 8, 67]
 ROWS = [(1, 1), (3, 10), (20, 37), (5, 16)]

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import engine
 import numpy as np
 import pytest
 from numba import cuda, float32
-from order import schedule as schedule_of
+
+from tests.gpu import engine
+from tests.gpu.order import schedule as schedule_of
 
 ORDERS = ("forward", "reversed", 7)
 

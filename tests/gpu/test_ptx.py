@@ -8,9 +8,10 @@ from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
-import ptx
 import pytest
-from ptx_ops import operation
+
+from tests.gpu import ptx
+from tests.gpu.ptx_ops import operation
 
 RNG = np.random.default_rng(3)
 SPECIAL = [0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, 1e-45, -1e-40, 3.4e38, 65520.0]

@@ -7,18 +7,12 @@ import struct
 
 import numba
 import numpy as np
-import ptx
-import ptx_engine
 import pytest
-import reference
-from every_launch import every_launch
 from numba import cuda
-from ptx_floats import errors_of
-from storage import DTYPES, ROUNDING, error, poisoned, stored, values
 from test_cuda_batchnorm import Problem, check_against_the_reference
 from test_cuda_elementwise import unweighted
 
-from nbbn import jit_cuda
+from nbbn.jit import cuda as jit_cuda
 from nbbn.kernels import (
     _cuda,
     _cuda_reduction,
@@ -28,6 +22,11 @@ from nbbn.kernels import (
     gather_cuda,
     softmax_cuda,
 )
+from tests.gpu import ptx, ptx_engine
+from tests.gpu.every_launch import every_launch
+from tests.gpu.ptx_floats import errors_of
+from tests.gpu.storage import DTYPES, ROUNDING, error, poisoned, stored, values
+from tests.helpers import reference
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import device_targets
 import pytest
-import run_on_device
+
+from tests.gpu import device_targets, run_on_device
 
 SCRIPT = Path(__file__).with_name("run_on_device.py")
 
@@ -133,7 +133,7 @@ def test_targets():
 
 
 def test_a_nan_is_no_small_error(monkeypatch):
-    import device_checks
+    from tests.gpu import device_checks
 
     monkeypatch.setattr(device_checks, "batch_norm_errors", lambda *_: [float("nan"), 0.0, 0.0])
     notes = {}

@@ -1,0 +1,141 @@
+"""Threads, forks and nesting: the process survives and the numbers are right.
+
+Each situation of `workload.py` runs in a process of its own, under every threading layer of Numba
+that loads here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 150
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+
+def execute(code: str, layer: str, threads: int = 4) -> subprocess.CompletedProcess[str]:
+    libraries = [str(Path(sys.prefix) / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+    return subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        env={
+            **os.environ,
+            "NUMBA_THREADING_LAYER": layer,
+            "NUMBA_NUM_THREADS": str(threads),
+            # Where the wheel of TBB puts its library.
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+def situation(name: str, layer: str, threads: int = 4) -> list[tuple[str, str]]:
+    result = execute(f"from tests import workload; workload.{name}()", layer, threads)
+    assert result.returncode == 0, f"{result.returncode}\n{result.stdout}\n{result.stderr}"
+    pairs = [line.partition(" ")[::2] for line in result.stdout.splitlines()]
+    return [(name, value) for name, value in pairs]
+
+
+@functools.cache
+def loads(layer: str) -> str:
+    """Return why a threading layer does not load, or nothing."""
+    result = execute("from tests import workload; workload.start_pool()", layer)
+    return "" if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
+
+
+@functools.cache
+def truth() -> str:
+    return dict(situation("serial", "workqueue", threads=1))["digest"]
+
+
+@pytest.fixture(params=["workqueue", "omp", "tbb"])
+def layer(request) -> str:
+    reason = loads(request.param)
+    if reason:
+        pytest.skip(f"{request.param} does not load: {reason}")
+    return request.param
+
+
+def assert_all(found: list[tuple[str, str]], names: str) -> None:
+    assert found == [(name, truth()) for name in names.split()]
+
+
+def test_every_kernel_runs_in_parallel(layer):
+    found = situation("parallel", layer)
+    assert found == [
+        ("digest", truth()),
+        ("workers", "1" if layer == "workqueue" else "4"),
+        ("kernels", "True"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "calls"), [("threads", 24), ("nested", 6)])
+def test_calls_at_once(layer, name, calls):
+    assert situation(name, layer) == [("calls", str(calls)), ("digest", truth())]
+
+
+def test_forked_children(layer):
+    assert_all(situation("forks", layer), "digest child grandchild thread fork fork fork digest")
+
+
+def test_spawned_children(layer):
+    assert_all(
+        situation("other_starts", layer),
+        "digest spawn spawn spawn forkserver forkserver forkserver",
+    )
+
+
+def test_child_that_imports_after_the_fork(layer):
+    assert_all(situation("late_import", layer), "child grandchild fork fork fork digest")
+
+
+def test_child_made_during_a_compilation():
+    assert_all(situation("fork_while_compiling", "workqueue"), "child")
+
+
+def test_workers_of_a_data_loader(layer):
+    pytest.importorskip("torch")
+    assert_all(situation("data_loader", layer), "digest " * 5)
+
+
+def test_other_threads_go_on_during_a_long_kernel(layer):
+    """Up to three tries: a loaded machine pauses threads by itself."""
+    for _ in range(3):
+        found = {
+            name: [float(v) for v in value.split()] for name, value in situation("heartbeat", layer)
+        }
+        worst = max(pause - control for _, pause, control in found.values())
+        if worst < 50:
+            break
+    assert set(found) == {"serial", "parallel"}
+    assert all(seconds > 100 for seconds, _, _ in found.values()), f"too short to tell: {found}"
+    assert worst < 50, f"milliseconds of work, longest pause, longest pause in a sleep: {found}"
+
+
+def test_child_made_while_another_thread_sets_an_attribute():
+    code = """
+import os, signal
+import nbbn
+from nbbn.nn import module as modules
+
+model = nbbn.mlp((3, 2))
+with modules._lock:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        model.eval()
+        os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+model.eval()
+"""
+    result = execute(code, "workqueue")
+    assert (result.returncode, result.stdout) == (0, "7\n"), result.stderr

@@ -1,0 +1,36 @@
+"""The code on the pages of the documentation runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.mark.parametrize("page", ["interoperability"])
+def test_code_of_the_page_runs_with_torch(page, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "0.9 False" in printed
+    assert "1 BatchNorm(256, convention='keras', activation='relu')" in printed
+
+
+@pytest.mark.filterwarnings("error")
+def test_code_for_other_targets_than_classes_runs_and_learns(capsys):
+    page = (DOCS / "training.md").read_text()
+    section = page[page.index("## Regression, yes and no") :].split("\n## ")[0]
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(compile(block, "training", "exec"), namespace)
+    error, *accuracies = (float(n) for n in re.findall(r"[\d.]+", capsys.readouterr().out))
+    assert error < 0.1
+    assert min(accuracies) > 85

@@ -1,0 +1,431 @@
+"""Any array that NumPy can make: right numbers or a clear error, and no hidden copy.
+
+Examples are drawn by hypothesis, from the same seed in every run.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import nbbn.functional as F  # noqa: N812
+from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
+from tests.helpers import reference
+
+# What the rounding of each type, of its inputs' reference and of its result, explains.
+TOLERANCE = {
+    "float16": 2e-3,
+    "bfloat16": 1.6e-2,
+    "float32": 4e-6,
+    ">f4": 4e-6,
+    "float64": 1e-12,
+    ">f8": 1e-12,
+}
+settings.register_profile("arrays", max_examples=60, deadline=None, derandomize=True)
+EPS = 0.1
+
+
+def dtype_of(name: str) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+@st.composite
+def views(draw, shape, dtype, values):
+    """`values` in memory of any order of axes, steps, gaps, direction, alignment and rights."""
+    order = draw(st.permutations(range(len(shape))))
+    steps = [draw(st.sampled_from([1, 1, 1, 2, -1, -3])) for _ in shape]
+    extents = [
+        max(n, 1) * abs(step) + draw(st.integers(0, 1))
+        for n, step in zip(shape, steps, strict=True)
+    ]
+    size = int(np.prod(extents)) * dtype.itemsize
+    shifted = draw(st.booleans())
+    memory = np.zeros(size + 1, np.uint8)[shifted : size + shifted]
+    whole = memory.view(dtype).reshape([extents[d] for d in order])
+    whole = whole.transpose(np.argsort(order))
+    array = whole[tuple(slice(None, None, step) for step in steps)]
+    array = array[tuple(slice(0, n) for n in shape)]
+    array[...] = values
+    repeated = [d for d, n in enumerate(shape) if n > 1]
+    if repeated and draw(st.integers(0, 5)) == 0:
+        # A stride of zero: one entry repeated along an axis.
+        axis = draw(st.sampled_from(repeated))
+        array = np.broadcast_to(np.take(array, [0], axis), shape)
+    elif draw(st.booleans()):
+        array.flags.writeable = False
+    return array
+
+
+@st.composite
+def batches(draw, smallest=0):
+    rank = draw(st.integers(2, 5))
+    shape = tuple(draw(st.integers(smallest, 6)) for _ in range(rank))
+    axis = draw(st.integers(-rank, rank - 1))
+    name = draw(st.sampled_from(sorted(TOLERANCE)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    x, dy = (draw(views(shape, dtype_of(name), rng.normal(size=shape))) for _ in range(2))
+    vectors = rng.uniform(0.5, 1.5, (4, shape[axis]))
+    return name, x, dy, axis, [v.astype(draw(st.sampled_from("df"))) for v in vectors]
+
+
+def assert_near(found, expected, name):
+    scale = max(1.0, float(np.max(np.abs(expected), initial=0)))
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), expected, rtol=0, atol=TOLERANCE[name] * scale
+    )
+
+
+@settings(settings.get_profile("arrays"))
+@given(batches())
+def test_any_array_gives_the_reference_or_a_clear_error(batch):
+    name, x, dy, axis, (mean, var, gamma, beta) = batch
+    options = {"axis": axis, "eps": EPS}
+    channels = x.shape[axis]
+    if channels == 0:
+        with pytest.raises(ShapeError, match="no channels"):
+            F.batch_norm_infer(x, mean, var, **options)
+        return
+    y = F.batch_norm_infer(x, mean, var, gamma, beta, **options)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert_near(y, reference.batch_norm_infer(x, mean, var, gamma, beta, **options), name)
+    if x.size == channels:
+        with pytest.raises(ShapeError, match="more than 1 value per channel"):
+            F.batch_norm_train(x, **options)
+        return
+    y, stats = F.batch_norm_train(x, gamma, beta, **options)
+    assert (y.shape, y.dtype, stats.count) == (x.shape, x.dtype, x.size // channels)
+    if x.size == 0:
+        return
+    expected, truth = reference.batch_norm_train(x, gamma, beta, **options)
+    assert_near(y, expected, name)
+    np.testing.assert_allclose(stats.mean, truth.mean, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(stats.var, truth.var, rtol=2e-6, atol=1e-12)
+    found = F.batch_norm_backward(dy, x, stats, gamma, axis=axis)
+    assert found[0].dtype == x.dtype
+    for a, b in zip(found, reference.batch_norm_backward(dy, x, gamma, **options), strict=True):
+        # Sums over the batch and products of two roundings: a few of them add up.
+        assert_near(a, b, name) if a.ndim > 1 else np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+# ---------------------------------------------------------------- views of one memory
+
+
+@st.composite
+def window(draw, memory, shape, distinct):
+    """A view of `shape` anywhere in a flat array; no element twice where `distinct`."""
+    rank = len(shape)
+    order = draw(st.permutations(range(rank)))
+    strides, extent = [0] * rank, 1
+    for d in order:
+        strides[d] = extent * draw(st.sampled_from([1, 1, 2]))
+        extent = strides[d] * shape[d]
+        if not distinct and draw(st.integers(0, 4)) == 0:
+            strides[d] = 1
+    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    assume(reach < memory.size)
+    start = draw(st.integers(0, memory.size - 1 - reach))
+    view = np.lib.stride_tricks.as_strided(
+        memory[start:], shape, [s * memory.itemsize for s in strides]
+    )
+    flip = tuple(slice(None, None, draw(st.sampled_from([1, -1]))) for _ in shape)
+    return view[flip]
+
+
+@settings(settings.get_profile("arrays"))
+@given(st.data())
+def test_overlapping_views_give_what_separate_arrays_give(data):
+    shape = data.draw(st.sampled_from([(6, 4), (3, 4, 5), (2, 3, 2, 4)]))
+    memory = np.random.default_rng(3).normal(size=160).astype(np.float32)
+    x, dy, residual = (data.draw(window(memory, shape, False)) for _ in range(3))
+    gamma, beta, mean = (data.draw(window(memory, shape[1:2], False)) for _ in range(3))
+    out = data.draw(window(memory, shape, True))
+    var = np.abs(mean) + 1
+    before = memory.copy()
+    x0, dy0, residual0, gamma0, beta0, mean0 = (
+        a.copy() for a in (x, dy, residual, gamma, beta, mean)
+    )
+    _, stats = F.batch_norm_train(x0)
+    fused = {"activation": "relu"}
+    pairs = [
+        (
+            lambda: F.batch_norm_train(x, gamma, beta, residual=residual, **fused, out=out)[0],
+            lambda: F.batch_norm_train(x0, gamma0, beta0, residual=residual0, **fused)[0],
+        ),
+        (
+            lambda: F.batch_norm_infer(x, mean, var, gamma, beta, residual=residual, out=out),
+            lambda: F.batch_norm_infer(x0, mean0, var, gamma0, beta0, residual=residual0),
+        ),
+        (
+            lambda: F.batch_norm_backward(dy, x, stats, gamma, y=residual, out=out)[0],
+            lambda: F.batch_norm_backward(dy0, x0, stats, gamma0, y=residual0)[0],
+        ),
+        (lambda: F.softmax_backward(dy, x, out=out), lambda: F.softmax_backward(dy0, x0)),
+        (lambda: F.relu_backward(dy, x, out=out), lambda: F.relu_backward(dy0, x0)),
+    ]
+    for overlapping, separate in pairs:
+        memory[...] = before
+        assert overlapping() is out
+        # A copy may have another memory order, and then its sums another order of summands.
+        np.testing.assert_allclose(out, separate(), rtol=1e-5, atol=2e-5)
+
+
+@settings(settings.get_profile("arrays"))
+@given(st.data())
+def test_gradients_of_parameters_written_over_inputs(data):
+    shape = data.draw(st.sampled_from([(6, 4), (3, 4, 5)]))
+    memory = np.random.default_rng(4).normal(size=160).astype(np.float32)
+    x, dy = (data.draw(window(memory, shape, False)) for _ in range(2))
+    gamma = data.draw(window(memory, (4,), False))
+    results = [data.draw(window(memory, (4,), True)) for _ in range(2)]
+    copies = dy.copy(), x.copy()
+    stats = F.batch_norm_train(copies[1])[1]
+    expected = F.batch_norm_backward(*copies, stats, gamma.copy())
+    call = {"out_dgamma": results[0], "out_dbeta": results[1]}
+    if np.shares_memory(*results):
+        with pytest.raises(ArgumentError, match="out_dgamma and out_dbeta share memory"):
+            F.batch_norm_backward(dy, x, stats, gamma, **call)
+        return
+    found = F.batch_norm_backward(dy, x, stats, gamma, **call)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_per_channel_operands_inside_out(rng):
+    """Planes are finished by groups of channels; a later group's gamma must still be there."""
+    x, dy, out = rng.normal(size=(3, 2, 8, 9000)).astype(np.float32)
+    stats = F.batch_norm_train(x)[1]
+    for call in (
+        lambda gamma, **to: F.batch_norm_train(x, gamma, gamma, **to)[0],
+        lambda gamma, **to: F.batch_norm_backward(dy, x, stats, gamma, **to)[0],
+        lambda gamma, **to: F.batch_norm_infer(x, gamma, np.ones(8), gamma, gamma, **to),
+    ):
+        expected = call(out.ravel()[:8].copy())
+        np.testing.assert_array_equal(call(out.ravel()[:8], out=out), expected)
+
+
+def test_results_that_share_memory_are_refused():
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    stats = F.batch_norm_train(x)[1]
+    out = np.empty_like(x)
+    for name in ("out_dgamma", "out_dbeta"):
+        with pytest.raises(ArgumentError, match=f"out and {name} share memory"):
+            F.batch_norm_backward(x, x, stats, out=out, **{name: out[1]})
+
+
+# All rows one; each row the next but for its ends; columns that share bytes.
+@pytest.mark.parametrize("strides", [(0, 8), (8, 8), (8, 16), (24, 4)])
+@pytest.mark.parametrize("function", [F.relu, F.batch_norm_train, F.softmax])
+def test_an_out_that_repeats_its_memory_is_refused(function, strides):
+    out = np.lib.stride_tricks.as_strided(np.zeros(20), (4, 3), strides)
+    with pytest.raises(ArgumentError, match="out repeats its memory"):
+        function(np.ones((4, 3)), out=out)
+
+
+def test_results_per_channel_that_repeat_their_memory_are_refused():
+    x = np.arange(12.0).reshape(4, 3)
+    stats = F.batch_norm_train(x)[1]
+    one = np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))
+    for name, call in {
+        "running_mean": lambda: F.update_running_stats(one, np.ones(3), stats),
+        "running_var": lambda: F.batch_norm(x, np.zeros(3), one, training=True),
+        "out_dgamma": lambda: F.batch_norm_backward(x, x, stats, out_dgamma=one),
+    }.items():
+        with pytest.raises(ArgumentError, match=f"{name} repeats its memory"):
+            call()
+    assert one[0] == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5)])
+@pytest.mark.parametrize("name", ["mean", "inv_std"])
+@pytest.mark.parametrize("out", ["out_dgamma", "out_dbeta"])
+def test_gradients_of_parameters_written_over_the_statistics(rng, shape, name, out):
+    dy, x = rng.normal(size=(2, *shape))
+    gamma = rng.normal(size=3)
+    stats = F.batch_norm_train(x)[1]
+    expected = F.batch_norm_backward(dy, x, stats, gamma)
+    kept = np.zeros(4)
+    kept[:3] = getattr(stats, name)
+    for view in (kept[:3], kept[1:], kept[2::-1]):
+        kept[:3] = getattr(stats, name)
+        over = stats._replace(**{name: kept[:3]})
+        found = F.batch_norm_backward(dy, x, over, gamma, **{out: view})
+        for own, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(own, other)
+
+
+# ------------------------------------------------------------------------- values
+
+
+VALUES = {
+    "huge": lambda dtype: 0.9 * np.finfo(dtype).max,
+    "1e38": lambda dtype: 1e38,
+    "denormal": lambda dtype: np.finfo(dtype).smallest_subnormal,
+    "nan": lambda dtype: np.nan,
+    "inf": lambda dtype: np.inf,
+    "-inf": lambda dtype: -np.inf,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(40, 3), (2, 3, 20), (300, 3), (2, 3, 3000)])
+@pytest.mark.parametrize("kind", VALUES)
+def test_extreme_values_stay_in_their_channel(rng, kind, shape, dtype):
+    """The channel of extremes follows IEEE arithmetic; its neighbours do not notice."""
+    x = rng.normal(size=shape).astype(dtype)
+    value = dtype(VALUES[kind](dtype))
+    x[:, 1] = np.where(x[:, 1] > 0, value, -value)
+    with np.errstate(all="raise"):
+        y, stats = F.batch_norm_train(x)
+        dx, dgamma, _ = F.batch_norm_backward(np.ones_like(x), x, stats)
+    expected, truth = reference.batch_norm_train(x)
+    others = [0, 2]
+    np.testing.assert_allclose(y[:, others], expected[:, others], rtol=1e-5, atol=1e-6)
+    assert np.isfinite(dx[:, others]).all()
+    assert np.isfinite(dgamma[others]).all()
+    if kind in ("nan", "inf", "-inf"):
+        assert np.isnan(y[:, 1]).all()
+        assert np.isnan(stats.var[1])
+    else:
+        np.testing.assert_allclose(stats.mean[1], truth.mean[1], rtol=1e-6, atol=1e-7 * value)
+        # Beyond the range of float64 the variance is Inf, and the result 0.
+        # Squares below the smallest number of the type vanish.
+        tiny = float(np.finfo(dtype).smallest_subnormal)
+        np.testing.assert_allclose(stats.var[1], truth.var[1], rtol=1e-6, atol=tiny)
+        wanted = expected[:, 1] if np.isfinite(truth.var[1]) else 0 * expected[:, 1]
+        np.testing.assert_allclose(y[:, 1], wanted, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------- refusals
+
+
+X = np.arange(12, dtype=np.float32).reshape(4, 3)
+LABELS = np.zeros(4, np.int64)
+REFUSED = {
+    "masked": (np.ma.masked_less(X, 3), "masked.*weighted_batch_norm_train"),
+    "matrix": (X.view(np.matrix), "numpy.ndarray.*matrix"),
+    "integers": (X.astype(np.int64), "int64.*astype"),
+    "bytes": (X.astype(np.uint8), "uint8.*astype"),
+    "booleans": (X > 3, "bool.*astype"),
+    "complex": (X.astype(np.complex64), "complex64"),
+    "wide": (X.astype(np.longdouble), "float128|longdouble"),
+    "objects": (X.astype(object), "object"),
+    "text": (X.astype(str), "<U"),
+    "list": (X.tolist(), "list.*asarray"),
+    "none": (None, "NoneType.*asarray"),
+}
+
+
+@pytest.mark.parametrize(("array", "match"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_array_of_floats_is_refused(array, match):
+    ones = np.ones(3, np.float32)
+    stats = F.batch_norm_train(X)[1]
+    for call in (
+        lambda: F.batch_norm_train(array),
+        lambda: F.batch_norm_infer(array, ones, ones),
+        lambda: F.batch_norm(array, training=True),
+        lambda: F.batch_norm_backward(array, X, stats),
+        lambda: F.batch_norm_backward(X, array, stats),
+        lambda: F.relu(array),
+        lambda: F.softmax(array),
+        lambda: F.relu_backward(array, X),
+    ):
+        with pytest.raises(DTypeError, match=match):
+            call()
+
+
+def test_a_masked_operand_or_result_is_refused():
+    masked, ones = np.ma.array(X.copy()), np.ma.array(np.ones(3))
+    for call in (
+        lambda: F.batch_norm_train(X, out=masked),
+        lambda: F.batch_norm_train(X, residual=masked),
+        lambda: F.batch_norm_train(X, ones),
+        lambda: F.batch_norm_infer(X, ones, np.ones(3)),
+        lambda: F.update_running_stats(ones, np.ones(3), F.batch_norm_train(X)[1]),
+        lambda: F.weighted_batch_norm_train(X, np.ma.array(np.ones(4), mask=[1, 0, 0, 0])),
+        lambda: F.cross_entropy(X, np.ma.zeros(4, np.int64)),
+        lambda: F.cross_entropy_backward(X, LABELS, np.ma.ones(4), reduction="none"),
+        lambda: F.batch_norm(
+            X, np.zeros(3), np.ones(3), training=True, skipped=np.ma.zeros(1, np.int64)
+        ),
+    ):
+        with pytest.raises(DTypeError, match="masked"):
+            call()
+
+
+def test_memory_maps_are_arrays(tmp_path):
+    expected = F.batch_norm_train(X)[0]
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
+    x[...] = X
+    assert F.batch_norm_train(x, out=x)[0] is x
+    np.testing.assert_array_equal(x, expected)
+
+
+# ------------------------------------------------------------------------- no hidden copies
+
+
+def channels_last(array):
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def peak_of(call) -> int:
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", [np.ascontiguousarray, channels_last])
+def test_a_call_with_out_allocates_nothing_of_the_arrays_size(rng, order, dtype):
+    x, dy, out = (order(a.astype(dtype)) for a in rng.normal(size=(3, 16, 8, 40, 40)))
+    ones, zeros = np.ones(8, dtype), np.zeros(8, dtype)
+    stats = F.batch_norm_train(x)[1]
+    calls = {
+        "train": lambda: F.batch_norm_train(x, ones, zeros, out=out),
+        "train, fused": lambda: F.batch_norm_train(x, residual=dy, activation="relu", out=out),
+        "infer": lambda: F.batch_norm_infer(x, zeros, ones, ones, zeros, out=out),
+        "in place": lambda: F.batch_norm_infer(out, zeros, ones, out=out),
+        "all in one": lambda: F.batch_norm(x, zeros, ones, training=True, out=out),
+        "backward": lambda: F.batch_norm_backward(dy, x, stats, ones, out=out),
+        "infer backward": lambda: F.batch_norm_infer_backward(dy, x, zeros, ones, out=out),
+        "relu": lambda: F.relu(x, out=out),
+        "relu backward": lambda: F.relu_backward(dy, x, out=out),
+    }
+    for name, call in calls.items():
+        assert peak_of(call) < x.nbytes / 50, name
+
+
+@pytest.mark.parametrize("shape", [(2000, 100), (1, 64)])
+def test_repeated_calls_keep_no_memory(rng, shape):
+    x = rng.normal(size=shape).astype(np.float32)
+    ones, zeros, out = np.ones(shape[1], "f4"), np.zeros(shape[1], "f4"), np.empty_like(x)
+
+    def call() -> None:
+        for _ in range(200):
+            F.batch_norm_infer(x, zeros, ones, out=out)
+
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        assert tracemalloc.get_traced_memory()[0] < 4096
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["x", "gamma", "mean", "out"])
+def test_errors_come_before_anything_is_written(name):
+    out = np.full((4, 3), 7, np.float32)
+    given = {"x": X, "mean": np.zeros(3), "var": np.ones(3), "gamma": np.ones(3), "out": out}
+    given[name] = np.ones(5)
+    with pytest.raises(NbbnError):
+        F.batch_norm_infer(given.pop("x"), **given)
+    np.testing.assert_array_equal(out, 7)

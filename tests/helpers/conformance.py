@@ -1,0 +1,155 @@
+"""ONNX's own tests of the operators that nbbn computes: which there are, and running them.
+
+Run it to write docs/conformance.md: python tests/conformance.py
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import warnings
+from pathlib import Path
+
+import onnx
+from onnx.backend.test.loader import load_model_tests
+
+from nbbn.export.onnx import Backend
+from nbbn.export.onnx.operators import OPERATORS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
+
+# The operators whose tests must pass. Others, such as Transpose, only help to run these.
+LISTED = (
+    "BatchNormalization", "Softmax", "LogSoftmax", "Relu", "Sigmoid", "Tanh", "Gemm", "MatMul",
+    "Add", "Dropout", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss",
+)  # fmt: skip
+KINDS = {
+    "node": "OnnxBackendNodeModelTest",
+    "pytorch-converted": "OnnxBackendPyTorchConvertedModelTest",
+    "pytorch-operator": "OnnxBackendPyTorchOperatorModelTest",
+    "simple": "OnnxBackendSimpleModelTest",
+}
+EXPANDED = (
+    "the case above it once more, with the operator written out in others (its function body)"
+)
+RANDOM = "drops at random in training: which elements depends on the generator"
+
+_HEAD = """# ONNX conformance
+
+`nbbn.onnx.Backend` runs the tests that ONNX {version} itself has for the operators of nbbn's layers
+and losses: every case of `onnx.backend.test` (node tests, models that PyTorch converted or wrote,
+simple models) in which one of them occurs. All run in the test suite, which fails if one of them
+does, or if this page does not list what there is.
+
+```bash
+python tests/conformance.py
+```
+
+**{passed} cases run and pass**, with the tolerances of the ONNX tests; {excluded} are excluded.
+
+## Run and passed
+
+| operators | cases | names |
+|---|---|---|
+{rows}
+
+## Excluded
+
+| reason | cases | names |
+|---|---|---|
+{reasons}
+
+Each case also exists for the device CUDA, which the backend says it does not support. The kind
+`real`, networks to be downloaded, holds convolutional ones only.
+"""
+
+
+def _model(case) -> onnx.ModelProto:
+    if case.model is not None:
+        return case.model
+    return onnx.load(os.path.join(case.model_dir, "model.onnx"))
+
+
+@functools.cache
+def cases() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """Return name -> (kind, operators) of the cases to run, and name -> reason of the excluded."""
+    run: dict[str, tuple[str, str]] = {}
+    excluded: dict[str, str] = {}
+    with warnings.catch_warnings():
+        # Making the data of unrelated cases overflows on purpose.
+        warnings.simplefilter("ignore")
+        found = [(kind, case) for kind in KINDS for case in load_model_tests(kind=kind)]
+    used = {
+        case.name: {node.op_type for node in _model(case).graph.node}
+        for kind, case in found
+        if kind == "node" or case.model_dir
+    }
+    for kind, case in found:
+        operators = used.get(case.name, set())
+        whole = re.sub(r"_expanded(_ver\d+)?$", "", case.name)
+        if not used.get(whole, operators) & set(LISTED):
+            continue
+        foreign = sorted(operators - set(OPERATORS) - {"Constant"})
+        if whole != case.name:
+            excluded[case.name] = EXPANDED
+        elif foreign:
+            excluded[case.name] = f"also needs {', '.join(foreign)}"
+        elif re.match(r"test_training_dropout(_default)?(_mask)?$", case.name):
+            excluded[case.name] = RANDOM
+        else:
+            shown = [op for op in LISTED if op in operators]
+            run[case.name] = kind, ", ".join(shown)
+    return run, excluded
+
+
+@functools.cache
+def _suites() -> dict[str, type]:
+    from onnx.backend.test import BackendTest
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return BackendTest(Backend, __name__).test_cases
+
+
+def check(name: str) -> None:
+    """Run a case; raises what it raises, a skip included."""
+    kind, _ = cases()[0][name]
+    _suites()[KINDS[kind]](f"{name}_cpu").debug()
+
+
+def _table(groups: dict[str, list[str]]) -> str:
+    return "\n".join(
+        f"| {label} | {len(names)} | {', '.join(f'`{name}`' for name in sorted(names))} |"
+        for label, names in groups.items()
+    )
+
+
+def _place(item: tuple[str, tuple[str, str]]) -> int:
+    return LISTED.index(item[1][1].split(",")[0])
+
+
+def page() -> str:
+    """Return the page that lists all cases."""
+    run, excluded = cases()
+    rows: dict[str, list[str]] = {}
+    for name, (kind, operators) in sorted(run.items(), key=_place):
+        source = "" if kind == "node" else " (model)"
+        rows.setdefault(operators + source, []).append(name)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in sorted(excluded.items(), key=lambda item: item[1]):
+        reasons.setdefault(reason, []).append(name)
+    return _HEAD.format(
+        version=onnx.__version__,
+        passed=len(run),
+        excluded=len(excluded),
+        rows=_table(rows),
+        reasons=_table(reasons),
+    )
+
+
+if __name__ == "__main__":
+    for case_name in cases()[0]:
+        check(case_name)
+    PAGE.write_text(page())
+    print(page().split("\n## ")[0])

@@ -1,0 +1,339 @@
+"""Compiled functions inside users' jitted code: the numbers, the callers, the errors."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba import TypingError, get_num_threads, get_thread_id, njit, prange
+
+import nbbn.functional as F  # noqa: N812
+from nbbn import jit
+from tests.test_rules import documented, sections
+
+ROOT = Path(__file__).resolve().parents[2]
+# Few rows, rows in blocks, planes by channels in cache, planes in parts. Every type and layout is
+# seconds of compilation: each axis of variation has its own case, and they are not multiplied.
+CASES = [
+    ((7, 5), np.float32),
+    pytest.param((7, 5), np.float64, marks=pytest.mark.slow),
+    ((6000, 16), np.float32),
+    ((4, 3, 50), np.float32),
+    ((2, 1, 40_000), np.float32),
+]
+
+
+def arrays(rng, shape, dtype):
+    x, dy = (3 + 2 * rng.normal(size=(2, *shape))).astype(dtype)
+    gamma, beta = rng.normal(size=(2, shape[1])).astype(dtype)
+    return x, dy, gamma, beta
+
+
+def vectors(count, channels):
+    return [np.empty(channels) for _ in range(count)]
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ------------------------------------------------------- the same bits as nbbn.functional
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+def test_statistics_and_forward(rng, shape, dtype):
+    x, _, gamma, beta = arrays(rng, shape, dtype)
+    y, stats = F.batch_norm_train(x, gamma, beta, eps=1e-3)
+    found, (mean, var, inv_std) = np.empty_like(x), vectors(3, shape[1])
+    jit.batch_norm_train(x, gamma, beta, 1e-3, found, mean, var, inv_std)
+    assert_same((found, mean, var, inv_std), (y, *stats[:3]))
+    mean, var = vectors(2, shape[1])
+    assert jit.channel_stats(x, mean, var) == stats.count
+    assert_same((mean, var), stats[:2])
+    expected = F.batch_norm_infer(x, mean, var, gamma, beta, eps=1e-3)
+    jit.batch_norm_infer(x, mean, var, gamma, beta, 1e-3, found)
+    np.testing.assert_array_equal(found, expected)
+    prepared = np.empty(3 * shape[1], dtype)
+    jit.affine(mean, var, gamma, beta, 1e-3, prepared)
+    jit.normalize(x, prepared, x)
+    np.testing.assert_array_equal(x, expected)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+def test_backward(rng, shape, dtype):
+    x, dy, gamma, _ = arrays(rng, shape, dtype)
+    stats = F.batch_norm_train(x)[1]
+    expected = F.batch_norm_backward(dy, x, stats, gamma)
+    found = [np.empty_like(a) for a in expected]
+    jit.batch_norm_backward(dy, x, stats.mean, stats.inv_std, gamma, *found)
+    assert_same(found, expected)
+    expected = F.batch_norm_infer_backward(dy, x, stats.mean, stats.var, gamma)
+    jit.batch_norm_infer_backward(dy, x, stats.mean, stats.var, gamma, 1e-5, dy, *found[1:])
+    assert_same((dy, *found[1:]), expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 6), pytest.param((4, 6, 20), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("view", [lambda a: a[::2], lambda a: a[..., ::-1], lambda a: a[:, 1:3]])
+def test_any_strides_without_gamma_and_beta(rng, shape, view):
+    x = view(arrays(rng, shape, np.float32)[0])
+    y, stats = F.batch_norm_train(np.ascontiguousarray(x))
+    found = view(np.empty(shape, np.float32))
+    mean, var, inv_std = vectors(3, x.shape[1])
+    jit.batch_norm_train(x, None, None, 1e-5, found, mean, var, inv_std)
+    assert_same((found, mean), (y, stats.mean))
+    jit.batch_norm_infer(x, mean, var, None, None, 1e-5, found)
+    np.testing.assert_array_equal(found, F.batch_norm_infer(x, mean, var))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0)])
+def test_no_values(shape):
+    x, gamma = np.empty(shape, np.float32), np.ones(3, np.float32)
+    mean, var, inv_std = vectors(3, 3)
+    assert jit.channel_stats(x, mean, var) == 0
+    assert_same((mean, var), np.zeros((2, 3)))
+    jit.batch_norm_train(x, gamma, gamma, 0.25, x, mean, var, inv_std)
+    assert_same((mean, var, inv_std), (np.zeros(3), np.zeros(3), np.full(3, 2.0)))
+    dgamma, dbeta = np.ones((2, 3), np.float32)
+    jit.batch_norm_backward(x, x, mean, inv_std, gamma, x, dgamma, dbeta)
+    assert_same((dgamma, dbeta), np.zeros((2, 3)))
+
+
+# ------------------------------------------------------------------ merging, and single axes
+
+
+def test_merging_chunks_equals_one_pass(rng):
+    """Chunks of every size, with an offset a million times the spread, against float128 sums."""
+    x = 1e6 + rng.normal(size=(1000, 4))
+    count, (mean, var, other_mean, other_var) = 0, vectors(4, 4)
+    start = 0
+    for size in (0, 1, 2, 997, 0):
+        n = jit.channel_stats(x[start : start + size], other_mean, other_var)
+        count = jit.merge_stats(count, mean, var, n, other_mean, other_var)
+        start += size
+    wide = x.astype(np.longdouble)
+    assert count == 1000
+    np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-15)
+    np.testing.assert_allclose(var, wide.var(0), rtol=1e-9)
+
+
+AXIS_CASES = [
+    ((4, 5), "f4", lambda a: a),
+    ((3, 4, 5), "i8", lambda a: a),
+    pytest.param((6,), "f4", lambda a: a, marks=pytest.mark.slow),
+    pytest.param((4, 5), "f8", lambda a: a[::-1], marks=pytest.mark.slow),
+    pytest.param((2, 3, 4, 5), "u1", np.asfortranarray, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "view"), AXIS_CASES)
+def test_mean_and_var_along_an_axis(rng, shape, dtype, view):
+    x = view((100 * rng.uniform(size=shape)).astype(dtype))
+    tolerance = 1e-6 if dtype == "f4" else 1e-13
+    for axis in range(-x.ndim, x.ndim):
+        for found, expected in [
+            (jit.mean(x, axis), x.mean(axis)),
+            (jit.var(x, axis, 0), x.var(axis)),
+            (jit.var(x, axis, 1), x.var(axis, ddof=1)),
+        ]:
+            assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+            np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+def test_merging_a_sample_with_itself_moves_nothing():
+    mean, var = np.array([3.0]), np.array([2.0])
+    assert jit.merge_stats(10, mean, var, 10, mean, var) == 20
+    assert (mean, var) == (3.0, 2.0)
+
+
+def test_mean_and_var_of_nothing():
+    nothing = np.empty((0, 3), np.float32)
+    assert np.isnan(jit.mean(nothing, 0)).all()
+    assert np.isnan(jit.var(nothing, 0, 1)).all()
+    assert jit.mean(nothing, 1).shape == (0,)
+    with pytest.raises(ValueError, match="axis"):
+        jit.mean(nothing, 2)
+
+
+def test_variance_keeps_its_digits():
+    x = (1e4 + np.arange(100) % 2).astype(np.float32).reshape(2, 50)
+    np.testing.assert_array_equal(jit.var(x, 1, 0), [0.25, 0.25])
+
+
+# -------------------------------------------------------------------------------- callers
+
+
+@njit
+def forward_and_back(x, dy, gamma, beta):
+    channels = x.shape[1]
+    y, dx = np.empty_like(x), np.empty_like(x)
+    mean, var, inv_std = np.empty(channels), np.empty(channels), np.empty(channels)
+    dgamma, dbeta = np.empty_like(gamma), np.empty_like(beta)
+    jit.batch_norm_train(x, gamma, beta, 1e-5, y, mean, var, inv_std)
+    jit.batch_norm_backward(dy, x, mean, inv_std, gamma, dx, dgamma, dbeta)
+    return y, dx, dgamma, dbeta
+
+
+@pytest.mark.parametrize("shape", [(30, 4), (3, 4, 10)])
+def test_inside_njit(rng, shape):
+    x, dy, gamma, beta = arrays(rng, shape, np.float32)
+    y, stats = F.batch_norm_train(x, gamma, beta)
+    expected = y, *F.batch_norm_backward(dy, x, stats, gamma)
+    assert_same(forward_and_back(x, dy, gamma, beta), expected)
+
+
+@njit(parallel=True)
+def stats_of_groups(groups, mean, var, threads):
+    for g in prange(groups.shape[0]):
+        jit.channel_stats(groups[g], mean[g], var[g])
+        threads[g] = get_thread_id()
+
+
+def test_inside_a_parallel_loop(rng):
+    groups = rng.normal(size=(8, 500, 3)).astype(np.float32)
+    mean, var = np.empty((2, 8, 3))
+    threads = np.full(8, -1)
+    stats_of_groups(groups, mean, var, threads)
+    expected = [F.batch_norm_train(group)[1] for group in groups]
+    assert_same(mean, [stats.mean for stats in expected])
+    assert_same(var, [stats.var for stats in expected])
+    # The checks inside do not turn the loop into a serial one.
+    assert len(set(threads)) == min(get_num_threads(), 8)
+
+
+def test_normalizing_costs_its_arithmetic_alone():
+    """It becomes part of the caller's code, and allocates nothing."""
+
+    @njit
+    def caller(x, prepared, y):
+        jit.normalize(x, prepared, y)
+
+    for x in (np.ones((1, 64), np.float32), np.ones((1, 64, 2), np.float32)):
+        caller(x, np.ones(192, np.float32), x)
+    for code in caller.inspect_asm().values():
+        # The caller itself stands before its wrapper for calls from Python.
+        body = code[: code.index("_ZN7cpython")]
+        assert "normalize" not in body
+        assert "NRT_Allocate" not in body
+        assert "NRT_MemInfo_alloc" not in body
+
+
+PROGRAM = """
+import numpy as np
+from numba import njit
+from nbbn import jit
+
+@njit(cache=True)
+def center(x, y):
+    mean, var = np.empty(x.shape[1]), np.empty(x.shape[1])
+    jit.channel_stats(x, mean, var)
+    jit.batch_norm_infer(x, mean, var, None, None, 0.0, y)
+    return jit.mean(y, 0), jit.var(y, 0)
+
+if __name__ == "__main__":
+    x = np.arange(12.0).reshape(4, 3) ** 2
+    for found, expected in zip(center(x, x), (np.zeros(3), np.ones(3))):
+        np.testing.assert_allclose(found, expected, atol=1e-15)
+    planes = np.random.default_rng(0).normal(size=(2, 3, 40))
+    y, dx, dgamma, dbeta = np.empty_like(planes), np.empty_like(planes), np.empty(3), np.empty(3)
+    mean, var, inv_std = np.empty((3, 3))
+    jit.batch_norm_train(planes, None, None, 1e-5, y, mean, var, inv_std)
+    jit.batch_norm_backward(y, planes, mean, inv_std, None, dx, dgamma, dbeta)
+    np.testing.assert_allclose(mean, planes.mean((0, 2)))
+    np.testing.assert_allclose(var, planes.var((0, 2)))
+    np.testing.assert_allclose(dgamma, 80 * var / (var + 1e-5))
+    print(sum(getattr(center, "stats", ((), {}))[1].values()) if hasattr(center, "stats") else "")
+"""
+
+
+def run_program(tmp_path: Path, **environment: str) -> str:
+    program = tmp_path / "program.py"
+    if not program.exists():
+        program.write_text(textwrap.dedent(PROGRAM))
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_cached_with_the_caller(tmp_path):
+    """The second process takes the user's function, ours included, from the user's cache."""
+    assert [run_program(tmp_path) for _ in range(2)] == ["0", "1"]
+
+
+def test_without_compilation(tmp_path):
+    assert run_program(tmp_path, NUMBA_DISABLE_JIT="1") == ""
+
+
+# --------------------------------------------------------------------------------- errors
+
+X, ROW, LONG = (np.ones(shape, np.float32) for shape in ((4, 3), 3, 4))
+ROWS, WIDE, WIDE_LONG = np.ones(9, np.float32), np.ones(3), np.ones(4)
+WRONG = {
+    "mean": lambda: jit.channel_stats(X, WIDE_LONG, WIDE),
+    "var": lambda: jit.channel_stats(X, WIDE, WIDE_LONG),
+    "no channels": lambda: jit.channel_stats(X[:, :0].copy(), WIDE, WIDE),
+    "merge": lambda: jit.merge_stats(1, WIDE, WIDE_LONG, 1, WIDE, WIDE),
+    "y": lambda: jit.normalize(X, ROWS, X[:2]),
+    "prepared": lambda: jit.normalize(X, ROWS[:8], X),
+    "affine var": lambda: jit.affine(WIDE, WIDE_LONG, ROW, ROW, 1e-5, ROWS),
+    "affine out": lambda: jit.affine(WIDE, WIDE, ROW, ROW, 1e-5, ROWS[:8]),
+    "gamma": lambda: jit.batch_norm_infer(X, WIDE, WIDE, LONG, ROW, 1e-5, X),
+    "beta": lambda: jit.batch_norm_infer(X, WIDE, WIDE, ROW, LONG, 1e-5, X),
+    "infer mean": lambda: jit.batch_norm_infer(X, WIDE_LONG, WIDE, ROW, ROW, 1e-5, X),
+    "inv_std": lambda: jit.batch_norm_train(X, ROW, ROW, 1e-5, X, WIDE, WIDE, WIDE_LONG),
+    "one row": lambda: jit.batch_norm_train(X[:1], ROW, ROW, 1e-5, X[:1], WIDE, WIDE, WIDE),
+    "dy": lambda: jit.batch_norm_backward(X[:3], X, WIDE, WIDE, ROW, X, ROW, ROW),
+    "dx": lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X[:3], ROW, ROW),
+    "dgamma": lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X, LONG, ROW),
+}
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
+def test_shapes_that_do_not_fit(call):
+    with pytest.raises(ValueError, match=r"must|no channels|more than 1"):
+        call()
+
+
+WHOLE = np.ones(3, np.int64)
+WRONG_TYPES = {
+    "integers": (lambda: jit.channel_stats(X.astype(int), WIDE, WIDE), "x must be an array"),
+    "four axes": (lambda: jit.channel_stats(X[..., None, None], WIDE, WIDE), "rows .* or planes"),
+    "one axis": (lambda: jit.normalize(ROW, ROWS, ROW), "rows .* or planes"),
+    "mean of integers": (lambda: jit.channel_stats(X, WHOLE, WIDE), "a per-channel array must be"),
+    "var as a column": (lambda: jit.channel_stats(X, WIDE, WIDE[:, None]), "shape .C,."),
+    "y of integers": (lambda: jit.normalize(X, ROWS, X.astype(int)), "y, dy and dx must be arrays"),
+    "inv_std of integers": (
+        lambda: jit.batch_norm_train(X, ROW, ROW, 1e-5, X, WIDE, WIDE, WHOLE), "a per-channel array"
+    ),
+    "dx of integers": (
+        lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X.astype(int), ROW, ROW), "y, dy and"
+    ),
+    "dgamma of integers": (
+        lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X, WHOLE, ROW), "a per-channel array"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "words"), WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_types_that_do_not_fit(call, words):
+    with pytest.raises(TypingError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("name", jit.__all__)
+def test_docstrings_name_the_parameters(name):
+    function = getattr(jit, name).py_func
+    found = sections(inspect.cleandoc(function.__doc__))
+    assert documented(found["Parameters"]) == list(inspect.signature(function).parameters)

@@ -1,0 +1,447 @@
+"""fit and evaluate on real MNIST, callbacks, divergence."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import losses, optim
+from nbbn import train as train_module
+from nbbn.data import Batches, load_mnist
+from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, ShapeError
+from nbbn.train.callbacks import Callback
+from nbbn.train.loop import evaluate, fit, record_step
+from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    try:
+        return load_mnist()
+    except DataError as error:
+        pytest.skip(f"MNIST cannot be had here: {error}")
+
+
+@pytest.fixture
+def small(mnist):
+    """2,000 training and 1,000 test images."""
+    train = Batches(mnist.train_images[:2000], mnist.train_labels[:2000], 128, rng=0)
+    test = Batches(mnist.test_images[:1000], mnist.test_labels[:1000], 256, shuffle=False)
+    return train, test
+
+
+def test_fit_learns_mnist(small):
+    train, test = small
+    model = nbbn.mlp((784, 64, 10), rng=0)
+    optimizer = optim.Adam(model.parameters(), optim.OneCycle(0.01, 5 * len(train)))
+    before = evaluate(model, test)
+    history = fit(model, train, optimizer, epochs=5, test=test)
+    assert before.accuracy < 0.3
+    assert history[-1].test.accuracy > 0.85
+    assert history[-1].test.loss < before.loss / 4
+    assert history[-1].loss < history[0].loss / 4
+    assert [epoch.epoch for epoch in history] == [1, 2, 3, 4, 5]
+    assert optimizer.step_count == 5 * len(train)
+    assert model.training
+    for epoch in history:
+        assert epoch.seconds > 0
+        assert epoch.images_per_second == pytest.approx(2000 / epoch.seconds)
+        assert epoch.test.count == 1000
+
+
+def test_fit_is_the_same_for_the_same_seed(mnist):
+    states = []
+    for _ in range(2):
+        train = Batches(mnist.train_images[:500], mnist.train_labels[:500], 64, rng=3)
+        model = nbbn.mlp((784, 16, 10), rng=3, dropout=0.1)
+        history = fit(model, train, optim.SGD(model.parameters(), 0.1, momentum=0.9), epochs=2)
+        state = b"".join(array.tobytes() for array in model.state_dict().values())
+        states.append((state, [epoch.loss for epoch in history]))
+    assert states[0] == states[1]
+
+
+def steps_to(loss: float, mnist, lr: float, batch_norm: bool) -> float:
+    """Steps of SGD on every other pixel until the mean loss of ten batches is below `loss`."""
+    images = (mnist.train_images[:2000, ::2, ::2].reshape(2000, -1) / 255).astype(np.float32)
+    labels = mnist.train_labels[:2000]
+    rng = np.random.default_rng(0)
+    model = nbbn.mlp((196, 32, 32, 32, 10), batch_norm=batch_norm, rng=rng)
+    step = record_step(model, losses.cross_entropy, optim.SGD(model.parameters(), lr))
+    recent: list[float] = []
+    for _ in range(15):
+        for index in np.split(rng.permutation(2000), 20):
+            recent.append(step(images[index], labels[index]))
+            if len(recent) >= 10 and np.mean(recent[-10:]) < loss:
+                return len(recent)
+    return math.inf
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.5])
+def test_batch_norm_trains_in_fewer_steps(lr, mnist):
+    with_norm, without = (steps_to(0.4, mnist, lr, batch_norm) for batch_norm in (True, False))
+    assert with_norm < without
+
+
+def test_evaluate_measures_and_restores(small, rng):
+    _, test = small
+    model = nbbn.mlp((784, 16, 10), rng=0)
+    model[1].eval()
+    before = model.state_dict()
+    found = evaluate(model, test)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    model.eval()
+    x, y = next(iter(Batches(test._images, test._labels, 1000, shuffle=False)))
+    output = model(x)
+    assert found.count == 1000
+    assert found.accuracy == np.mean(output.data.argmax(axis=1) == y)
+    assert found.loss == pytest.approx(losses.cross_entropy(output, y).item(), rel=1e-6)
+
+
+def test_evaluate_of_a_regression_has_a_loss_and_no_accuracy(rng):
+    model = nbbn.Dense(4, 3, rng=0)
+    x, y = rng.normal(size=(2, 9, 4)).astype(np.float32)
+    found = evaluate(
+        model, [(x, y[:, :3])], loss=lambda output, target: ((output - target) ** 2).mean()
+    )
+    np.testing.assert_allclose(found.loss, np.mean((model(x).data - y[:, :3]) ** 2), rtol=1e-6)
+    assert np.isnan(found.accuracy)
+    assert found.count == 9
+
+
+def test_evaluate_restores_after_an_error(rng):
+    model, _ = adam_mlp()
+    images = rng.normal(size=(8, FEATURES)).astype(np.float32)
+    test = Batches(images, np.full(8, CLASSES), 4)
+    with pytest.raises(ArgumentError, match=f"got {CLASSES}"):
+        evaluate(model, test)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
+def test_fit_stops_when_training_diverges(rng):
+    images = rng.normal(size=(64, FEATURES)).astype(np.float32)
+    train = Batches(images, rng.integers(0, CLASSES, 64), 16, rng=0)
+    model = nbbn.mlp((FEATURES, 8, CLASSES), batch_norm=False, rng=0)
+    pattern = (
+        r"step \d+ of epoch \d+.*diverged; the output of layer \d, \w+.*no check.*learning rate"
+    )
+    with pytest.raises(DivergenceError, match=pattern):
+        fit(model, train, optim.SGD(model.parameters(), 1e20), epochs=3)
+    assert all(np.isfinite(p.data).all() for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_weighted_by_class_is_recorded_and_pytorchs(rng):
+    torch = pytest.importorskip("torch")
+    weights = nbbn.Tensor(rng.uniform(0.1, 3.0, CLASSES).astype(np.float32))
+
+    def weighted(output, y):
+        weight = weights[y]
+        each = losses.cross_entropy(output, y, reduction="none")
+        return (each * weight).sum() / weight.sum()
+
+    model, optimizer = adam_mlp()
+    step = record_step(model, weighted, optimizer)
+    criterion = torch.nn.CrossEntropyLoss(weight=torch.from_numpy(weights.numpy()))
+    for _ in range(4):
+        x = rng.normal(size=(9, FEATURES)).astype(np.float32)
+        y = rng.integers(0, CLASSES, 9)
+        state = model.state_dict()
+        output = torch.from_numpy(model(x).numpy())
+        model.load_state_dict(state)
+        assert step(x, y) == pytest.approx(criterion(output, torch.from_numpy(y)).item(), rel=1e-5)
+    assert step.refusal is None
+
+
+def test_fit_tells_data_that_are_not_finite_from_divergence(rng):
+    images = rng.normal(size=(8, FEATURES))
+    images[5, 2] = np.nan
+    model, optimizer = adam_mlp()
+    train = Batches(images, np.zeros(8, int), 4, shuffle=False)
+    pattern = "step 2 of epoch 1: the batch itself holds NaN or Inf; .*; repair such examples"
+    with pytest.raises(DivergenceError, match=pattern) as told:
+        fit(model, train, optimizer, epochs=1)
+    assert "learning rate" not in str(told.value)
+
+
+def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
+    images = rng.normal(size=(12, FEATURES))
+    images[[5, 9], 2] = np.nan
+    model, _ = adam_mlp()
+    before = model.state_dict()
+    evaluate(model, Batches(images, np.zeros(12, int), 4, rows=np.array([0, 1, 2, 3])))
+    assert not caplog.messages
+    found = evaluate(model, Batches(images, np.zeros(12, int), 4, shuffle=False))
+    assert math.isnan(found.loss)
+    assert caplog.messages == [
+        "the loss is nan in evaluation: the batch itself holds NaN or Inf; repair such examples or "
+        "leave them out"
+    ]
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+class Own(nbbn.Op):
+    """An operation of a user's, which makes what it should not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return np.full_like(x, -np.inf)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+class LogOfNothing(nbbn.Module):
+    def forward(self, x):
+        return (x * 0).log()
+
+
+SLIPS = {
+    "log of 0": (lambda out, y: (out * 0).log().mean(), "Log takes the logarithm of 0 in the loss"),
+    "log below 0": (
+        lambda out, y: (out * 0 - 2).log().mean(),
+        "Log takes the logarithm of the negative number -2 in the loss.*keep its input above 0",
+    ),
+    "0 / 0": (
+        lambda out, y: (out * 0).mean() / (out * 0).sum(),
+        "Divide divides by 0 in the loss.*keep its divisor away from 0",
+    ),
+    "1 / 0": (lambda out, y: 1 / (out * 0).sum(), "Divide divides by 0 in the loss"),
+    "root": (
+        lambda out, y: ((out * 0 - 3) ** 0.5).mean(),
+        "Power takes a power that it does not have of the negative number -3 in the loss",
+    ),
+    "power of 0": (
+        lambda out, y: ((out * 0) ** -1).mean(),
+        "Power takes a power that it does not have of 0 in the loss",
+    ),
+    "exp": (
+        lambda out, y: (out * 0 + 90).exp().mean(),
+        "Exp takes the exponential of 90, which overflows float32.*subtract the largest value",
+    ),
+    "own": (
+        lambda out, y: nbbn.apply(Own, out).mean(),
+        "Own makes -inf of values up to .*Own.forw",
+    ),
+    "probabilities": (
+        lambda out, y: losses.nll((out * 0).exp() - 1, y),
+        "Log takes the logarithm of 0 in the loss.*logits, such as nbbn.losses.cross_entropy",
+    ),
+    "constant": (
+        lambda out, y: ((out - math.nan) ** 2).mean(),
+        "Subtract gets a constant NaN or Inf in the loss",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_loss_that_is_not_finite_names_the_operation(name, rng, caplog):
+    loss, reason = SLIPS[name]
+    model, optimizer = adam_mlp()
+    before = {n: p.data.copy() for n, p in enumerate(model.parameters())}
+    images = rng.normal(size=(8, FEATURES)).astype(np.float32)
+    train = Batches(images, np.zeros(8, int), 4, rng=0)
+    with pytest.raises(DivergenceError, match=f"at step 1 of epoch 1: .*{reason}") as told:
+        fit(model, train, optimizer, epochs=1, loss=loss)
+    if name != "exp":
+        assert "learning rate" not in str(told.value)
+    for n, parameter in enumerate(model.parameters()):
+        np.testing.assert_array_equal(parameter.data, before[n])
+    evaluate(model, train, loss=loss)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the loss is ")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_that_is_not_finite_is_named_with_its_operation(rng):
+    model = nbbn.Sequential(nbbn.Dense(FEATURES, CLASSES, rng=0), LogOfNothing())
+    train = Batches(rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int), 4)
+    with pytest.raises(DivergenceError, match=r"logarithm of 0 in layer 1, .*LogOfNothing"):
+        fit(model, train, optim.SGD(model.parameters()), epochs=1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_overflow_is_divergence_and_names_the_operation(rng):
+    model, _ = adam_mlp()
+    train = Batches(rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int), 4)
+    pattern = (
+        r"diverged; the output of layer \d, Dense.* is the first that is not finite: Linear of "
+        r"values up to .*e\+\d+ overflows float32; .*try a smaller learning rate, or standardize"
+    )
+    with pytest.raises(DivergenceError, match=pattern):
+        fit(model, train, optim.SGD(model.parameters(), 1e38), epochs=9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_targets_that_are_not_finite_are_named(rng):
+    model, optimizer = adam_mlp()
+    x = rng.normal(size=(8, FEATURES)).astype(np.float32)
+    y = np.full((8, CLASSES), np.nan, np.float32)
+    with pytest.raises(DivergenceError, match=r"the targets hold NaN or Inf; .*repair such"):
+        fit(model, [(x, y)], optimizer, epochs=1, loss=lambda out, y: ((out - y) ** 2).mean())
+
+
+@pytest.mark.parametrize("use", [fit, evaluate])
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [((0, FEATURES), (0,)), ((4, FEATURES), (0,)), ((0, FEATURES), (4,)), ((), (4,)), ((4, 9), ())],
+)
+def test_a_batch_without_rows_is_refused(use, x, y, caplog):
+    model, optimizer = adam_mlp()
+    batch = [(np.zeros(x, np.float32), np.zeros(y, int))]
+    rest = {"optimizer": optimizer, "epochs": 1} if use is fit else {}
+    with pytest.raises(ShapeError, match=r"needs at least one row, but its [xy] has shape"):
+        use(model, batch, **rest)
+    assert optimizer.step_count == 0
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 1.5, "3", None, True])
+def test_fit_checks_the_number_of_epochs(epochs, rng):
+    model, optimizer = adam_mlp()
+    train = Batches(np.zeros((8, FEATURES), np.float32), np.zeros(8, int), 4)
+    with pytest.raises((ArgumentError, DTypeError), match="epochs"):
+        fit(model, train, optimizer, epochs=epochs)
+
+
+def test_fit_refuses_features_that_do_not_fit(rng):
+    model, optimizer = adam_mlp()
+    train = Batches(np.zeros((8, FEATURES + 1), np.float32), np.zeros(8, int), 4)
+    with pytest.raises(ShapeError, match=r"\(4, 13\)"):
+        fit(model, train, optimizer, epochs=1)
+
+
+class Diary(Callback):
+    def __init__(self):
+        self.entries = []
+
+    def start(self, run):
+        self.entries.append("start")
+
+    def step(self, run):
+        self.entries.append(run.total / run.count)
+
+    def epoch(self, run, result):
+        self.entries.append(result)
+
+    def end(self, run):
+        self.entries.append("end")
+
+    def close(self):
+        self.entries.append("close")
+
+
+def test_callbacks_are_told_everything_in_order(rng):
+    model, optimizer = adam_mlp()
+    images = rng.normal(size=(20, FEATURES)).astype(np.float32)
+    train = Batches(images, rng.integers(0, CLASSES, 20), 8, rng=0)
+    diary = Diary()
+    first, second = fit(model, train, optimizer, epochs=2, callbacks=[diary])
+    entries = diary.entries
+    assert [entries[i] for i in (0, 4, 8, 9, 10)] == ["start", first, second, "end", "close"]
+    assert [entries[3], entries[7]] == [first.loss, second.loss]
+    assert len(entries) == 11
+    assert first.accuracy is None
+
+
+def test_callbacks_are_closed_after_an_error(rng):
+    model, optimizer = adam_mlp()
+    train = Batches(np.zeros((8, FEATURES + 1), np.float32), np.zeros(8, int), 4)
+    diary = Diary()
+    with pytest.raises(ShapeError):
+        fit(model, train, optimizer, epochs=1, callbacks=[diary])
+    assert diary.entries == ["start", "close"]
+
+
+def test_training_accuracy_counts_every_step(rng):
+    """The recorded and the replayed steps count what an eager loop counts."""
+    images = rng.normal(size=(70, FEATURES)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, 70)
+
+    class Counting(Callback):
+        counts_right = True
+
+    model, optimizer = adam_mlp()
+    train = Batches(images, labels, 8, rng=0)
+    history = fit(model, train, optimizer, epochs=3, callbacks=[Counting()])
+    model, optimizer = adam_mlp()
+    train = Batches(images, labels, 8, rng=0)
+    expected = []
+    for _ in range(3):
+        right = 0
+        for x, y in train:
+            with nbbn.Tape() as tape:
+                output = model(x)
+                loss = losses.cross_entropy(output, y)
+            right += np.count_nonzero(output.data.argmax(axis=1) == y)
+            tape.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        expected.append(right / 70)
+    assert [epoch.accuracy for epoch in history] == expected
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.3, True), (0.95, False), (1.9, False)])
+def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monkeypatch):
+    """Time that steps do not have counts; time that batches take to come does not."""
+    clock, resting = time.perf_counter, 0.0
+
+    class Slow:
+        def __iter__(self):
+            nonlocal resting
+            for _ in range(4):
+                time.sleep(0.001)
+                resting += 0.001
+                yield rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int)
+
+    monkeypatch.setattr(time, "process_time", lambda: share * (clock() - resting))
+    monkeypatch.setattr("numba.get_num_threads", lambda: 2)
+    monkeypatch.setattr(train_module._Timed, "least", 0.0)
+    monkeypatch.setattr(train_module._Timed, "EVERY", 2)
+    model, optimizer = adam_mlp()
+    fit(model, Slow(), optimizer, epochs=3)
+    text = "other programs keep the cores busy, training had one for 30% of the time"
+    assert [message.startswith(text) for message in caplog.messages] == [True] * told
+
+
+@pytest.mark.parametrize("which", ["batches", "test", "validation"])
+def test_fit_takes_batches_not_arrays(which, rng):
+    model, optimizer = adam_mlp()
+    arrays = (np.zeros((8, FEATURES), np.float32), np.zeros(8, int))
+    data = {"batches": Batches(*arrays, 4), which: arrays}
+    with pytest.raises(DTypeError, match=r"got arrays \(tuple\): pass nbbn.data.Batches"):
+        fit(model, optimizer=optimizer, epochs=1, **data)
+    with pytest.raises(DTypeError, match="got arrays"):
+        evaluate(model, arrays)
+
+
+def test_a_batch_size_beyond_the_data_is_said(rng, caplog):
+    model, optimizer = adam_mlp()
+    train = Batches(np.zeros((8, FEATURES), np.float32), np.zeros(8, int), 16)
+    fit(model, train, optimizer, epochs=1)
+    assert "batch size 16 exceeds the 8 training examples" in caplog.text
+
+
+def test_gradient_norm(rng):
+    x, y = rng.normal(size=(16, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, 16)
+    model, optimizer = adam_mlp()
+    step = record_step(model, losses.cross_entropy, optimizer)
+    twin, _ = adam_mlp()
+    for scale in (1, 2, 3, 4):
+        twin.load_state_dict(model.state_dict())
+        step(x * scale, y)
+        with nbbn.Tape() as tape:
+            loss = losses.cross_entropy(twin(x * scale), y)
+        tape.backward(loss)
+        expected = np.sqrt(sum((p.grad.astype(float) ** 2).sum() for p in twin.parameters()))
+        twin.zero_grad()
+        assert optimizer.gradient_norm() == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,392 @@
+"""When a step is recorded again, when it falls back to eager ones, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+import nbbn
+from nbbn import Tape, Tensor, losses, ops, optim
+from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
+from nbbn.train.loop import record_step
+from tests.helpers import training_pair
+from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
+
+# ------------------------------------------------------------------------- recording again
+
+
+@pytest.fixture
+def trained(rng):
+    pair = Pair(adam_mlp)
+    assert pair.train(batches(rng, [16] * 3)) == 1
+    return pair
+
+
+def test_an_evaluation_in_between_costs_no_new_recording(trained, rng):
+    plans = [*trained.step._plans.values()]
+    trained.model.eval()
+    trained.model.train()
+    assert trained.train(batches(rng, [16] * 2)) == 2
+    assert [*trained.step._plans.values()] == plans
+
+
+def _freeze(parameter):
+    parameter.requires_grad = False
+
+
+def _shrink(model, optimizer):
+    for parameter in model.parameters():
+        parameter.data *= 0.5
+
+
+def _replace_weight(model, optimizer):
+    model[0].weight.data = model[0].weight.data * 0.5
+
+
+def _load_state(model, optimizer):
+    model.load_state_dict({name: array * 2 for name, array in model.state_dict().items()})
+
+
+def _load_optimizer(model, optimizer):
+    optimizer.load_state_dict({name: array * 0 for name, array in optimizer.state_dict().items()})
+
+
+def _leave_gradients(model, optimizer):
+    with Tape() as tape:
+        loss = model(np.ones((4, FEATURES), np.float32)).sum()
+    tape.backward(loss)
+
+
+def _set(which, name, value):
+    def change(model, optimizer):
+        target = optimizer if which is None else model[which]
+        setattr(target, name, value)
+
+    return change
+
+
+# What is done between two steps -> how many of the next four steps replay at least.
+CHANGES = {
+    "nothing": (lambda model, optimizer: None, 4),
+    "eval": (lambda model, optimizer: model.eval(), 2),
+    "eval and back": (lambda model, optimizer: model.eval().train(), 2),
+    "one layer in evaluation": (lambda model, optimizer: model[1].eval(), 2),
+    "frozen weight": (lambda model, optimizer: _freeze(model[2].weight), 2),
+    "frozen gamma": (lambda model, optimizer: _freeze(model[1].gamma), 2),
+    "replaced weight": (_replace_weight, 2),
+    "loaded model": (_load_state, 2),
+    "loaded optimizer": (_load_optimizer, 2),
+    "gradients left over": (_leave_gradients, 2),
+    "eps of a layer": (_set(1, "eps", 0.1), 2),
+    "momentum of a layer": (_set(1, "momentum", 0.5), 2),
+    "lr schedule": (_set(None, "schedule", lambda step: 0.2), 2),
+    "weight decay": (_set(None, "weight_decay", 0.1), 2),
+    "betas": (_set(None, "betas", (0.5, 0.9)), 2),
+    "eps of the optimizer": (_set(None, "eps", 0.1), 2),
+    "decay of parameters by hand": (_shrink, 2),
+    "running statistics by hand": (_set(1, "running_mean", np.ones(10, np.float32)), 2),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_between_steps_is_noticed(name, trained, rng):
+    change, replayed = CHANGES[name]
+    trained.both(change)
+    assert trained.train(batches(rng, [16] * 4)) >= replayed
+    assert trained.step.refusal is None
+
+
+def test_thawing_a_frozen_parameter(trained, rng):
+    trained.both(lambda model, optimizer: _freeze(model[0].weight))
+    trained.train(batches(rng, [16] * 3))
+    trained.both(lambda model, optimizer: setattr(model[0].weight, "requires_grad", True))
+    trained.train(batches(rng, [16] * 3))
+
+
+def test_a_frozen_step_replays(rng):
+    """Fine-tuning: a step with frozen parameters is worth recording too."""
+
+    def make():
+        model, optimizer = adam_mlp()
+        _freeze(model[0].weight)
+        return model, optimizer
+
+    assert Pair(make).train(batches(rng, [16] * 5)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("nesterov", True), ("momentum", 0.2), ("weight_decay", 0.3)]
+)
+def test_a_changed_setting_of_sgd_is_noticed(name, value, rng):
+    def make():
+        model = nbbn.mlp((FEATURES, 9, CLASSES), rng=1)
+        return model, optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    pair = Pair(make)
+    pair.train(batches(rng, [16] * 3))
+    pair.both(_set(None, name, value))
+    pair.train(batches(rng, [16] * 4))
+
+
+def test_a_replaced_layer_is_noticed(rng):
+    class Net(nbbn.Module):
+        def __init__(self):
+            self.body = nbbn.Dense(FEATURES, 8, rng=1)
+            self.head = nbbn.Dense(8, CLASSES, rng=2)
+
+        def forward(self, x):
+            return self.head(ops.tanh(self.body(x)))
+
+    def make():
+        model = Net()
+        return model, optim.SGD(model.body.parameters(), 0.1)
+
+    def change(model, optimizer):
+        model.head = nbbn.Dense(8, CLASSES, rng=3)
+        for parameter in model.head.parameters():
+            _freeze(parameter)
+
+    pair = Pair(make)
+    pair.both(lambda model, optimizer: [_freeze(p) for p in model.head.parameters()])
+    pair.train(batches(rng, [16] * 3))
+    pair.both(change)
+    pair.train(batches(rng, [16] * 3))
+
+
+def test_another_number_of_features_is_refused_without_harm(trained, rng):
+    wrong = rng.normal(size=(16, FEATURES + 1)).astype(np.float32)
+    with pytest.raises(ShapeError, match=r"\(16, 13\)"):
+        trained.step(wrong, np.zeros(16, np.int64))
+    assert trained.train(batches(rng, [16] * 2)) >= 1
+
+
+def test_many_batch_shapes(rng):
+    pair = Pair(adam_mlp)
+    sizes = list(range(2, 14))
+    for _ in range(3):
+        pair.train(batches(rng, sizes))
+
+
+# ------------------------------------------------------------------------------ falling back
+
+
+class Doubled(nbbn.Op):
+    """Computes with NumPy directly, and says so by not being recordable."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        return 2 * dy
+
+
+class WithOp(nbbn.Module):
+    def forward(self, x):
+        return nbbn.apply(Doubled, x)
+
+
+class Centred(nbbn.Module):
+    """Does NumPy on the batch where no recorder looks."""
+
+    def forward(self, x):
+        return x - x.data.mean(axis=0)
+
+
+class Scaled(nbbn.Module):
+    """Puts a number that depends on the batch into the graph."""
+
+    def forward(self, x):
+        return x * float(np.abs(x.data).max())
+
+
+class Counting(nbbn.Module):
+    """Keeps a count in an attribute and computes with it."""
+
+    def __init__(self):
+        self.count = 0
+
+    def forward(self, x):
+        self.count += 1
+        return x * (1 / self.count)
+
+
+class Noisy(nbbn.Module):
+    """Adds noise drawn outside the recorded operations."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(4)
+
+    def forward(self, x):
+        return x + self.rng.normal(size=x.shape).astype(np.float32)
+
+
+class Alternating(nbbn.Module):
+    """Takes another path on every other call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(None)
+        return x * 2 if len(self.calls) % 2 else x
+
+
+@pytest.mark.parametrize("layer", [WithOp, Centred, Scaled, Counting, Noisy, Alternating])
+def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(layer, rng):
+    def make():
+        model = nbbn.Sequential(layer(), nbbn.Dense(FEATURES, CLASSES, rng=1))
+        return model, optim.Adam(model.parameters(), 0.01)
+
+    pair = Pair(make)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert pair.train(batches(rng, [16, 16, 16, 5, 16, 5])) == 0
+    assert [w.category for w in caught] == [RuntimeWarning]
+    assert "runs eagerly" in str(caught[0].message)
+    # Where the step was called: in Pair.train.
+    assert caught[0].filename == training_pair.__file__
+    assert pair.step.refusal in str(caught[0].message)
+
+
+def test_the_reason_names_the_operation(rng):
+    model = nbbn.Sequential(WithOp(), nbbn.Dense(FEATURES, CLASSES, rng=1))
+    step = record_step(model, losses.cross_entropy, optim.SGD(model.parameters()))
+    with pytest.warns(RuntimeWarning, match="Doubled"):
+        step(*batches(rng, [4])[0])
+
+
+@pytest.mark.parametrize("layer", [Centred, Scaled])
+def test_two_equal_batches_prove_nothing(layer, rng):
+    """What is computed from the batch looks constant while the batch is the same."""
+
+    def make():
+        model = nbbn.Sequential(layer(), nbbn.Dense(FEATURES, CLASSES, rng=1))
+        return model, optim.SGD(model.parameters(), 0.01)
+
+    first, second = batches(rng, [16, 16])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        Pair(make).train([first, first, first, second, second])
+
+
+def test_a_recordable_operation_of_a_user_is_recorded(rng):
+    from nbbn import backend
+
+    class Half(nbbn.Op):
+        recordable = True
+
+        @staticmethod
+        def forward(ctx, x):
+            y = backend.empty(x.shape, x.dtype)
+            backend.run(np.multiply, x, 0.5, y)
+            return y
+
+        @staticmethod
+        def backward(ctx, dy):
+            return Half.forward(ctx, dy)
+
+    class Layer(nbbn.Module):
+        def forward(self, x):
+            return nbbn.apply(Half, x)
+
+    def make():
+        model = nbbn.Sequential(
+            nbbn.Dense(FEATURES, 8, rng=0), Layer(), nbbn.Dense(8, CLASSES, rng=1)
+        )
+        return model, optim.Adam(model.parameters(), 0.01)
+
+    assert Pair(make).train(batches(rng, [16] * 5)) == 3
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("wrong", [-1, CLASSES, 200])
+@pytest.mark.parametrize("label", [np.int64, np.int16])
+def test_a_label_out_of_range_stops_a_replayed_step(wrong, label, rng):
+    pair = Pair(adam_mlp)
+    data = batches(rng, [16] * 6, label=label)
+    assert pair.train(data[:3]) == 1
+    before = [pair.model.state_dict(), pair.optimizer.state_dict()]
+    x, y = data[3]
+    bad = y.copy()
+    bad[5] = wrong
+    with pytest.raises(ArgumentError, match=rf"got {wrong} at position 5"):
+        pair.step(x, bad)
+    for own, kept in zip((pair.model, pair.optimizer), before, strict=True):
+        for name, array in own.state_dict().items():
+            if "running" not in name and "tracked" not in name:
+                np.testing.assert_array_equal(array, kept[name])
+    # The eager forward moved the running statistics before its loss failed, too.
+    with pytest.raises(ArgumentError):
+        pair.eager(x, bad)
+    assert pair.train(data[3:]) == 3
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ([[0.0] * FEATURES] * 2, np.zeros(2, int)),
+        (np.zeros((2, FEATURES), np.float32), [0, 1]),
+        (Tensor(np.zeros((2, FEATURES), np.float32)), np.zeros(2, int)),
+        (np.zeros((2, FEATURES), np.uint8), np.zeros(2, int)),
+        (np.zeros((2, FEATURES), complex), np.zeros(2, int)),
+        (np.zeros((2, FEATURES), np.float32), np.zeros(2)),
+    ],
+)
+def test_a_step_takes_arrays_of_the_right_type(x, y):
+    model, optimizer = adam_mlp()
+    with pytest.raises(DTypeError):
+        record_step(model, losses.cross_entropy, optimizer)(x, y)
+
+
+def test_record_step_checks_what_it_is_given():
+    model, optimizer = adam_mlp()
+    for arguments, found in (
+        ((losses.cross_entropy, losses.cross_entropy, optimizer), "function"),
+        ((model, "cross_entropy", optimizer), "str"),
+        ((model, losses.cross_entropy, "adam"), "str"),
+        ((model, losses.cross_entropy, model.parameters()), "list"),
+    ):
+        with pytest.raises(DTypeError, match=found):
+            record_step(*arguments)
+
+
+def test_the_loss_must_be_one_number(rng):
+    model, optimizer = adam_mlp()
+    step = record_step(model, lambda output, y: output, optimizer)
+    with pytest.raises(NbbnError, match=r"\(16, 4\)"):
+        step(*batches(rng, [16])[0])
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, np.float32(1)])
+def test_the_loss_must_be_a_tensor(returned, rng):
+    model, optimizer = adam_mlp()
+    step = record_step(model, lambda output, y: returned, optimizer)
+    with pytest.raises(NbbnError, match=type(returned).__name__):
+        step(*batches(rng, [16])[0])
+
+
+def test_an_error_while_recording_leaves_nothing_behind(rng):
+    model, optimizer = adam_mlp()
+    fail = [True]
+
+    @nbbn.recordable
+    def loss(output, y):
+        if fail[0]:
+            raise RuntimeError("stop")
+        return losses.cross_entropy(output, y)
+
+    step = record_step(model, loss, optimizer)
+    data = batches(rng, [16] * 4)
+    with pytest.raises(RuntimeError, match="stop"):
+        step(*data[0])
+    fail[0] = False
+    for x, y in data:
+        assert math.isfinite(step(x, y))
+    assert step.refusal is None
