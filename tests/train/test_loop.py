@@ -10,9 +10,9 @@ import pytest
 
 import nbbn
 from nbbn import losses, optim
-from nbbn import train as train_module
 from nbbn.data import Batches, load_mnist
 from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, ShapeError
+from nbbn.train import loop as train_module
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
