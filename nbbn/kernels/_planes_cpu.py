@@ -9,13 +9,14 @@ from numba.extending import register_jitable
 
 from ._channels_cpu import (
     ELEMENTS_PER_BLOCK,
+    FAR,
     MAX_BLOCKS,
     backward_affine,
-    finish,
     forward_affine,
     invert,
     merge_parts,
     sum_parts,
+    variance,
 )
 from ._jit import Kernel, bounds, device_function
 from ._vector import sum_masked_products, sum_products, sum_squares
@@ -51,16 +52,29 @@ def slabs_of_channels(x, arrays):
 
 
 @device_function
-def _sums_about(x, n0, n1, c, s0, s1, center):
-    """Sums of x - center and of its square over x[n0:n1, c, s0:s1], in float64."""
-    total = 0.0
-    square = 0.0
-    for n in range(n0, n1):
-        plane = x[n, c]
-        for s in range(s0, s1):
-            d = plane[s] - center
-            total += d
-            square += d * d
+def _center(plane, s0, s1):
+    """Return a value near the mean of plane[s0:s1]: exactly it where all are the same."""
+    head = plane[s0]
+    samples = min(ELEMENTS_IN_SHIFT, s1 - s0)
+    step = (s1 - s0) // samples
+    total = plane.dtype.type(0)
+    for i in range(samples):
+        total += plane[s0 + i * step] - head
+    center = head + total / plane.dtype.type(samples)
+    return center if abs(center) < np.inf else plane.dtype.type(0)
+
+
+@device_function
+def _sums_about(plane, s0, s1, center):
+    """Sums of x - center and of its square over plane[s0:s1]."""
+    total, square = 0.0, 0.0
+    s = s0
+    while s < s1:
+        end = min(s + ELEMENTS_PER_RUN, s1)
+        run_total, run_square = sum_squares(plane, s, end, center)
+        total += run_total
+        square += run_square
+        s = end
     return total, square
 
 
@@ -70,57 +84,40 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
 
     Entry c - c0 of shift, mean and m2 belongs to channel c.
     """
-    zero = x.dtype.type(0)
     count = float((n1 - n0) * (s1 - s0))
+    for j in range(c1 - c0):
+        shift[j] = _center(x[n0, c0 + j], s0, s1)
+        mean[j] = 0.0
+        m2[j] = 0.0
     for n in range(n0, n1):
         for j in range(c1 - c0):
-            plane = x[n, c0 + j]
-            if n == n0:
-                head = plane[s0 : min(s0 + ELEMENTS_IN_SHIFT, s1)]
-                center = zero
-                for i in range(head.size):
-                    center += head[i]
-                center /= head.size
-                shift[j] = center if abs(center) < np.inf else zero
-                mean[j] = 0.0
-                m2[j] = 0.0
-            s = s0
-            while s < s1:
-                end = min(s + ELEMENTS_PER_RUN, s1)
-                total, square = sum_squares(plane, s, end, shift[j])
-                mean[j] += total
-                m2[j] += square
-                s = end
+            total, square = _sums_about(x[n, c0 + j], s0, s1, shift[j])
+            mean[j] += total
+            m2[j] += square
     for j in range(c1 - c0):
         offset = mean[j] / count
         deviation = m2[j] - mean[j] * offset
-        mean[j] = shift[j] + offset
         # A shift far from the mean, of outliers or a margin, has cost digits: sum about the mean.
-        if 64.0 * deviation < m2[j]:
-            total, m2[j] = _sums_about(x, n0, n1, c0 + j, s0, s1, mean[j])
-            offset = total / count
-            mean[j] += offset
-            deviation = m2[j] - total * offset
+        if FAR * deviation < m2[j]:
+            shift[j] += offset
+            mean[j] = 0.0
+            m2[j] = 0.0
+            for n in range(n0, n1):
+                total, square = _sums_about(x[n, c0 + j], s0, s1, shift[j])
+                mean[j] += total
+                m2[j] += square
+            offset = mean[j] / count
+            deviation = m2[j] - mean[j] * offset
+        mean[j] = shift[j] + offset
         m2[j] = 0.0 if deviation < 0.0 else deviation
 
 
 @device_function
-def exact_channels(x, c0, mean, m2):
-    """Recompute, in float64, those channels from c0 whose sums overflowed or met a NaN or Inf."""
+def variances_planes(x, c0, mean, m2):
+    """Turn M2 of channels from c0 on into the biased variance, in place, as `variance` does."""
     N, _, S = x.shape
     for j in range(mean.size):
-        if not m2[j] < np.inf:
-            center = 0.0
-            for n in range(N):
-                for s in range(S):
-                    center += np.float64(x[n, c0 + j, s]) / (N * S)
-            spread = 0.0
-            for n in range(N):
-                for s in range(S):
-                    d = np.float64(x[n, c0 + j, s]) - center
-                    spread += d * d
-            mean[j] = center
-            m2[j] = spread
+        mean[j], m2[j] = variance(x[:, c0 + j], N * S, mean[j], m2[j])
 
 
 @device_function
@@ -170,8 +167,8 @@ def train_planes(
             shift = narrow[3 * C * u : 3 * C * u + C]
             stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
     merge_parts(wide, N, grid[0], S, grid[1], mean, var)
-    exact_channels(x, 0, mean, var)
-    finish(N * S, eps, var, inv_std)
+    variances_planes(x, 0, mean, var)
+    invert(var, eps, inv_std)
     forward_affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
         start, stop = bounds(t, threads, units)
@@ -190,8 +187,8 @@ def train_slabs(x, residual, gamma, beta, eps, relu, threads, slabs, y, mean, va
             c0, c1 = bounds(u, slabs, C)
             own = narrow[3 * c0 : 3 * c1]
             stats_planes(x, 0, N, c0, c1, 0, S, own, mean[c0:c1], var[c0:c1])
-            exact_channels(x, c0, mean[c0:c1], var[c0:c1])
-            finish(N * S, eps, var[c0:c1], inv_std[c0:c1])
+            variances_planes(x, c0, mean[c0:c1], var[c0:c1])
+            invert(var[c0:c1], eps, inv_std[c0:c1])
             forward_affine(gamma[c0:c1], beta[c0:c1], mean[c0:c1], inv_std[c0:c1], own)
             normalize_planes(x, residual, relu, own, y, 0, N, c0, c1, 0, S)
 

@@ -3,7 +3,7 @@
 A loop that keeps its sums in an array stores and reloads them at every turn, because the compiler
 cannot know that the array is not the input. Here they stay in LLVM vectors of LANES elements: the
 run goes into the lanes round-robin, and at the end the upper half of the lanes is added to the
-lower half until one is left. Every processor gives the same bits.
+lower half, in float64, until one is left. Every processor gives the same bits.
 """
 
 import numpy as np
@@ -19,7 +19,8 @@ def _two_sums(arrays, terms):
     """Code for two sums of `terms` over first..last of 1-D arrays; shift is a scalar.
 
     `terms(builder, loaded, shift, zero)` gets one value per array and returns the two summands; it
-    is emitted for vectors and, where the run is shorter than one vector, for scalars.
+    is emitted for vectors of the arrays' type and, where the run is shorter than one vector, for
+    scalars in float64.
     """
 
     def codegen(context, builder, signature, args):
@@ -33,7 +34,10 @@ def _two_sums(arrays, terms):
         ]
         first, last, shift = args[arrays:]
         shifts = _splat(builder, shift, vector)
-        zero, zeros = element(0.0), vector([0.0] * LANES)
+        zeros, wide = vector([0.0] * LANES), ir.DoubleType()
+
+        def widened(value, form):
+            return value if element == wide else builder.fpext(value, form)
 
         def load(index, form):
             found = []
@@ -47,12 +51,13 @@ def _two_sums(arrays, terms):
             for total, value in zip(sums, values, strict=True):
                 builder.store(builder.fadd(builder.load(total), value), total)
 
-        results = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
+        results = [cgutils.alloca_once_value(builder, wide(0.0)) for _ in range(2)]
         width = first.type(LANES)
         size = builder.sub(last, first)
         with builder.if_else(builder.icmp_signed("<", size, width)) as (short, long):
             with short, cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
-                accumulate(results, terms(builder, load(at, element), shift, zero))
+                loaded = [widened(value, wide) for value in load(at, element)]
+                accumulate(results, terms(builder, loaded, widened(shift, wide), wide(0.0)))
             with long:
                 sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(2)]
                 rest = builder.srem(size, width)
@@ -67,14 +72,16 @@ def _two_sums(arrays, terms):
                 )
                 accumulate(sums, [builder.select(fresh, value, zeros) for value in tail])
                 for total, result in zip(sums, results, strict=True):
-                    builder.store(_reduce(builder, builder.load(total)), result)
+                    lanes = widened(builder.load(total), ir.VectorType(wide, LANES))
+                    builder.store(_reduce(builder, lanes), result)
         return context.make_tuple(
             builder, signature.return_type, [builder.load(r) for r in results]
         )
 
     def typed(kind):
         operands = [types.Array(kind, 1, "C")] * arrays
-        return types.UniTuple(kind, 2)(*operands, types.intp, types.intp, kind), codegen
+        sums = types.UniTuple(types.float64, 2)
+        return sums(*operands, types.intp, types.intp, kind), codegen
 
     return typed
 
