@@ -95,20 +95,19 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
             mean[j] += total
             m2[j] += square
     for j in range(c1 - c0):
-        offset = mean[j] / count
-        deviation = m2[j] - mean[j] * offset
+        center = np.float64(shift[j])
+        total, square = mean[j], m2[j]
         # A shift far from the mean, of outliers or a margin, has cost digits: sum about the mean.
-        if FAR * deviation < m2[j]:
-            shift[j] += offset
-            mean[j] = 0.0
-            m2[j] = 0.0
+        if FAR * (square - total * total / count) < square:
+            center += total / count
+            total, square = 0.0, 0.0
             for n in range(n0, n1):
-                total, square = _sums_about(x[n, c0 + j], s0, s1, shift[j])
-                mean[j] += total
-                m2[j] += square
-            offset = mean[j] / count
-            deviation = m2[j] - mean[j] * offset
-        mean[j] = shift[j] + offset
+                more, more_square = _sums_about(x[n, c0 + j], s0, s1, center)
+                total += more
+                square += more_square
+        offset = total / count
+        deviation = square - total * offset
+        mean[j] = center + offset
         m2[j] = 0.0 if deviation < 0.0 else deviation
 
 

@@ -19,6 +19,8 @@ from ._channels_cpu import (
 from ._jit import Kernel, bounds, device_function
 
 ROWS_PER_RUN = 128
+# Products of the backward pass go into float64 sums after as many rows.
+ROWS_PER_SUM = 32
 # Runs of fewer rows are summed in float64: there are too few errors to average out.
 FEW_ROWS = 64
 
@@ -294,7 +296,7 @@ def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
         wide[j] = 0.0
     row = first
     while row < last:
-        end = min(row + ROWS_PER_RUN, last)
+        end = min(row + ROWS_PER_SUM, last)
         _sum_products_rows(dy, x, y, row, end, shift, total, product)
         for j in range(C):
             wide[j] += total[j]

@@ -19,15 +19,15 @@ def _two_sums(arrays, terms):
     """Code for two sums of `terms` over first..last of 1-D arrays; shift is a scalar.
 
     `terms(builder, loaded, shift, zero)` gets one value per array and returns the two summands; it
-    is emitted for vectors of the arrays' type and, where the run is shorter than one vector, for
+    is emitted for vectors of the shift's type and, where the run is shorter than one vector, for
     scalars in float64.
     """
 
     def codegen(context, builder, signature, args):
-        kind = signature.args[0].dtype
-        element = context.get_value_type(kind)
-        vector = ir.VectorType(element, LANES)
+        element = context.get_value_type(signature.args[0].dtype)
         align = context.get_abi_sizeof(element)
+        number = context.get_value_type(signature.args[-1])
+        vector = ir.VectorType(number, LANES)
         data = [
             context.make_array(kind_)(context, builder, value).data
             for kind_, value in zip(signature.args[:arrays], args[:arrays], strict=True)
@@ -37,14 +37,15 @@ def _two_sums(arrays, terms):
         zeros, wide = vector([0.0] * LANES), ir.DoubleType()
 
         def widened(value, form):
-            return value if element == wide else builder.fpext(value, form)
+            return value if value.type == form else builder.fpext(value, form)
 
         def load(index, form):
+            stored = ir.VectorType(element, LANES) if form == vector else element
             found = []
             for pointer in data:
                 place = builder.gep(pointer, [index])
-                place = builder.bitcast(place, form.as_pointer())
-                found.append(builder.load(place, align=align))
+                place = builder.bitcast(place, stored.as_pointer())
+                found.append(widened(builder.load(place, align=align), form))
             return found
 
         def accumulate(sums, values):
@@ -56,8 +57,8 @@ def _two_sums(arrays, terms):
         size = builder.sub(last, first)
         with builder.if_else(builder.icmp_signed("<", size, width)) as (short, long):
             with short, cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
-                loaded = [widened(value, wide) for value in load(at, element)]
-                accumulate(results, terms(builder, loaded, widened(shift, wide), wide(0.0)))
+                center = widened(shift, wide)
+                accumulate(results, terms(builder, load(at, wide), center, wide(0.0)))
             with long:
                 sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(2)]
                 rest = builder.srem(size, width)
@@ -78,10 +79,10 @@ def _two_sums(arrays, terms):
             builder, signature.return_type, [builder.load(r) for r in results]
         )
 
-    def typed(kind):
+    def typed(kind, shift):
         operands = [types.Array(kind, 1, "C")] * arrays
         sums = types.UniTuple(types.float64, 2)
-        return sums(*operands, types.intp, types.intp, kind), codegen
+        return sums(*operands, types.intp, types.intp, shift), codegen
 
     return typed
 
@@ -133,19 +134,19 @@ def _or_in_python(plain):
 
 
 def _sums_in_python(g, d):
-    return g.sum(), (g * d).sum()
+    return g.sum(dtype=np.float64), (g * d).sum(dtype=np.float64)
 
 
 @_or_in_python(lambda x, i, k, shift: _sums_in_python(x[i:k] - shift, x[i:k] - shift))
 def sum_squares(typingctx, x, first, last, shift):
     """sum(x - shift) and sum((x - shift)**2) over first..last."""
-    return _SQUARES(x.dtype)
+    return _SQUARES(x.dtype, shift)
 
 
 @_or_in_python(lambda dy, x, i, k, shift: _sums_in_python(dy[i:k], x[i:k] - shift))
 def sum_products(typingctx, dy, x, first, last, shift):
     """sum(dy) and sum(dy * (x - shift)) over first..last."""
-    return _PRODUCTS(x.dtype)
+    return _PRODUCTS(x.dtype, shift)
 
 
 @_or_in_python(
@@ -153,4 +154,4 @@ def sum_products(typingctx, dy, x, first, last, shift):
 )
 def sum_masked_products(typingctx, dy, x, y, first, last, shift):
     """sum(dy) and sum(dy * (x - shift)) over the elements of first..last where y > 0."""
-    return _MASKED_PRODUCTS(x.dtype)
+    return _MASKED_PRODUCTS(x.dtype, shift)
