@@ -11,7 +11,7 @@ from ._jit import bounds, device_function
 ELEMENTS_PER_BLOCK = 32_768
 MAX_BLOCKS = 64
 # Where squares about a shift are so many times those about the mean, they are summed again.
-FAR = 3.0
+FAR = 4.0
 
 
 @device_function
@@ -44,7 +44,7 @@ def merge_parts(wide, N, n_parts, S, s_parts, mean, m2):
 
 
 @device_function
-def _moments(values):
+def moments(values):
     """Mean and biased variance of values (N, S) in float64, which overflow only where they must."""
     N, S = values.shape
     count = float(N * S)
@@ -65,14 +65,6 @@ def _moments(values):
             d = (0.25 * np.float64(values[n, s]) - center) / unit
             spread += d * d
     return 4.0 * center, spread
-
-
-@device_function
-def variance(values, count, mean, m2):
-    """Mean and biased variance of values (N, S): summed again if M2 overflowed or met a NaN."""
-    if m2 < np.inf:
-        return mean, m2 / count
-    return _moments(values)
 
 
 @device_function

@@ -15,14 +15,16 @@ from ._channels_cpu import (
     forward_affine,
     invert,
     merge_parts,
+    moments,
     sum_parts,
-    variance,
 )
 from ._jit import Kernel, bounds, device_function
 from ._vector import sum_masked_products, sum_products, sum_squares
 
 ELEMENTS_PER_RUN = 1024
 ELEMENTS_IN_SHIFT = 16
+# Fewer elements of a channel are summed in float64: there are too few errors to average out.
+FEW_ELEMENTS = 1024
 # Groups of channels of at most this size are read from memory once for both passes.
 SLAB_BYTES = 3 << 19
 # Shorter pieces of consecutive memory cost more than the second reading.
@@ -65,17 +67,24 @@ def _center(plane, s0, s1):
 
 
 @device_function
-def _sums_about(plane, s0, s1, center):
-    """Sums of x - center and of its square over plane[s0:s1]."""
-    total, square = 0.0, 0.0
-    s = s0
-    while s < s1:
-        end = min(s + ELEMENTS_PER_RUN, s1)
-        run_total, run_square = sum_squares(plane, s, end, center)
-        total += run_total
-        square += run_square
-        s = end
-    return total, square
+def _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, zero, total, square):
+    """Sums of x - shift and of its square over x[n0:n1, c, s0:s1], for channels c0..c1.
+
+    Runs are summed in the type of `zero`, and in float64 from there up.
+    """
+    for j in range(c1 - c0):
+        total[j] = 0.0
+        square[j] = 0.0
+    for n in range(n0, n1):
+        for j in range(c1 - c0):
+            plane = x[n, c0 + j]
+            s = s0
+            while s < s1:
+                end = min(s + ELEMENTS_PER_RUN, s1)
+                run_total, run_square = sum_squares(plane, s, end, shift[j] + zero)
+                total[j] += run_total
+                square[j] += run_square
+                s = end
 
 
 @device_function
@@ -87,36 +96,35 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
     count = float((n1 - n0) * (s1 - s0))
     for j in range(c1 - c0):
         shift[j] = _center(x[n0, c0 + j], s0, s1)
-        mean[j] = 0.0
-        m2[j] = 0.0
-    for n in range(n0, n1):
-        for j in range(c1 - c0):
-            total, square = _sums_about(x[n, c0 + j], s0, s1, shift[j])
-            mean[j] += total
-            m2[j] += square
+    # The sums, until they are made mean and M2.
+    total, square = mean, m2
+    if count < FEW_ELEMENTS:
+        _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, 0.0, total, square)
+    else:
+        _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, x.dtype.type(0), total, square)
     for j in range(c1 - c0):
-        center = np.float64(shift[j])
-        total, square = mean[j], m2[j]
         # A shift far from the mean, of outliers or a margin, has cost digits: sum about the mean.
-        if FAR * (square - total * total / count) < square:
-            center += total / count
-            total, square = 0.0, 0.0
-            for n in range(n0, n1):
-                more, more_square = _sums_about(x[n, c0 + j], s0, s1, center)
-                total += more
-                square += more_square
-        offset = total / count
-        deviation = square - total * offset
-        mean[j] = center + offset
+        if FAR * (square[j] - total[j] * total[j] / count) < square[j]:
+            shift[j] += total[j] / count
+            own = slice(j, j + 1)
+            c = c0 + j
+            _sum_planes(
+                x, n0, n1, c, c + 1, s0, s1, shift[own], 0.0, total[own], square[own]
+            )
+        offset = total[j] / count
+        deviation = square[j] - total[j] * offset
+        mean[j] = shift[j] + offset
         m2[j] = 0.0 if deviation < 0.0 else deviation
 
 
 @device_function
 def variances_planes(x, c0, mean, m2):
-    """Turn M2 of channels from c0 on into the biased variance, in place, as `variance` does."""
+    """Turn M2 of channels from c0 on into the biased variance, as `variances_rows` does."""
     N, _, S = x.shape
     for j in range(mean.size):
-        mean[j], m2[j] = variance(x[:, c0 + j], N * S, mean[j], m2[j])
+        m2[j] /= N * S
+        if not m2[j] < np.inf:
+            mean[j], m2[j] = moments(x[:, c0 + j])
 
 
 @device_function

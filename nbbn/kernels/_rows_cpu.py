@@ -13,8 +13,8 @@ from ._channels_cpu import (
     invert,
     merge,
     merge_parts,
+    moments,
     sum_parts,
-    variance,
 )
 from ._jit import Kernel, bounds, device_function
 
@@ -34,19 +34,19 @@ def blocks_of_rows(M, C):
 
 @device_function
 def _center_rows(x, first, last, shift):
-    """Write a value near the mean of rows first..last to shift (C,): exactly it where constant."""
+    """Write a value near the mean of the first rows to shift (C,): that itself if constant."""
     C = x.shape[1]
     eighth = x.dtype.type(0.125)
     zero = x.dtype.type(0)
-    step = (last - first) // 8
+    end = last - 1
     x0 = x[first]
-    x1 = x[first + step]
-    x2 = x[first + 2 * step]
-    x3 = x[first + 3 * step]
-    x4 = x[first + 4 * step]
-    x5 = x[first + 5 * step]
-    x6 = x[first + 6 * step]
-    x7 = x[first + 7 * step]
+    x1 = x[min(first + 1, end)]
+    x2 = x[min(first + 2, end)]
+    x3 = x[min(first + 3, end)]
+    x4 = x[min(first + 4, end)]
+    x5 = x[min(first + 5, end)]
+    x6 = x[min(first + 6, end)]
+    x7 = x[min(first + 7, end)]
     for j in range(C):
         head = x0[j]
         total = (
@@ -154,9 +154,13 @@ def stats_rows(x, first, last, shift, wide):
 
 @device_function
 def variances_rows(x, mean, m2):
-    """Turn M2 into the biased variance, in place, as `variance` does."""
-    for j in range(x.shape[1]):
-        mean[j], m2[j] = variance(x[:, j : j + 1], x.shape[0], mean[j], m2[j])
+    """Turn M2 into the biased variance, in place; sum again what overflowed or met a NaN or Inf."""
+    M, C = x.shape
+    for j in range(C):
+        m2[j] /= M
+    for j in range(C):
+        if not m2[j] < np.inf:
+            mean[j], m2[j] = moments(x[:, j : j + 1])
 
 
 @device_function

@@ -3,7 +3,7 @@
 A loop that keeps its sums in an array stores and reloads them at every turn, because the compiler
 cannot know that the array is not the input. Here they stay in LLVM vectors of LANES elements: the
 run goes into the lanes round-robin, and at the end the upper half of the lanes is added to the
-lower half, in float64, until one is left. Every processor gives the same bits.
+lower half until one is left, the last eight in float64. Every processor gives the same bits.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def _two_sums(arrays, terms):
 
     `terms(builder, loaded, shift, zero)` gets one value per array and returns the two summands; it
     is emitted for vectors of the shift's type and, where the run is shorter than one vector, for
-    scalars in float64.
+    scalars of it.
     """
 
     def codegen(context, builder, signature, args):
@@ -36,16 +36,13 @@ def _two_sums(arrays, terms):
         shifts = _splat(builder, shift, vector)
         zeros, wide = vector([0.0] * LANES), ir.DoubleType()
 
-        def widened(value, form):
-            return value if value.type == form else builder.fpext(value, form)
-
         def load(index, form):
             stored = ir.VectorType(element, LANES) if form == vector else element
             found = []
             for pointer in data:
                 place = builder.gep(pointer, [index])
                 place = builder.bitcast(place, stored.as_pointer())
-                found.append(widened(builder.load(place, align=align), form))
+                found.append(_widened(builder, builder.load(place, align=align), form))
             return found
 
         def accumulate(sums, values):
@@ -56,9 +53,13 @@ def _two_sums(arrays, terms):
         width = first.type(LANES)
         size = builder.sub(last, first)
         with builder.if_else(builder.icmp_signed("<", size, width)) as (short, long):
-            with short, cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
-                center = widened(shift, wide)
-                accumulate(results, terms(builder, load(at, wide), center, wide(0.0)))
+            with short:
+                zero = number(0.0)
+                sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
+                with cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
+                    accumulate(sums, terms(builder, load(at, number), shift, zero))
+                for total, result in zip(sums, results, strict=True):
+                    builder.store(_widened(builder, builder.load(total), wide), result)
             with long:
                 sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(2)]
                 rest = builder.srem(size, width)
@@ -73,8 +74,7 @@ def _two_sums(arrays, terms):
                 )
                 accumulate(sums, [builder.select(fresh, value, zeros) for value in tail])
                 for total, result in zip(sums, results, strict=True):
-                    lanes = widened(builder.load(total), ir.VectorType(wide, LANES))
-                    builder.store(_reduce(builder, lanes), result)
+                    builder.store(_reduce(builder, builder.load(total)), result)
         return context.make_tuple(
             builder, signature.return_type, [builder.load(r) for r in results]
         )
@@ -93,10 +93,16 @@ def _splat(builder, value, vector):
     return builder.shuffle_vector(first, vector(ir.Undefined), order)
 
 
+def _widened(builder, value, form):
+    return value if value.type == form else builder.fpext(value, form)
+
+
 def _reduce(builder, vector):
-    """Add the upper half of the lanes to the lower half until one lane is left."""
+    """Add the upper half of the lanes to the lower half until one is left, the last eight in float64."""
     width = LANES
     while width > 1:
+        if width == 8:
+            vector = _widened(builder, vector, ir.VectorType(ir.DoubleType(), width))
         width //= 2
         half = ir.VectorType(ir.IntType(32), width)
         low, high = (
