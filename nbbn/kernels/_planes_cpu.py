@@ -108,9 +108,7 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
             shift[j] += total[j] / count
             own = slice(j, j + 1)
             c = c0 + j
-            _sum_planes(
-                x, n0, n1, c, c + 1, s0, s1, shift[own], 0.0, total[own], square[own]
-            )
+            _sum_planes(x, n0, n1, c, c + 1, s0, s1, shift[own], 0.0, total[own], square[own])
         offset = total[j] / count
         deviation = square[j] - total[j] * offset
         mean[j] = shift[j] + offset
@@ -215,11 +213,8 @@ def infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid, 
 
 
 @device_function
-def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
-    """Write sum(g) and sum(g * (x - shift)) for channels c0..c1 to wide (2 * (c1 - c0),).
-
-    Entry c - c0 of shift and of both halves of wide belongs to channel c.
-    """
+def _sum_products_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, zero, wide):
+    """Sums of g and of g * (x - shift), as `_sum_planes` computes them."""
     channels = c1 - c0
     for j in range(2 * channels):
         wide[j] = 0.0
@@ -230,13 +225,27 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
             s = s0
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
+                center = shift[j] + zero
                 if y.size > 0:
-                    total, product = sum_masked_products(gradient, plane, y[n, c], s, end, shift[j])
+                    total, product = sum_masked_products(gradient, plane, y[n, c], s, end, center)
                 else:
-                    total, product = sum_products(gradient, plane, s, end, shift[j])
+                    total, product = sum_products(gradient, plane, s, end, center)
                 wide[j] += total
                 wide[channels + j] += product
                 s = end
+
+
+@device_function
+def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
+    """Write sum(g) and sum(g * (x - shift)) for channels c0..c1 to wide (2 * (c1 - c0),).
+
+    Entry c - c0 of shift and of both halves of wide belongs to channel c.
+    """
+    if (n1 - n0) * (s1 - s0) < FEW_ELEMENTS:
+        _sum_products_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, 0.0, wide)
+    else:
+        zero = x.dtype.type(0)
+        _sum_products_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, zero, wide)
 
 
 @device_function
