@@ -21,7 +21,7 @@ from ._jit import Kernel, bounds, device_function
 ROWS_PER_RUN = 128
 # Products of the backward pass go into float64 sums after as many rows.
 ROWS_PER_SUM = 32
-# Runs of fewer rows are summed in float64: there are too few errors to average out.
+# Fewer rows are summed in float64: there are too few errors to average out.
 FEW_ROWS = 64
 
 
@@ -128,7 +128,7 @@ def stats_rows(x, first, last, shift, wide):
         _center_rows(x, row, end, shift)
         # The sums, until they are made mean and M2.
         total, square = run_mean, run_m2
-        if end - row < FEW_ROWS:
+        if x.shape[0] < FEW_ROWS:
             _sum_rows(x, row, end, shift, 0.0, total, square)
         else:
             _sum_rows(x, row, end, shift, x.dtype.type(0), total, square)

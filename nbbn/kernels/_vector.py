@@ -98,7 +98,7 @@ def _widened(builder, value, form):
 
 
 def _reduce(builder, vector):
-    """Add the upper half of the lanes to the lower half until one is left, the last eight in float64."""
+    """Add the upper half of the lanes to the lower until one is left, the last eight in float64."""
     width = LANES
     while width > 1:
         if width == 8:

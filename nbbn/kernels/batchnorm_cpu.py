@@ -1,9 +1,9 @@
 """Batch normalization on the CPU, forward and backward, for `(M, C)` rows and `(N, C, S)` planes.
 
-Training forward: one pass for the statistics, one that normalizes. Statistics are sums about a value
-near the data's mean, in the array's own precision over a short run (eight rows, or 32 lanes of up
-to 1024 elements of a plane) and in float64 from there up; all in float64 where a channel has few
-values, or where the value turns out to be far from the mean. Blocks merge by Chan's formula in an
+Training forward: one pass for the statistics, one that normalizes. Statistics are sums about a
+value near the mean, in the array's own precision over a short run (eight rows, or each of 32 lanes
+over 1024 elements of a plane) and in float64 from there up; all in float64 where a channel has few
+values, or where the value turns out to lie far from the mean. Blocks merge by Chan's formula in an
 order that the shape alone fixes. Hence the same bits for every number of threads.
 
 Normalizing computes `(x - shift) * scale + offset`, where `shift` is the mean rounded to x's type
