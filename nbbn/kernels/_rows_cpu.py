@@ -310,12 +310,11 @@ def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
 
 @device_function
 def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
-    """Write dx of rows first..last, last row first."""
+    """Write dx of rows first..last."""
     C = x.shape[1]
     zero = x.dtype.type(0)
     shift, a, b, d = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C], narrow[3 * C : 4 * C]
-    for back in range(last - first):
-        row = last - 1 - back
+    for row in range(first, last):
         source = x[row]
         gradient = dy[row]
         target = dx[row]
