@@ -10,6 +10,8 @@ from ._jit import bounds, device_function
 
 ELEMENTS_PER_BLOCK = 32_768
 MAX_BLOCKS = 64
+# Where squares about a shift are so many times those about the mean, they are summed again.
+FAR = 4.0
 
 
 @device_function
@@ -42,18 +44,34 @@ def merge_parts(wide, N, n_parts, S, s_parts, mean, m2):
 
 
 @device_function
+def moments(values):
+    """Mean and biased variance of values (N, S) in float64, which overflow only where they must."""
+    N, S = values.shape
+    count = float(N * S)
+    # A quarter of each value, so that no difference overflows.
+    center = 0.25 * np.float64(values[0, 0])
+    center = center if abs(center) < np.inf else 0.0
+    for _ in range(2):
+        if abs(center) < np.inf:
+            step = 0.0
+            for n in range(N):
+                for s in range(S):
+                    step += 0.25 * np.float64(values[n, s]) / count - center / count
+            center += step
+    unit = 0.25 * np.sqrt(count)
+    spread = 0.0
+    for n in range(N):
+        for s in range(S):
+            d = (0.25 * np.float64(values[n, s]) - center) / unit
+            spread += d * d
+    return 4.0 * center, spread
+
+
+@device_function
 def invert(var, eps, inv_std):
     """Write 1 / sqrt(var + eps), per channel, in float64 whatever the type of var."""
     for j in range(var.size):
         inv_std[j] = 1.0 / np.sqrt(np.float64(var[j]) + eps)
-
-
-@device_function
-def finish(count, eps, var, inv_std):
-    """Turn M2 into the biased variance, in place, and into 1 / sqrt(var + eps)."""
-    for j in range(var.size):
-        var[j] /= count
-    invert(var, eps, inv_std)
 
 
 @device_function

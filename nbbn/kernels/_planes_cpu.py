@@ -9,12 +9,13 @@ from numba.extending import register_jitable
 
 from ._channels_cpu import (
     ELEMENTS_PER_BLOCK,
+    FAR,
     MAX_BLOCKS,
     backward_affine,
-    finish,
     forward_affine,
     invert,
     merge_parts,
+    moments,
     sum_parts,
 )
 from ._jit import Kernel, bounds, device_function
@@ -22,6 +23,8 @@ from ._vector import sum_masked_products, sum_products, sum_squares
 
 ELEMENTS_PER_RUN = 1024
 ELEMENTS_IN_SHIFT = 16
+# Fewer elements of a channel are summed in float64: there are too few errors to average out.
+FEW_ELEMENTS = 1024
 # Groups of channels of at most this size are read from memory once for both passes.
 SLAB_BYTES = 3 << 19
 # Shorter pieces of consecutive memory cost more than the second reading.
@@ -51,17 +54,37 @@ def slabs_of_channels(x, arrays):
 
 
 @device_function
-def _sums_about(x, n0, n1, c, s0, s1, center):
-    """Sums of x - center and of its square over x[n0:n1, c, s0:s1], in float64."""
-    total = 0.0
-    square = 0.0
+def _center(plane, s0, s1):
+    """Return a value near the mean of plane[s0:s1]: exactly it where all are the same."""
+    head = plane[s0]
+    samples = min(ELEMENTS_IN_SHIFT, s1 - s0)
+    step = (s1 - s0) // samples
+    total = plane.dtype.type(0)
+    for i in range(samples):
+        total += plane[s0 + i * step] - head
+    center = head + total / plane.dtype.type(samples)
+    return center if abs(center) < np.inf else plane.dtype.type(0)
+
+
+@device_function
+def _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, zero, total, square):
+    """Sums of x - shift and of its square over x[n0:n1, c, s0:s1], for channels c0..c1.
+
+    Runs are summed in the type of `zero`, and in float64 from there up.
+    """
+    for j in range(c1 - c0):
+        total[j] = 0.0
+        square[j] = 0.0
     for n in range(n0, n1):
-        plane = x[n, c]
-        for s in range(s0, s1):
-            d = plane[s] - center
-            total += d
-            square += d * d
-    return total, square
+        for j in range(c1 - c0):
+            plane = x[n, c0 + j]
+            s = s0
+            while s < s1:
+                end = min(s + ELEMENTS_PER_RUN, s1)
+                run_total, run_square = sum_squares(plane, s, end, shift[j] + zero)
+                total[j] += run_total
+                square[j] += run_square
+                s = end
 
 
 @device_function
@@ -70,57 +93,36 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
 
     Entry c - c0 of shift, mean and m2 belongs to channel c.
     """
-    zero = x.dtype.type(0)
     count = float((n1 - n0) * (s1 - s0))
-    for n in range(n0, n1):
-        for j in range(c1 - c0):
-            plane = x[n, c0 + j]
-            if n == n0:
-                head = plane[s0 : min(s0 + ELEMENTS_IN_SHIFT, s1)]
-                center = zero
-                for i in range(head.size):
-                    center += head[i]
-                center /= head.size
-                shift[j] = center if abs(center) < np.inf else zero
-                mean[j] = 0.0
-                m2[j] = 0.0
-            s = s0
-            while s < s1:
-                end = min(s + ELEMENTS_PER_RUN, s1)
-                total, square = sum_squares(plane, s, end, shift[j])
-                mean[j] += total
-                m2[j] += square
-                s = end
     for j in range(c1 - c0):
-        offset = mean[j] / count
-        deviation = m2[j] - mean[j] * offset
-        mean[j] = shift[j] + offset
+        shift[j] = _center(x[n0, c0 + j], s0, s1)
+    # The sums, until they are made mean and M2.
+    total, square = mean, m2
+    if count < FEW_ELEMENTS:
+        _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, 0.0, total, square)
+    else:
+        _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, x.dtype.type(0), total, square)
+    for j in range(c1 - c0):
         # A shift far from the mean, of outliers or a margin, has cost digits: sum about the mean.
-        if 64.0 * deviation < m2[j]:
-            total, m2[j] = _sums_about(x, n0, n1, c0 + j, s0, s1, mean[j])
-            offset = total / count
-            mean[j] += offset
-            deviation = m2[j] - total * offset
+        if FAR * (square[j] - total[j] * total[j] / count) < square[j]:
+            shift[j] += total[j] / count
+            own = slice(j, j + 1)
+            c = c0 + j
+            _sum_planes(x, n0, n1, c, c + 1, s0, s1, shift[own], 0.0, total[own], square[own])
+        offset = total[j] / count
+        deviation = square[j] - total[j] * offset
+        mean[j] = shift[j] + offset
         m2[j] = 0.0 if deviation < 0.0 else deviation
 
 
 @device_function
-def exact_channels(x, c0, mean, m2):
-    """Recompute, in float64, those channels from c0 whose sums overflowed or met a NaN or Inf."""
+def variances_planes(x, c0, mean, m2):
+    """Turn M2 of channels from c0 on into the biased variance, as `variances_rows` does."""
     N, _, S = x.shape
     for j in range(mean.size):
+        m2[j] /= N * S
         if not m2[j] < np.inf:
-            center = 0.0
-            for n in range(N):
-                for s in range(S):
-                    center += np.float64(x[n, c0 + j, s]) / (N * S)
-            spread = 0.0
-            for n in range(N):
-                for s in range(S):
-                    d = np.float64(x[n, c0 + j, s]) - center
-                    spread += d * d
-            mean[j] = center
-            m2[j] = spread
+            mean[j], m2[j] = moments(x[:, c0 + j])
 
 
 @device_function
@@ -170,8 +172,8 @@ def train_planes(
             shift = narrow[3 * C * u : 3 * C * u + C]
             stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
     merge_parts(wide, N, grid[0], S, grid[1], mean, var)
-    exact_channels(x, 0, mean, var)
-    finish(N * S, eps, var, inv_std)
+    variances_planes(x, 0, mean, var)
+    invert(var, eps, inv_std)
     forward_affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
         start, stop = bounds(t, threads, units)
@@ -190,8 +192,8 @@ def train_slabs(x, residual, gamma, beta, eps, relu, threads, slabs, y, mean, va
             c0, c1 = bounds(u, slabs, C)
             own = narrow[3 * c0 : 3 * c1]
             stats_planes(x, 0, N, c0, c1, 0, S, own, mean[c0:c1], var[c0:c1])
-            exact_channels(x, c0, mean[c0:c1], var[c0:c1])
-            finish(N * S, eps, var[c0:c1], inv_std[c0:c1])
+            variances_planes(x, c0, mean[c0:c1], var[c0:c1])
+            invert(var[c0:c1], eps, inv_std[c0:c1])
             forward_affine(gamma[c0:c1], beta[c0:c1], mean[c0:c1], inv_std[c0:c1], own)
             normalize_planes(x, residual, relu, own, y, 0, N, c0, c1, 0, S)
 
@@ -211,11 +213,8 @@ def infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid, 
 
 
 @device_function
-def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
-    """Write sum(g) and sum(g * (x - shift)) for channels c0..c1 to wide (2 * (c1 - c0),).
-
-    Entry c - c0 of shift and of both halves of wide belongs to channel c.
-    """
+def _sum_products_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, zero, wide):
+    """Sums of g and of g * (x - shift), as `_sum_planes` computes them."""
     channels = c1 - c0
     for j in range(2 * channels):
         wide[j] = 0.0
@@ -226,13 +225,27 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
             s = s0
             while s < s1:
                 end = min(s + ELEMENTS_PER_RUN, s1)
+                center = shift[j] + zero
                 if y.size > 0:
-                    total, product = sum_masked_products(gradient, plane, y[n, c], s, end, shift[j])
+                    total, product = sum_masked_products(gradient, plane, y[n, c], s, end, center)
                 else:
-                    total, product = sum_products(gradient, plane, s, end, shift[j])
+                    total, product = sum_products(gradient, plane, s, end, center)
                 wide[j] += total
                 wide[channels + j] += product
                 s = end
+
+
+@device_function
+def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
+    """Write sum(g) and sum(g * (x - shift)) for channels c0..c1 to wide (2 * (c1 - c0),).
+
+    Entry c - c0 of shift and of both halves of wide belongs to channel c.
+    """
+    if (n1 - n0) * (s1 - s0) < FEW_ELEMENTS:
+        _sum_products_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, 0.0, wide)
+    else:
+        zero = x.dtype.type(0)
+        _sum_products_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, zero, wide)
 
 
 @device_function

@@ -6,18 +6,23 @@ from numba.extending import register_jitable
 
 from ._channels_cpu import (
     ELEMENTS_PER_BLOCK,
+    FAR,
     MAX_BLOCKS,
     backward_affine,
-    finish,
     forward_affine,
     invert,
     merge,
     merge_parts,
+    moments,
     sum_parts,
 )
 from ._jit import Kernel, bounds, device_function
 
 ROWS_PER_RUN = 128
+# Products of the backward pass go into float64 sums after as many rows.
+ROWS_PER_SUM = 32
+# Fewer rows are summed in float64: there are too few errors to average out.
+FEW_ROWS = 64
 
 
 @register_jitable
@@ -28,71 +33,115 @@ def blocks_of_rows(M, C):
 
 
 @device_function
-def _sum_rows(x, first, last, shift, total, square):
-    """Sums of x - shift and of its square over rows first..last, per column."""
+def _center_rows(x, first, last, shift):
+    """Write a value near the mean of the first rows to shift (C,): that itself if constant."""
+    C = x.shape[1]
+    eighth = x.dtype.type(0.125)
+    zero = x.dtype.type(0)
+    end = last - 1
+    x0 = x[first]
+    x1 = x[min(first + 1, end)]
+    x2 = x[min(first + 2, end)]
+    x3 = x[min(first + 3, end)]
+    x4 = x[min(first + 4, end)]
+    x5 = x[min(first + 5, end)]
+    x6 = x[min(first + 6, end)]
+    x7 = x[min(first + 7, end)]
+    for j in range(C):
+        head = x0[j]
+        total = (
+            ((x1[j] - head) + (x2[j] - head))
+            + ((x3[j] - head) + (x4[j] - head))
+            + ((x5[j] - head) + (x6[j] - head))
+            + (x7[j] - head)
+        )
+        center = head + total * eighth
+        shift[j] = center if abs(center) < np.inf else zero
+
+
+@device_function
+def _sum_rows(x, first, last, shift, zero, total, square):
+    """Sums of x - shift and of its square over rows first..last, per column.
+
+    Eight rows at a time in the type of `zero`, and in that of total and square from there up.
+    """
     C = x.shape[1]
     for j in range(C):
         total[j] = 0
         square[j] = 0
     row = first
-    while row + 4 <= last:
+    while row + 8 <= last:
         x0 = x[row]
         x1 = x[row + 1]
         x2 = x[row + 2]
         x3 = x[row + 3]
+        x4 = x[row + 4]
+        x5 = x[row + 5]
+        x6 = x[row + 6]
+        x7 = x[row + 7]
         for j in range(C):
-            d0 = x0[j] - shift[j]
-            d1 = x1[j] - shift[j]
-            d2 = x2[j] - shift[j]
-            d3 = x3[j] - shift[j]
-            total[j] += (d0 + d1) + (d2 + d3)
-            square[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-        row += 4
+            center = shift[j] + zero
+            d0 = x0[j] - center
+            d1 = x1[j] - center
+            d2 = x2[j] - center
+            d3 = x3[j] - center
+            d4 = x4[j] - center
+            d5 = x5[j] - center
+            d6 = x6[j] - center
+            d7 = x7[j] - center
+            total[j] += ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7))
+            square[j] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + (
+                (d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7)
+            )
+        row += 8
     while row < last:
         x0 = x[row]
         for j in range(C):
-            d0 = x0[j] - shift[j]
+            d0 = x0[j] - (shift[j] + zero)
             total[j] += d0
             square[j] += d0 * d0
         row += 1
 
 
 @device_function
-def _spread(x, first, last, column, center):
-    """Sum of squared deviations from `center` over rows first..last of one column, in float64."""
-    total = 0.0
-    for row in range(first, last):
-        d = x[row, column] - center
-        total += d * d
-    return total
+def _sum_again(x, first, last, shift, mean, m2):
+    """Sum about the mean, in float64, where a shift far from it, an outlier, has cost digits."""
+    for j in range(mean.size):
+        distance = mean[j] - shift[j]
+        if m2[j] * (FAR - 1.0) < distance * distance * (last - first):
+            m2[j] = 0.0
+            for row in range(first, last):
+                d = x[row, j] - mean[j]
+                m2[j] += d * d
 
 
 @device_function
-def stats_rows(x, first, last, narrow, wide):
+def stats_rows(x, first, last, shift, wide):
     """Write mean and M2 (sum of squared deviations) of rows first..last to wide[: 2 * C]."""
     C = x.shape[1]
-    zero = x.dtype.type(0)
-    shift, total, square = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
     mean, m2 = wide[:C], wide[C : 2 * C]
     run_mean, run_m2 = wide[2 * C : 3 * C], wide[3 * C : 4 * C]
     count = 0.0
     row = first
     while row < last:
         end = min(row + ROWS_PER_RUN, last)
-        head = x[row]
-        for j in range(C):
-            shift[j] = head[j] if abs(head[j]) < np.inf else zero
-        _sum_rows(x, row, end, shift, total, square)
+        _center_rows(x, row, end, shift)
+        # The sums, until they are made mean and M2.
+        total, square = run_mean, run_m2
+        if x.shape[0] < FEW_ROWS:
+            _sum_rows(x, row, end, shift, 0.0, total, square)
+        else:
+            _sum_rows(x, row, end, shift, x.dtype.type(0), total, square)
         n = float(end - row)
+        far = False
         for j in range(C):
-            offset = np.float64(total[j]) / n
-            deviation = np.float64(square[j]) - total[j] * offset
+            offset = total[j] / n
+            deviation = square[j] - total[j] * offset
             run_mean[j] = shift[j] + offset
+            far = far | (FAR * deviation < square[j])
             run_m2[j] = 0.0 if deviation < 0.0 else deviation
-        for j in range(C):
-            # A shift far from the run's mean, an outlier, has cost digits: sum about the mean.
-            if 64.0 * run_m2[j] < square[j]:
-                run_m2[j] = _spread(x, row, end, j, run_mean[j])
+        if far:
+            _sum_again(x, row, end, shift, run_mean, run_m2)
         if row == first:
             for j in range(C):
                 mean[j] = run_mean[j]
@@ -104,30 +153,23 @@ def stats_rows(x, first, last, narrow, wide):
 
 
 @device_function
-def exact_columns(x, mean, m2):
-    """Recompute, in float64, the columns whose sums overflowed or met a NaN or Inf."""
+def variances_rows(x, mean, m2):
+    """Turn M2 into the biased variance, in place; sum again what overflowed or met a NaN or Inf."""
     M, C = x.shape
     for j in range(C):
+        m2[j] /= M
+    for j in range(C):
         if not m2[j] < np.inf:
-            center = 0.0
-            for i in range(M):
-                center += np.float64(x[i, j]) / M
-            spread = 0.0
-            for i in range(M):
-                d = np.float64(x[i, j]) - center
-                spread += d * d
-            mean[j] = center
-            m2[j] = spread
+            mean[j], m2[j] = moments(x[:, j : j + 1])
 
 
 @device_function
 def normalize_rows(x, residual, relu, narrow, y, first, last):
-    """Normalize rows first..last, last row first."""
+    """Normalize rows first..last."""
     C = x.shape[1]
     zero = x.dtype.type(0)
     shift, scale, offset = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
-    for back in range(last - first):
-        row = last - 1 - back
+    for row in range(first, last):
         source = x[row]
         target = y[row]
         if residual.size > 0:
@@ -155,12 +197,12 @@ def train_rows(
                 x,
                 first,
                 last,
-                narrow[3 * C * b : 3 * C * (b + 1)],
+                narrow[C * b : C * (b + 1)],
                 wide[4 * C * b : 4 * C * (b + 1)],
             )
     merge_parts(wide, M, blocks, 1, 1, mean, var)
-    exact_columns(x, mean, var)
-    finish(M, eps, var, inv_std)
+    variances_rows(x, mean, var)
+    invert(var, eps, inv_std)
     forward_affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
         start, stop = bounds(t, threads, blocks)
@@ -258,7 +300,7 @@ def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
         wide[j] = 0.0
     row = first
     while row < last:
-        end = min(row + ROWS_PER_RUN, last)
+        end = min(row + ROWS_PER_SUM, last)
         _sum_products_rows(dy, x, y, row, end, shift, total, product)
         for j in range(C):
             wide[j] += total[j]
@@ -268,12 +310,11 @@ def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
 
 @device_function
 def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
-    """Write dx of rows first..last, last row first."""
+    """Write dx of rows first..last."""
     C = x.shape[1]
     zero = x.dtype.type(0)
     shift, a, b, d = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C], narrow[3 * C : 4 * C]
-    for back in range(last - first):
-        row = last - 1 - back
+    for row in range(first, last):
         source = x[row]
         gradient = dy[row]
         target = dx[row]

@@ -3,7 +3,7 @@
 A loop that keeps its sums in an array stores and reloads them at every turn, because the compiler
 cannot know that the array is not the input. Here they stay in LLVM vectors of LANES elements: the
 run goes into the lanes round-robin, and at the end the upper half of the lanes is added to the
-lower half until one is left. Every processor gives the same bits.
+lower half until one is left, the last eight in float64. Every processor gives the same bits.
 """
 
 import numpy as np
@@ -19,40 +19,47 @@ def _two_sums(arrays, terms):
     """Code for two sums of `terms` over first..last of 1-D arrays; shift is a scalar.
 
     `terms(builder, loaded, shift, zero)` gets one value per array and returns the two summands; it
-    is emitted for vectors and, where the run is shorter than one vector, for scalars.
+    is emitted for vectors of the shift's type and, where the run is shorter than one vector, for
+    scalars of it.
     """
 
     def codegen(context, builder, signature, args):
-        kind = signature.args[0].dtype
-        element = context.get_value_type(kind)
-        vector = ir.VectorType(element, LANES)
+        element = context.get_value_type(signature.args[0].dtype)
         align = context.get_abi_sizeof(element)
+        number = context.get_value_type(signature.args[-1])
+        vector = ir.VectorType(number, LANES)
         data = [
             context.make_array(kind_)(context, builder, value).data
             for kind_, value in zip(signature.args[:arrays], args[:arrays], strict=True)
         ]
         first, last, shift = args[arrays:]
         shifts = _splat(builder, shift, vector)
-        zero, zeros = element(0.0), vector([0.0] * LANES)
+        zeros, wide = vector([0.0] * LANES), ir.DoubleType()
 
         def load(index, form):
+            stored = ir.VectorType(element, LANES) if form == vector else element
             found = []
             for pointer in data:
                 place = builder.gep(pointer, [index])
-                place = builder.bitcast(place, form.as_pointer())
-                found.append(builder.load(place, align=align))
+                place = builder.bitcast(place, stored.as_pointer())
+                found.append(_widened(builder, builder.load(place, align=align), form))
             return found
 
         def accumulate(sums, values):
             for total, value in zip(sums, values, strict=True):
                 builder.store(builder.fadd(builder.load(total), value), total)
 
-        results = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
+        results = [cgutils.alloca_once_value(builder, wide(0.0)) for _ in range(2)]
         width = first.type(LANES)
         size = builder.sub(last, first)
         with builder.if_else(builder.icmp_signed("<", size, width)) as (short, long):
-            with short, cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
-                accumulate(results, terms(builder, load(at, element), shift, zero))
+            with short:
+                zero = number(0.0)
+                sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
+                with cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
+                    accumulate(sums, terms(builder, load(at, number), shift, zero))
+                for total, result in zip(sums, results, strict=True):
+                    builder.store(_widened(builder, builder.load(total), wide), result)
             with long:
                 sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(2)]
                 rest = builder.srem(size, width)
@@ -72,9 +79,10 @@ def _two_sums(arrays, terms):
             builder, signature.return_type, [builder.load(r) for r in results]
         )
 
-    def typed(kind):
+    def typed(kind, shift):
         operands = [types.Array(kind, 1, "C")] * arrays
-        return types.UniTuple(kind, 2)(*operands, types.intp, types.intp, kind), codegen
+        sums = types.UniTuple(types.float64, 2)
+        return sums(*operands, types.intp, types.intp, shift), codegen
 
     return typed
 
@@ -85,10 +93,16 @@ def _splat(builder, value, vector):
     return builder.shuffle_vector(first, vector(ir.Undefined), order)
 
 
+def _widened(builder, value, form):
+    return value if value.type == form else builder.fpext(value, form)
+
+
 def _reduce(builder, vector):
-    """Add the upper half of the lanes to the lower half until one lane is left."""
+    """Add the upper half of the lanes to the lower until one is left, the last eight in float64."""
     width = LANES
     while width > 1:
+        if width == 8:
+            vector = _widened(builder, vector, ir.VectorType(ir.DoubleType(), width))
         width //= 2
         half = ir.VectorType(ir.IntType(32), width)
         low, high = (
@@ -126,19 +140,19 @@ def _or_in_python(plain):
 
 
 def _sums_in_python(g, d):
-    return g.sum(), (g * d).sum()
+    return g.sum(dtype=np.float64), (g * d).sum(dtype=np.float64)
 
 
 @_or_in_python(lambda x, i, k, shift: _sums_in_python(x[i:k] - shift, x[i:k] - shift))
 def sum_squares(typingctx, x, first, last, shift):
     """sum(x - shift) and sum((x - shift)**2) over first..last."""
-    return _SQUARES(x.dtype)
+    return _SQUARES(x.dtype, shift)
 
 
 @_or_in_python(lambda dy, x, i, k, shift: _sums_in_python(dy[i:k], x[i:k] - shift))
 def sum_products(typingctx, dy, x, first, last, shift):
     """sum(dy) and sum(dy * (x - shift)) over first..last."""
-    return _PRODUCTS(x.dtype)
+    return _PRODUCTS(x.dtype, shift)
 
 
 @_or_in_python(
@@ -146,4 +160,4 @@ def sum_products(typingctx, dy, x, first, last, shift):
 )
 def sum_masked_products(typingctx, dy, x, y, first, last, shift):
     """sum(dy) and sum(dy * (x - shift)) over the elements of first..last where y > 0."""
-    return _MASKED_PRODUCTS(x.dtype)
+    return _MASKED_PRODUCTS(x.dtype, shift)

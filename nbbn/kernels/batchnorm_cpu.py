@@ -1,9 +1,10 @@
 """Batch normalization on the CPU, forward and backward, for `(M, C)` rows and `(N, C, S)` planes.
 
-Training forward: one pass for the statistics, one that normalizes. Statistics are sums shifted by a
-value from the data, in the array's own precision over a short run (128 rows, or 1024 elements of a
-plane) and in float64 from there up: blocks merge by Chan's formula in an order that the shape alone
-fixes. Hence the same bits for every number of threads.
+Training forward: one pass for the statistics, one that normalizes. Statistics are sums about a
+value near the mean, in the array's own precision over a short run (eight rows, or each of 32 lanes
+over 1024 elements of a plane) and in float64 from there up; all in float64 where a channel has few
+values, or where the value turns out to lie far from the mean. Blocks merge by Chan's formula in an
+order that the shape alone fixes. Hence the same bits for every number of threads.
 
 Normalizing computes `(x - shift) * scale + offset`, where `shift` is the mean rounded to x's type
 and the rest of the mean goes into `offset`: no cancellation even for |mean| >> std.
@@ -11,7 +12,7 @@ and the rest of the mean goes into `offset`: no cancellation even for |mean| >> 
 Backward: a pass for sum(g) and sum(g * (x - shift)), one for `dx = a * (g + b * (x - shift) + d)`.
 With a ReLU behind the normalization, g is dy where the forward's output y is positive, else 0.
 
-The second pass of each thread walks its blocks backwards: what was read last is still in cache.
+The second pass of each thread takes its blocks in reverse: what was read last is still in cache.
 Planes go by slabs, groups of channels that fit the cache whole, wherever such groups exist: one
 region, no merging, and memory is read once for both passes.
 An empty array stands for "not given" in residual, gamma, beta and y.

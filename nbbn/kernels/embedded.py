@@ -16,7 +16,6 @@ from ._jit import bounds, inlined_function, library_function
 from ._planes_cpu import (
     backward_planes,
     backward_slabs,
-    exact_channels,
     grid_of_planes,
     normalize_planes,
     slabs_of_channels,
@@ -24,14 +23,15 @@ from ._planes_cpu import (
     train_planes,
     train_slabs,
     unit,
+    variances_planes,
 )
 from ._rows_cpu import (
     backward_rows,
     blocks_of_rows,
-    exact_columns,
     normalize_rows,
     stats_rows,
     train_rows,
+    variances_rows,
 )
 
 _train_rows, _train_planes = train_rows.serial, train_planes.serial
@@ -59,24 +59,24 @@ def _floating_overload(x):
 
 
 @register_jitable
-def _stats_of_rows(x, mean, m2):
+def _stats_of_rows(x, mean, var):
     M, C = x.shape
     blocks = blocks_of_rows(M, C)
     wide = np.empty(4 * C * blocks)
-    narrow = np.empty(3 * C, x.dtype)
+    shift = np.empty(C, x.dtype)
     for b in range(blocks):
         first, last = bounds(b, blocks, M)
-        stats_rows(x, first, last, narrow, wide[4 * C * b : 4 * C * (b + 1)])
-    merge_parts(wide, M, blocks, 1, 1, mean, m2)
-    exact_columns(x, mean, m2)
+        stats_rows(x, first, last, shift, wide[4 * C * b : 4 * C * (b + 1)])
+    merge_parts(wide, M, blocks, 1, 1, mean, var)
+    variances_rows(x, mean, var)
 
 
 @register_jitable
-def _stats_of_planes(x, mean, m2):
+def _stats_of_planes(x, mean, var):
     N, C, S = x.shape
     shift = np.empty(C, x.dtype)
     if slabs_of_channels(x, 1) > 0:
-        stats_planes(x, 0, N, 0, C, 0, S, shift, mean, m2)
+        stats_planes(x, 0, N, 0, C, 0, S, shift, mean, var)
     else:
         grid = grid_of_planes(x.shape)
         wide = np.empty(4 * C * grid[0] * grid[1])
@@ -84,8 +84,8 @@ def _stats_of_planes(x, mean, m2):
             n0, n1, s0, s1 = unit(u, grid, x.shape)
             own = wide[4 * C * u : 4 * C * u + 2 * C]
             stats_planes(x, n0, n1, 0, C, s0, s1, shift, own[:C], own[C:])
-        merge_parts(wide, N, grid[0], S, grid[1], mean, m2)
-    exact_channels(x, 0, mean, m2)
+        merge_parts(wide, N, grid[0], S, grid[1], mean, var)
+    variances_planes(x, 0, mean, var)
 
 
 # ---------------------------------------------------------------- statistics
@@ -119,8 +119,6 @@ def channel_stats(x, mean, var):
         _stats_of_rows(x, mean, var)
     else:
         _stats_of_planes(np.ascontiguousarray(x), mean, var)
-    for j in range(var.size):
-        var[j] /= count
     return count
 
 
@@ -171,7 +169,7 @@ def merge_stats(count, mean, var, other_count, other_mean, other_var):
 
 @register_jitable
 def _stats_along(x, axis):
-    """Mean and M2 along one axis, each flat, and the length of the axis."""
+    """Mean and biased variance along one axis, each flat, and the length of the axis."""
     axis = axis + x.ndim if axis < 0 else axis
     if axis < 0 or axis >= x.ndim:
         raise ValueError("axis is out of range for x")
@@ -182,18 +180,18 @@ def _stats_along(x, axis):
         elif d > axis:
             inner *= x.shape[d]
     n = x.shape[axis]
-    mean, m2 = np.empty(outer * inner), np.empty(outer * inner)
+    mean, var = np.empty(outer * inner), np.empty(outer * inner)
     if n == 0:
         mean[:] = np.nan
-        m2[:] = np.nan
+        var[:] = np.nan
     elif inner == 1 and mean.size > 0:
-        _stats_of_planes(np.ascontiguousarray(x).reshape((1, outer, n)), mean, m2)
+        _stats_of_planes(np.ascontiguousarray(x).reshape((1, outer, n)), mean, var)
     elif mean.size > 0:
         folded = np.ascontiguousarray(x).reshape((outer, n, inner))
         for o in range(outer):
             part = slice(o * inner, (o + 1) * inner)
-            _stats_of_rows(folded[o], mean[part], m2[part])
-    return mean, m2, n
+            _stats_of_rows(folded[o], mean[part], var[part])
+    return mean, var, n
 
 
 def _without(x, axis):
@@ -258,9 +256,9 @@ def var(x, axis, ddof=0):
         of length 0.
     """
     values = _floating(x)
-    _, m2, n = _stats_along(values, axis)
+    _, biased, n = _stats_along(values, axis)
     result = _without(values, axis)
-    result.ravel()[:] = m2 / float(n - ddof)
+    result.ravel()[:] = biased * (n / float(n - ddof))
     return result
 
 

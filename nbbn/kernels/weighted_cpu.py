@@ -46,7 +46,8 @@ def _part_rows(x, weights, first, last, wide):
             share = weights[i] / total
             row = x[i]
             for j in range(C):
-                mean[j] += share * (np.float64(row[j]) - _finite(center[j]))
+                # Not share * (x - center), which may overflow.
+                mean[j] += share * np.float64(row[j]) - share * _finite(center[j])
     for j in range(C):
         mean[j] += _finite(center[j])
     for i in range(first, last):
@@ -81,7 +82,8 @@ def _part_planes(x, weights, n0, n1, wide):
         for n in range(n0, n1):
             for s in range(S):
                 if weights[n, s] > 0.0:
-                    mean += weights[n, s] / total * (np.float64(x[n, c, s]) - center)
+                    share = weights[n, s] / total
+                    mean += share * np.float64(x[n, c, s]) - share * center
         mean += center
         m2 = 0.0
         for n in range(n0, n1):

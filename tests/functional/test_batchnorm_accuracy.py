@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nbbn import functional as fn
+from nbbn import jit
 from tests.helpers import reference
 from tests.helpers.batchnorm_cases import (
     DTYPES,
@@ -138,15 +139,118 @@ def test_scale_of_the_data_does_not_matter(rng, shape, axis, scale):
     assert_gradients(got, truth, scales, axis, np.float32)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e6])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), [((1000, 5), 1), ((4, 5, 9, 9), 1)])
-def test_constant_channel_gives_beta(shape, axis, dtype, value):
-    beta = np.arange(5).astype(dtype)
-    x = np.full(shape, value, dtype)
-    y, stats = fn.batch_norm_train(x, np.full(5, 2, dtype), beta, axis=axis)
-    assert_close(stats.var, np.zeros(5), 1e-6 * max(value**2, 1), np.float64)
-    assert_close(y, np.broadcast_to(np.reshape(beta, (5,) + (1,) * (x.ndim - 2)), shape), 5, dtype)
+CHANNELS = 20_000
+# Views of (M, C) as the layouts that are summed in different ways, with the channel axis.
+LAYOUTS = {
+    "rows": lambda x: (x, 1),
+    "strided rows": lambda x: (sliced(x), 1),
+    "channels first": lambda x: (np.ascontiguousarray(x.T), 0),
+    "channels last": lambda x: (x.reshape(-1, 2, 1, x.shape[1]), -1),
+    "(N, C, 4, 4)": lambda x: (planes(x, 16), 1),
+    "(N, C, 8, 8)": lambda x: (planes(x, 64), 1),
+}
+
+
+def planes(x, S):
+    return np.ascontiguousarray(x.reshape(-1, S, x.shape[1]).swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 1e3, 1e6])
+@pytest.mark.parametrize("width", [100, 2000])
+@pytest.mark.parametrize(
+    ("M", "layouts"),
+    [(M, ["rows", "channels first"]) for M in (2, 3, 5, 31, 130)]
+    + [(16, ["rows", "channels last", "(N, C, 4, 4)"])]
+    + [(64, ["rows", "strided rows", "(N, C, 4, 4)", "(N, C, 8, 8)"])]
+    + [(M, ["rows", "channels first", "(N, C, 8, 8)"]) for M in (256, 1024, 4096)],
+    ids=str,
+)
+def test_the_worst_of_many_channels(rng, M, layouts, width, ratio):
+    """`width` channels at a time: how many there are decides how rows are cut into blocks."""
+    for _ in range(max(1, min(CHANNELS, 2_000_000 // M) // width)):
+        x = rng.standard_normal((M, width), np.float32) + np.float32(ratio)
+        wide = x.astype(np.float64)
+        deviations = wide - wide[0]
+        mean = deviations.mean(0)
+        var = ((deviations - mean) ** 2).mean(0)
+        differ = var > 0
+        std = np.sqrt(var[differ])
+        for name in layouts:
+            folded, axis = LAYOUTS[name](x)
+            _, stats = fn.batch_norm_train(folded, axis=axis)
+            assert (stats.var[~differ] == 0).all()
+            assert np.max(np.abs(stats.var[differ] / var[differ] - 1)) < 2e-7, name
+            assert np.max(np.abs(stats.mean - wide[0] - mean)[differ] / std) < 2e-7, name
+
+
+@pytest.mark.parametrize("M", [5, 16, 64, 256])
+@pytest.mark.parametrize("layout", ["rows", "channels first"])
+def test_the_worst_gradient_of_many_channels(rng, M, layout):
+    """dgamma and dbeta, relative to the root of their squared summands."""
+    for _ in range(50):
+        x, dy = rng.standard_normal((2, M, 200), np.float32)
+        _, stats = fn.batch_norm_train(x)
+        folded, axis = LAYOUTS[layout](x)
+        _, dgamma, dbeta = fn.batch_norm_backward(LAYOUTS[layout](dy)[0], folded, stats, axis=axis)
+        terms_of_gamma = dy * ((x - stats.mean) * stats.inv_std)
+        for got, summands in ((dgamma, terms_of_gamma), (dbeta, dy.astype(np.float64))):
+            scale = np.sqrt((summands**2).sum(0))
+            assert np.max(np.abs(got - summands.sum(0)) / scale) < 5e-7
+
+
+CONSTANT_SHAPES = [
+    ((2, 3), 1), ((40, 3), 1), ((1000, 3), 1), ((65_537, 1), 1), ((65_537, 3), 1),
+    ((3, 65_537), 0), ((4, 3, 9, 9), 1), ((4, 9, 9, 3), -1), ((1, 2, 200_000), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float16, *DTYPES])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e4, "tiny", "max"])
+def test_constant_channels_have_no_variance(dtype, value):
+    limits = np.finfo(dtype)
+    value = dtype({"tiny": limits.smallest_subnormal, "max": limits.max}.get(value, value))
+    for shape, axis in CONSTANT_SHAPES:
+        x = np.full(shape, value)
+        assert x.dtype == dtype
+        channels = shape[axis]
+        gamma, beta = np.full(channels, 2, dtype), np.arange(channels).astype(dtype)
+        want = np.moveaxis(np.broadcast_to(beta, np.moveaxis(x, axis, -1).shape), -1, axis)
+        y, stats = fn.batch_norm_train(x, gamma, beta, axis=axis)
+        np.testing.assert_array_equal(y, want)
+        np.testing.assert_array_equal(stats.mean, np.float64(value))
+        np.testing.assert_array_equal(stats.var, 0)
+        weights = np.ones(tuple(np.delete(shape, axis)))
+        weights.flat[0] = 0.3
+        y, stats = fn.weighted_batch_norm_train(x, weights, gamma, beta, axis=axis)
+        np.testing.assert_array_equal(y, want)
+        np.testing.assert_array_equal(stats.var, 0)
+        if dtype != np.float16 and axis == 1 and x.ndim < 4:
+            y, (mean, var, inv_std) = np.empty_like(x), np.empty((3, channels))
+            jit.batch_norm_train(x, gamma, beta, 1e-5, y, mean, var, inv_std)
+            np.testing.assert_array_equal(y, want)
+            np.testing.assert_array_equal(var, 0)
+
+
+@pytest.mark.parametrize("as_planes", [False, True])
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        (np.float32(3e38), 9e76),
+        # The sum of squares overflows, their mean does not.
+        (1e154, 1e308),
+        (1.7e308, np.inf),
+    ],
+)
+def test_the_variance_overflows_only_where_it_must(value, want, as_planes):
+    x = np.array([[value], [-value]] * 500).repeat(2, 1)
+    x = np.ascontiguousarray(x.T) if as_planes else x
+    axis = 0 if as_planes else 1
+    for stats in (
+        fn.batch_norm_train(x, axis=axis)[1],
+        fn.weighted_batch_norm_train(x, np.full(1000, 1.0), axis=axis)[1],
+    )[: 2 if want != 1e308 else 1]:
+        assert np.max(np.abs(stats.mean)) < 1e-13 * value
+        np.testing.assert_allclose(stats.var, want, rtol=2e-7)
 
 
 # ------------------------------------------------------------------- properties and gradients

@@ -248,12 +248,13 @@ def test_nan_and_inf_stay_in_their_channel(shape, dtype):
         np.testing.assert_array_equal(found_var[others], var[others])
 
 
-@pytest.mark.parametrize("shape", [(30, 4), (4, 3, 12)], ids=str)
-def test_constant_channels(shape):
+@pytest.mark.parametrize("shape", [(30, 4), (300, 3), (4, 3, 12), (2, 1, 200)], ids=str)
+@pytest.mark.parametrize("value", [1.7, np.finfo(np.float32).max, 1e-45])
+def test_constant_channels(shape, value):
     problem = Problem(shape, "float32")
-    problem.x[...] = 1.7
+    problem.x[...] = value
     y, mean, var, _ = problem.train()
-    np.testing.assert_array_equal(mean, np.float32(1.7))
+    np.testing.assert_array_equal(mean, np.float32(value))
     np.testing.assert_array_equal(var, 0)
     beta = problem.beta.reshape(-1, *[1] * (len(shape) - 2))
     np.testing.assert_array_equal(y, np.broadcast_to(beta, shape))

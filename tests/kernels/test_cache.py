@@ -328,12 +328,12 @@ print(stats.var[0])
 """
     script = from_copy(package, script)
     assert float(run(script, folder)) == 1.0
-    kernels = package / "kernels" / "_channels_cpu.py"
+    kernels = package / "kernels" / "_planes_cpu.py"
     status = kernels.stat()
     text = kernels.read_text()
-    line = "        var[j] /= count\n"
+    line = "        m2[j] /= N * S\n"
     assert text.count(line) == 1
-    kernels.write_text(text.replace(line, "        var[j] *= count\n"))
+    kernels.write_text(text.replace(line, "        m2[j] *= N * S\n"))
     os.utime(kernels, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert float(run(script, folder)) == 4.0
 
