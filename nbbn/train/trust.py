@@ -347,7 +347,9 @@ class Audit:
         if isinstance(me, Module) and function.__name__ in ("forward", "__call__"):
             return TENSOR
         home = function.__module__
-        launches = home == "nbbn.losses" or home.startswith("nbbn.ops.")
+        launches = home.startswith(
+            ("nbbn.nn.losses", "nbbn.autograd.functions", "nbbn.autograd.ops.")
+        )
         if launches and function.__annotations__.get("return") == "Tensor":
             return TENSOR
         raise Opaque(f"it calls {function.__qualname__}")

@@ -111,10 +111,10 @@ def test_approximations_may_err_as_much_as_they_are_allowed_to(share):
 def test_long_vectors_of_one_block():
     rng = np.random.default_rng(2)
     labels, found = np.zeros(6000, int), np.zeros(1, int)
-    softmax_cuda.first_bad_label(labels, 3, found)
+    softmax_cuda.first_bad_label(labels, 3, -9, found)
     assert found[0] == -1
     labels[[2345, 5999]] = -1, 3
-    softmax_cuda.first_bad_label(labels, 3, found)
+    softmax_cuda.first_bad_label(labels, 3, -9, found)
     assert found[0] == 2345
     for types in (("f4", "f4"), ("f4", "f8"), ("f8", "f4"), ("f8", "f8")):
         mean, var = rng.standard_normal(3000).astype(types[0]), rng.random(3000).astype(types[0])
