@@ -13,10 +13,12 @@ import numpy as np
 
 from .. import backend
 from .. import functional as F  # noqa: N812 - the usual name
-from . import ops
-from .ops._common import masked, zeros_beside
-from .ops.shapes import maxima
-from .tensor import Node, Op, Tensor, apply
+from . import functions as ops
+from .op import Op
+from .ops._common import zeros_beside
+from .ops.masks import masked
+from .ops.reductions import maxima
+from .tensor import Node, Tensor, apply
 
 __all__ = ["RULES", "Cast"]
 

@@ -1,4 +1,4 @@
-"""What operations share: allocation, broadcasting, axes, matrix products."""
+"""What operations share: allocation, broadcasting, axes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ... import backend
 from ...errors import ArgumentError, DTypeError, ShapeError
 from ...functional import checks
-from ..tensor import Op
+from ..op import Op
 
 
 class RecordableOp(Op):
@@ -48,15 +48,6 @@ def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
         raise DTypeError(f"a Tensor combines with real numbers, got {kinds}") from None
     except OverflowError:
         raise ArgumentError("a Tensor combines with numbers that a float can hold") from None
-    return out
-
-
-def masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Scale by a dense mask >= 0 of x's shape; where it is 0 nothing passes, not even NaN."""
-    device = backend.device_of(mask)
-    out = backend.empty(mask.shape, mask.dtype, device)
-    flat = (a.reshape(-1) for a in (backend.contiguous(x, mask.dtype), mask, out))
-    backend.run(backend.kernels("elementwise", device).masked, *flat)
     return out
 
 
@@ -107,20 +98,3 @@ def reduced(x: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> tuple[int, 
     if keepdims:
         return tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     return tuple(n for d, n in enumerate(x.shape) if d not in axes)
-
-
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Multiply matrices, into a fresh array unless `out` is given."""
-    if out is None:
-        try:
-            leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        except ValueError:
-            raise ShapeError(
-                f"cannot multiply {a.shape} @ {b.shape}: leading axes differ"
-            ) from None
-        device = backend.device_of(a)
-        checks.on_device(b, device, "the right operand of @")
-        shape = (*leading, a.shape[-2], b.shape[-1])
-        out = backend.empty(shape, np.result_type(a.dtype, b.dtype), device)
-    backend.matmul(a, b, out)
-    return out

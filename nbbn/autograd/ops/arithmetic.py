@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..._validation import real
-from ...errors import ShapeError
-from ...functional import checks
-from ._common import RecordableOp, compute, matmul, unbroadcast, zeros_beside
+from ._common import RecordableOp, compute, unbroadcast, zeros_beside
 
 
 class Add(RecordableOp):
@@ -119,31 +117,3 @@ class Log(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return compute(np.divide, dy, ctx.x)
-
-
-class MatMul(RecordableOp):
-    """a @ b, with NumPy's broadcasting of leading axes."""
-
-    @staticmethod
-    def forward(ctx: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        checks.floating(a, "the left operand of @")
-        checks.floating(b, "the right operand of @")
-        if a.ndim < 2 or b.ndim < 2:
-            raise ShapeError(
-                f"@ needs 2 or more dimensions on both sides, got {np.shape(a)} @ {np.shape(b)}: "
-                "reshape vectors to (1, n) or (n, 1)"
-            )
-        if a.shape[-1] != b.shape[-2]:
-            raise ShapeError(
-                f"cannot multiply {a.shape} @ {b.shape}: {a.shape[-1]} columns meet "
-                f"{b.shape[-2]} rows"
-            )
-        ctx.inputs = a, b
-        return matmul(a, b)
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        a, b = ctx.inputs
-        da = unbroadcast(matmul(dy, b.swapaxes(-1, -2)), a) if ctx.needs[0] else None
-        db = unbroadcast(matmul(a.swapaxes(-1, -2), dy), b) if ctx.needs[1] else None
-        return da, db

@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
-from ..tensor import Tensor, apply, apply_with_context
 from ._common import RecordableOp, compute
-
-__all__ = ["batch_norm_infer", "batch_norm_train", "residual_gradient"]
 
 
 class BatchNormTrain(RecordableOp):
@@ -74,60 +71,3 @@ def residual_gradient(ctx: Any, dy: np.ndarray) -> np.ndarray | None:
     if ctx.y is not None:
         return F.relu_backward(dy, ctx.y)
     return dy if ctx.owns_dy else compute(np.positive, dy)
-
-
-def batch_norm_train(
-    x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
-) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_train`.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats
-    """
-    y, ctx = apply_with_context(
-        BatchNormTrain, x, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation, single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
-
-
-def batch_norm_infer(
-    x: Any, mean: Any, var: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None,
-) -> Tensor:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_infer`; the statistics are constants.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    mean, var : ndarray, shape (C,)
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-
-    Returns
-    -------
-    Tensor
-    """
-    return apply(
-        BatchNormInfer, x, mean, var, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation,
-    )  # fmt: skip
