@@ -56,3 +56,8 @@ class Op:
     def backward(ctx: Context, dy: np.ndarray) -> Any:
         """Compute the gradient of each input from the gradient of the result."""
         raise NotImplementedError
+
+    @staticmethod
+    def backward_graph(ctx: Context, dy: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Compute the same on tensors; `nbbn.grad` refuses an operation that leaves it out."""
+        raise NotImplementedError

@@ -292,6 +292,11 @@ class Tensor:
         """All axes reversed."""
         return self.transpose()
 
+    @staticmethod
+    def _apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
+        """Run `apply`, for rules of operations, which are a floor below."""
+        return apply(op, *inputs, **attributes)
+
     def _accumulate(self, gradient: np.ndarray) -> None:
         # The gradient may be another tensor's, or a view of it: never keep it, never add to it.
         total = self._buffer
@@ -359,7 +364,7 @@ class Node(NamedTuple):
     """One recorded operation.
 
     An input that the same tape made is a `Position`, any other is what the operation was given. The
-    output is the array, not the tensor, which holds the tape; rules of `graph_rules` get tensors.
+    output is the array, not the tensor, which holds the tape; `backward_graph` gets tensors.
     """
 
     op: type[Op]

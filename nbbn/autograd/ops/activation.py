@@ -2,58 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional import checks
-from ._common import RecordableOp, compute
+from ._common import OfOutput, RecordableOp, compute
+from .masks import through_relu
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
-class ReLU(RecordableOp):
+class ReLU(OfOutput):
     """max(x, 0)."""
 
-    fresh = True
+    pair = F.relu, F.relu_backward
 
     @staticmethod
-    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.y = F.relu(x)
-        return ctx.y  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        return F.relu_backward(dy, ctx.y)
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return through_relu(dy, ctx.y)
 
 
-class Sigmoid(RecordableOp):
+class Sigmoid(OfOutput):
     """1 / (1 + exp(-x))."""
 
-    fresh = True
+    pair = F.sigmoid, F.sigmoid_backward
 
     @staticmethod
-    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.y = F.sigmoid(x)
-        return ctx.y  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        return F.sigmoid_backward(dy, ctx.y)
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy * (output * (1 - output))
 
 
-class Tanh(RecordableOp):
+class Tanh(OfOutput):
     """Hyperbolic tangent."""
 
-    fresh = True
+    pair = F.tanh, F.tanh_backward
 
     @staticmethod
-    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.y = F.tanh(x)
-        return ctx.y  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        return F.tanh_backward(dy, ctx.y)
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy * (1 - output * output)
 
 
 class Softplus(RecordableOp):
@@ -70,3 +59,7 @@ class Softplus(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return compute(np.multiply, dy, F.sigmoid(ctx.x))
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy * dy._apply(Sigmoid, *inputs)

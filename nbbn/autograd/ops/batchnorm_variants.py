@@ -12,7 +12,7 @@ from ... import functional as F  # noqa: N812 - the usual name
 from ...errors import DTypeError
 from ...functional import checks
 from ._common import RecordableOp
-from .batchnorm import residual_gradient
+from .batchnorm import inverse_std, residual_gradient
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -192,7 +192,7 @@ class InPlaceBatchNorm(RecordableOp):
             backend.run(np.copyto, ctx.inv_std, ctx.stats.inv_std)
         else:
             y = F.batch_norm_infer(x, mean, var, ctx.scale, beta, eps=eps, axis=axis)
-            backend.run(_inverse_std, var, eps, ctx.inv_std)
+            backend.run(inverse_std, var, eps, ctx.inv_std)
         if slope != 1:
             backend.run(_leaky, slope, y)
         ctx.y, ctx.gamma, ctx.beta, ctx.slope, ctx.axis = y, gamma, beta, slope, axis
@@ -230,10 +230,6 @@ def _never_zero(gamma: np.ndarray, eps: float, scale: np.ndarray) -> None:
 
 def _through_absolute(gamma: np.ndarray, dgamma: np.ndarray) -> None:
     np.multiply(dgamma, np.copysign(1.0, gamma), out=dgamma, casting="same_kind")
-
-
-def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
-    np.divide(1.0, np.sqrt(var + eps), out=inv_std)
 
 
 def _leaky(slope: float, y: np.ndarray) -> None:

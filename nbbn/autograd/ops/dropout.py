@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ... import backend
 from ...functional import checks
 from ._common import RecordableOp
-from .masks import masked
+from .masks import masked, masked_graph
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class Dropout(RecordableOp):
@@ -30,6 +33,10 @@ class Dropout(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return masked(dy, ctx.mask)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return masked_graph(dy, ctx.mask)
 
 
 def _draw_key(rng: np.random.Generator, key: np.ndarray) -> None:

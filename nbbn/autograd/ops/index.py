@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ... import backend
 from ...errors import DTypeError, ShapeError
 from ._common import RecordableOp, empty_beside
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class Index(RecordableOp):
@@ -30,9 +33,24 @@ class Index(RecordableOp):
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = empty_beside(ctx.x.shape, dy)
-        backend.run(_scatter, dy, dx, *_parts(ctx.index))
-        return dx
+        return _scatter(dy, ctx.x.shape, ctx.index)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy._apply(Scatter, dy, shape=ctx.x.shape, index=ctx.index)
+
+
+class Scatter(RecordableOp):
+    """Put dy where `Index` took it from; du = u[index]."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: np.ndarray, *, shape: tuple[int, ...], index: Any) -> np.ndarray:
+        ctx.index = index
+        return _scatter(dy, shape, index)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return Index.forward(ctx, dy, index=ctx.index)
 
 
 def _beside(x: np.ndarray, index: Any) -> Any:
@@ -51,6 +69,12 @@ def _take(x: np.ndarray, out: np.ndarray, *index: Any) -> None:
     out[...] = x[index]
 
 
-def _scatter(dy: np.ndarray, dx: np.ndarray, *index: Any) -> None:
+def _scatter(dy: np.ndarray, shape: tuple[int, ...], index: Any) -> np.ndarray:
+    dx = empty_beside(shape, dy)
+    backend.run(_put, dy, dx, *_parts(index))
+    return dx
+
+
+def _put(dy: np.ndarray, dx: np.ndarray, *index: Any) -> None:
     dx[...] = 0
     backend.add_at(dx, index, dy)

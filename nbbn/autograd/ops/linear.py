@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ...errors import ShapeError
 from ...functional import checks
 from ._common import RecordableOp, empty_beside
 from .matmul import matmul
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class Linear(RecordableOp):
@@ -57,6 +60,16 @@ class Linear(RecordableOp):
             kernels = backend.kernels("elementwise", backend.device_of(dy))
             backend.run(kernels.bias_gradient, dy, dbias)
         return dx, dweight, dbias
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        x, weight, _ = inputs
+        rows = dy.reshape(len(ctx.x), dy.shape[-1])
+        return (
+            (rows @ weight).reshape(x.shape) if ctx.needs[0] else None,
+            rows.T @ x.reshape(ctx.x.shape) if ctx.needs[1] else None,
+            rows.sum(axis=0) if ctx.needs[2] else None,
+        )
 
 
 def _rows(x: np.ndarray, dtype: Any) -> np.ndarray:

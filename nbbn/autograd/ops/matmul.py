@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ... import backend
 from ...errors import ShapeError
 from ...functional import checks
-from ._common import RecordableOp, unbroadcast
+from ._common import RecordableOp, unbroadcast, unbroadcast_graph
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class MatMul(RecordableOp):
@@ -39,6 +42,12 @@ class MatMul(RecordableOp):
         db = unbroadcast(matmul(a.swapaxes(-1, -2), dy), b) if ctx.needs[1] else None
         return da, db
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        (a, b), (needs_a, needs_b) = inputs, ctx.needs
+        da = unbroadcast_graph(dy @ _swapped(b), a) if needs_a else None
+        return da, unbroadcast_graph(_swapped(a) @ dy, b) if needs_b else None
+
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Multiply matrices, into a fresh array unless `out` is given."""
@@ -55,3 +64,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         out = backend.empty(shape, np.result_type(a.dtype, b.dtype), device)
     backend.matmul(a, b, out)
     return out
+
+
+def _swapped(x: Any) -> Any:
+    return x.transpose(*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)

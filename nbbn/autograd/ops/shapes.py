@@ -1,8 +1,8 @@
-"""Shapes, the order of axes, and the way between devices."""
+"""Shapes, the order of axes, and the way between devices and between types."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from ... import backend
 from ...errors import DTypeError, ShapeError
 from ..op import Op
 from ._common import RecordableOp, axes_of
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class Reshape(RecordableOp):
@@ -34,6 +37,10 @@ class Reshape(RecordableOp):
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return backend.contiguous(dy, dy.dtype).reshape(ctx.shape)
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy.reshape(ctx.shape)
+
 
 class To(Op):
     """The same elements on another device; the gradient comes back to where x is."""
@@ -46,6 +53,10 @@ class To(Op):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return backend.to(dy, ctx.device)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy.to(ctx.device)
 
 
 class Transpose(RecordableOp):
@@ -62,3 +73,24 @@ class Transpose(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return dy.transpose(ctx.inverse)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy.transpose(*ctx.inverse)
+
+
+class Cast(RecordableOp):
+    """The same numbers in another floating type; the gradient comes back in x's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray, *, dtype: np.dtype[Any]) -> np.ndarray:
+        ctx.dtype = x.dtype
+        return backend.contiguous(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return backend.contiguous(dy, ctx.dtype)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy._apply(Cast, dy, dtype=ctx.dtype)
