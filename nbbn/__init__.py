@@ -13,7 +13,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import data, errors, functional, jit, optim, train
     from . import export as convert
-    from .autograd import Op, Parameter, Tape, Tensor, apply, ops
+    from .autograd import Op, Parameter, Tape, Tensor, apply
+    from .autograd import functions as ops
     from .autograd.gradcheck import gradcheck, gradgradcheck
     from .autograd.second_order import grad
     from .backend import pool, threads
@@ -132,7 +133,7 @@ _HOMES = {
     "mlp": "nn.layers:mlp",
     "nn": "nn",
     "onnx": "export.onnx",
-    "ops": "autograd.ops",
+    "ops": "autograd.functions",
     "optim": "optim",
     "plots": "train.plots",
     "pool": "backend.pool",

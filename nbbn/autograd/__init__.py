@@ -1,5 +1,6 @@
 """Reverse-mode differentiation: tensors, the tape that follows them, operations, derivatives."""
 
-from .tensor import Context, Op, Parameter, Tape, Tensor, apply
+from .op import Context, Op
+from .tensor import Parameter, Tape, Tensor, apply
 
 __all__ = ["Context", "Op", "Parameter", "Tape", "Tensor", "apply"]

@@ -1,7 +1,7 @@
 """Gradients as tensors, which can be differentiated again: for gradient penalties and the like.
 
 `grad` walks the tape backwards as `Tape.backward` does, without consuming it. With
-``create_graph=True`` it computes on tensors, by the rules of `graph_rules`, so that the tape
+``create_graph=True`` it computes on tensors, by each operation's `backward_graph`, so that the tape
 records how each gradient came about. First-order training passes none of this.
 """
 
@@ -16,7 +16,8 @@ from .. import backend
 from .._validation import iterate, switch
 from ..errors import DTypeError, ShapeError, TapeError
 from ..functional import checks
-from .graph_rules import RULES, Cast, Gradients
+from .op import Op
+from .ops.shapes import Cast
 from .tensor import Elsewhere, Node, Position, Tape, Tensor, apply, recording_tape
 
 __all__ = ["grad"]
@@ -177,7 +178,7 @@ def _start(output: Tensor, grad_output: Tensor | np.ndarray | None) -> Tensor:
     return grad_output
 
 
-def _on_arrays(node: Node, dy: Tensor, needs: tuple[bool, ...]) -> Gradients:
+def _on_arrays(node: Node, dy: Tensor, needs: tuple[bool, ...]) -> Sequence[Tensor | None]:
     """Gradients by the operation's own backward; dy may be somebody else's."""
     node.ctx.needs, node.ctx.owns_dy = needs, False
     node.ctx.buffers = (None,) * len(needs)
@@ -187,16 +188,15 @@ def _on_arrays(node: Node, dy: Tensor, needs: tuple[bool, ...]) -> Gradients:
     return [None if dx is None else Tensor(dx) for dx in found]
 
 
-def _on_tensors(node: Node, dy: Tensor, needs: tuple[bool, ...]) -> Gradients:
-    node.ctx.needs = needs
-    own = getattr(node.op, "backward_graph", None)
-    if own is not None:
-        found = own(node.ctx, dy, node.inputs, node.output)
-        return found if isinstance(found, tuple) else (found,)
-    rule = RULES.get(node.op)
-    if rule is None:
+def _on_tensors(node: Node, dy: Tensor, needs: tuple[bool, ...]) -> Sequence[Tensor | None]:
+    op, rule = node.op, node.op.backward_graph
+    # A user's subclass of an operation computes something else.
+    inherited = rule.__module__.startswith("nbbn.") and not op.__module__.startswith("nbbn.")
+    if rule is Op.backward_graph or inherited:
         raise TapeError(
-            f"{node.op.__name__} has no second derivative here: leave it out of what create_graph "
+            f"{op.__name__} has no second derivative here: leave it out of what create_graph "
             "differentiates, or define backward_graph if it is your own"
         )
-    return rule(node, dy)
+    node.ctx.needs = needs
+    found = rule(node.ctx, dy, node.inputs, node.output)
+    return found if isinstance(found, tuple) else (found,)

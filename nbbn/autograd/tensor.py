@@ -11,19 +11,36 @@ so that a tape that nobody walks is freed as soon as nobody holds one of its res
 from __future__ import annotations
 
 import functools
-import importlib
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import backend
 from .._validation import as_array, switch
 from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
+from .op import Context, Op
+from .ops import (
+    Add,
+    Divide,
+    Exp,
+    Index,
+    Log,
+    MatMul,
+    Max,
+    Mean,
+    Multiply,
+    Power,
+    Reshape,
+    Subtract,
+    Sum,
+    To,
+    Transpose,
+)
 
-__all__ = ["Context", "Op", "Parameter", "Tape", "Tensor", "apply"]
+__all__ = ["Parameter", "Tape", "Tensor", "apply"]
 
 
 Axis = int | tuple[int, ...] | None
@@ -156,7 +173,7 @@ class Tensor:
         """
         if self.device == backend.require(device):
             return self
-        return apply(operation("To"), self, device=device)
+        return apply(To, self, device=device)
 
     def numpy(self) -> np.ndarray:
         """Return the data as a NumPy array: the same memory, or a copy from the device."""
@@ -198,82 +215,87 @@ class Tensor:
         self._tape.backward(self, grad)
 
     def __add__(self, other: Any) -> Tensor:
-        return apply(operation("Add"), self, other)
+        return apply(Add, self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return apply(operation("Add"), other, self)
+        return apply(Add, other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return apply(operation("Subtract"), self, other)
+        return apply(Subtract, self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return apply(operation("Subtract"), other, self)
+        return apply(Subtract, other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return apply(operation("Multiply"), self, other)
+        return apply(Multiply, self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return apply(operation("Multiply"), other, self)
+        return apply(Multiply, other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return apply(operation("Divide"), self, other)
+        return apply(Divide, self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return apply(operation("Divide"), other, self)
+        return apply(Divide, other, self)
 
     def __neg__(self) -> Tensor:
-        return apply(operation("Subtract"), 0, self)
+        return apply(Subtract, 0, self)
 
     def __pow__(self, exponent: float) -> Tensor:
-        return apply(operation("Power"), self, p=exponent)
+        return apply(Power, self, p=exponent)
 
     def __matmul__(self, other: Any) -> Tensor:
-        return apply(operation("MatMul"), self, other)
+        return apply(MatMul, self, other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return apply(operation("MatMul"), other, self)
+        return apply(MatMul, other, self)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[position] for position in range(len(self)))
 
     def __getitem__(self, index: Any) -> Tensor:
-        return apply(operation("Index"), self, index=index)
+        return apply(Index, self, index=index)
 
     def sum(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         """Sum over all axes, or the given ones."""
-        return apply(operation("Sum"), self, axis=axis, keepdims=keepdims)
+        return apply(Sum, self, axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         """Mean over all axes, or the given ones."""
-        return apply(operation("Mean"), self, axis=axis, keepdims=keepdims)
+        return apply(Mean, self, axis=axis, keepdims=keepdims)
 
     def max(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         """Maximum over all axes, or the given ones; tied maxima share the gradient equally."""
-        return apply(operation("Max"), self, axis=axis, keepdims=keepdims)
+        return apply(Max, self, axis=axis, keepdims=keepdims)
 
     def exp(self) -> Tensor:
         """Exponential of every element."""
-        return apply(operation("Exp"), self)
+        return apply(Exp, self)
 
     def log(self) -> Tensor:
         """Natural logarithm of every element."""
-        return apply(operation("Log"), self)
+        return apply(Log, self)
 
     def reshape(self, *shape: Any) -> Tensor:
         """Give the same elements, in C order, another shape; one length may be -1."""
         target = (
             tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         )
-        return apply(operation("Reshape"), self, shape=target)
+        return apply(Reshape, self, shape=target)
 
     def transpose(self, *axes: int) -> Tensor:
         """Permute the axes, or reverse them all."""
-        return apply(operation("Transpose"), self, axes=axes or None)
+        return apply(Transpose, self, axes=axes or None)
 
     @property
     def T(self) -> Tensor:  # noqa: N802 - NumPy's name
         """All axes reversed."""
         return self.transpose()
+
+    @staticmethod
+    def _apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
+        """Run `apply`, for rules of operations, which are a floor below."""
+        return apply(op, *inputs, **attributes)
 
     def _accumulate(self, gradient: np.ndarray) -> None:
         # The gradient may be another tensor's, or a view of it: never keep it, never add to it.
@@ -314,61 +336,6 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=True)
 
 
-class Context:
-    """What an operation's forward leaves for its backward: set any attribute.
-
-    Attributes
-    ----------
-    needs : tuple of bool
-        Which inputs want a gradient.
-    buffers : tuple of ndarray or None
-        Where the gradient of each input may be written instead of a fresh array.
-    owns_dy : bool
-        Whether backward may overwrite dy.
-    """
-
-    needs: tuple[bool, ...] = ()
-    buffers: tuple[np.ndarray | None, ...] = ()
-    owns_dy: bool = False
-
-
-class Op:
-    """A differentiable operation: two static methods on arrays.
-
-    ``forward(ctx, *arrays, **attributes) -> array`` and
-    ``backward(ctx, dy) -> array or tuple of arrays``, one per input, None where not needed.
-    `nbbn.apply` runs a subclass on tensors. For second derivatives it also defines
-    ``backward_graph(ctx, dy, inputs, output)``, the same on tensors; see `nbbn.grad`.
-
-    Attributes
-    ----------
-    recordable : bool, default False
-        Whether all it computes goes through `nbbn.backend.run`, so that a recorded training step
-        can replay it. With False the step stays correct, and eager. A subclass that computes in
-        another way says so again.
-    """
-
-    recordable: ClassVar[bool] = False
-    # Whether backward returns arrays that nobody else holds; the next operation may overwrite them.
-    fresh: ClassVar[bool] = False
-
-    @staticmethod
-    def forward(ctx: Context, *arrays: Any, **attributes: Any) -> np.ndarray:
-        """Compute the result."""
-        raise NotImplementedError
-
-    @staticmethod
-    def backward(ctx: Context, dy: np.ndarray) -> Any:
-        """Compute the gradient of each input from the gradient of the result."""
-        raise NotImplementedError
-
-
-def operation(name: str) -> type[Op]:
-    """Look up an operation of the catalogue for a method of Tensor; `ops` stands a floor above."""
-    op: type[Op] = getattr(importlib.import_module("nbbn.autograd.ops"), name)
-    return op
-
-
 class Position(int):
     """Where on its own tape a node finds an input: the number of the node that made it."""
 
@@ -397,7 +364,7 @@ class Node(NamedTuple):
     """One recorded operation.
 
     An input that the same tape made is a `Position`, any other is what the operation was given. The
-    output is the array, not the tensor, which holds the tape; rules of `graph_rules` get tensors.
+    output is the array, not the tensor, which holds the tape; `backward_graph` gets tensors.
     """
 
     op: type[Op]

@@ -7,7 +7,6 @@ notes each launch with its arguments, and replaying the notes repeats the step o
 from __future__ import annotations
 
 import functools
-import importlib
 import threading
 import weakref
 from collections.abc import Callable
@@ -114,11 +113,12 @@ def is_writeable(array: Any) -> bool:
 def device_module() -> Any:
     """Return the module that knows about device memory; raises DeviceError without CuPy."""
     try:
-        return importlib.import_module("nbbn.backend.device")
+        from . import device
     except Exception as error:  # a broken CUDA installation raises more than ImportError
         raise DeviceError(
             f"there is no CUDA support here ({error}): pip install 'nbbn[cuda13]' (or cuda12)"
         ) from error
+    return device
 
 
 def available(name: str) -> str | None:
@@ -175,9 +175,41 @@ def host(array: Any) -> np.ndarray:
 @functools.cache
 def kernels(op: str, name: str = "cpu") -> Any:
     """Return the kernel module of `op`, imported on first use because it loads numba."""
-    if name == "cpu":
-        return importlib.import_module(f"nbbn.kernels.{op}_cpu")
-    return device_module().launchers(importlib.import_module(f"nbbn.kernels.{op}_cuda"))
+    if name != "cpu":
+        return device_module().launchers(_cuda_kernels(op))
+    match op:
+        case "batchnorm":
+            from ..kernels import batchnorm_cpu as module
+        case "dropout":
+            from ..kernels import dropout_cpu as module
+        case "elementwise":
+            from ..kernels import elementwise_cpu as module
+        case "gather":
+            from ..kernels import gather_cpu as module
+        case "optim":
+            from ..kernels import optim_cpu as module
+        case "softmax":
+            from ..kernels import softmax_cpu as module
+        case "weighted":
+            from ..kernels import weighted_cpu as module
+    return module
+
+
+def _cuda_kernels(op: str) -> Any:
+    match op:
+        case "batchnorm":
+            from ..kernels import batchnorm_cuda as module
+        case "dropout":
+            from ..kernels import dropout_cuda as module
+        case "elementwise":
+            from ..kernels import elementwise_cuda as module
+        case "gather":
+            from ..kernels import gather_cuda as module
+        case "optim":
+            from ..kernels import optim_cuda as module
+        case "softmax":
+            from ..kernels import softmax_cuda as module
+    return module
 
 
 def run(launcher: Callable[..., Any], *args: Any) -> None:
@@ -302,7 +334,9 @@ def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 @functools.cache
 def _jit() -> Any:
-    return importlib.import_module("nbbn.kernels._jit")
+    from ..kernels import _jit as jit
+
+    return jit
 
 
 def contiguous(array: Any, dtype: Any) -> np.ndarray:

@@ -9,8 +9,7 @@ import numpy as np
 
 from .. import backend
 from .._validation import choice, float_type, fraction, integer, positive, possible, switch
-from ..autograd import ops
-from ..autograd.ops import variants as variant_ops
+from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, ShapeError
 from ..functional import BatchNormStats, WeightedStats, checks, update_running_stats
@@ -261,9 +260,7 @@ class BatchNorm(Module):
         }  # fmt: skip
         if weights is None:
             return ops.batch_norm_train(x, self.gamma, self.beta, residual, **options)
-        return variant_ops.weighted_batch_norm(
-            x, weights, self.gamma, self.beta, residual, **options
-        )
+        return ops.weighted_batch_norm(x, weights, self.gamma, self.beta, residual, **options)
 
     def weight_of_new(self, k: int) -> float:
         """Weight a of the k-th batch, counted from 1, in the running statistics."""

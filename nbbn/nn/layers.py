@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._validation import choice, float_type, fraction, generator, positive, real, switch
-from ..autograd import ops
+from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, DTypeError, ShapeError
 from .batchnorm import BatchNorm

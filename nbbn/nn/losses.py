@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import backend
 from .._validation import choice, fraction
-from ..autograd import ops
+from ..autograd import functions as ops
 from ..autograd.tensor import Tensor, apply
 from ..errors import ArgumentError, ShapeError
 from ..functional import checks

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import backend
 from .._validation import instance, integer, iterate, positive, real
-from ..autograd.ops import variants as variant_ops
+from ..autograd import functions as ops
 from ..autograd.tensor import Tensor
 from ..errors import ArgumentError
 from ..functional import checks, merge_stats
@@ -50,7 +50,7 @@ class GhostBatchNorm(BatchNorm):
         self, x: Tensor, residual: Any, weights: np.ndarray | None, single: bool
     ) -> tuple[Tensor, Stats]:
         _refuse_weights(self, weights)
-        return variant_ops.ghost_batch_norm(
+        return ops.ghost_batch_norm(
             x, self.gamma, self.beta, residual, size=self.size,
             eps=self.eps, axis=self.axis, activation=self.activation, single=single,
         )  # fmt: skip
@@ -129,7 +129,7 @@ class BatchRenorm(BatchNorm):
         assert self.running_var is not None
         limits = backend.empty(2, np.float64)
         backend.run(_limits, self.r_max, self.d_max, self.num_batches_tracked, limits)
-        return variant_ops.batch_renorm(
+        return ops.batch_renorm(
             x, self.running_mean, self.running_var, limits, self.gamma, self.beta, residual,
             eps=self.eps, axis=self.axis, activation=self.activation, single=single,
         )  # fmt: skip
@@ -200,7 +200,7 @@ class InPlaceBatchNorm(BatchNorm):
     ) -> tuple[Tensor, Any]:
         if residual is not None:
             raise ArgumentError("InPlaceBatchNorm cannot undo a residual: add it outside")
-        return variant_ops.in_place_batch_norm(
+        return ops.in_place_batch_norm(
             x, self.gamma, self.beta, mean, var,
             slope=self.slope, eps=self.eps, axis=self.axis, single=single,
         )  # fmt: skip

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import _validation, backend
-from ..autograd.tensor import Op, Parameter, Tensor, apply
+from ..autograd.op import Op
+from ..autograd.tensor import Parameter, Tensor, apply
 from ..errors import DTypeError
 from ..nn.module import Module
 from ..optim import Optimizer

@@ -8,7 +8,6 @@ import pytest
 import nbbn
 from nbbn import Parameter, Tape, ops
 from nbbn import functional as F  # noqa: N812 - the usual name
-from nbbn.autograd.ops import variants as variant_ops
 
 SPECIAL = [np.inf, -np.inf, np.nan]
 DTYPES = [np.float32, np.float64]
@@ -46,13 +45,13 @@ MASKED = {
         )), 3,
     ),
     "weighted": (
-        normalized(lambda x, *rest, **options: variant_ops.weighted_batch_norm(
+        normalized(lambda x, *rest, **options: ops.weighted_batch_norm(
             x, WEIGHTS, *rest, **options
         )), 3,
     ),
-    "ghost": (normalized(variant_ops.ghost_batch_norm, size=4), 3),
+    "ghost": (normalized(ops.ghost_batch_norm, size=4), 3),
     "renorm": (
-        normalized(lambda x, *rest, **options: variant_ops.batch_renorm(
+        normalized(lambda x, *rest, **options: ops.batch_renorm(
             x, *STATISTICS, np.array([3.0, 5.0]), *rest, **options
         )), 3,
     ),
@@ -165,7 +164,7 @@ def test_a_correction_that_is_off_passes_nothing(special, rng):
     dy[2, 1] = special
 
     def renormalized(x, gamma, beta):
-        return variant_ops.batch_renorm(x, *STATISTICS, np.array([1.0, 0.0]), gamma, beta)[0]
+        return ops.batch_renorm(x, *STATISTICS, np.array([1.0, 0.0]), gamma, beta)[0]
 
     found = gradients(renormalized, [x, gamma, beta], dy, False)
     want = gradients(lambda *a: ops.batch_norm_train(*a)[0], [x, gamma, beta], dy, False)
@@ -180,11 +179,11 @@ def test_in_place_leaky_relu_scales_what_comes_in(slope, special, rng):
     x, gamma, beta = rng.normal(size=(8, 3)), rng.normal(size=3), rng.normal(size=3)
     dy = rng.normal(size=(8, 3))
     plain = gradients(
-        lambda *a: variant_ops.in_place_batch_norm(*a, slope=slope)[0], [x, gamma, beta], dy, False
+        lambda *a: ops.in_place_batch_norm(*a, slope=slope)[0], [x, gamma, beta], dy, False
     )
     dy[2, 1] = special
     found = gradients(
-        lambda *a: variant_ops.in_place_batch_norm(*a, slope=slope)[0], [x, gamma, beta], dy, False
+        lambda *a: ops.in_place_batch_norm(*a, slope=slope)[0], [x, gamma, beta], dy, False
     )
     for got, expected in zip(found, plain, strict=True):
         np.testing.assert_array_equal(got[..., [0, 2]], expected[..., [0, 2]])

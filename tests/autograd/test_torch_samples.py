@@ -13,7 +13,7 @@ import pytest
 
 import nbbn
 from nbbn import Parameter, Tape, losses, ops
-from nbbn.autograd.graph_rules import Cast
+from nbbn.autograd.ops.shapes import Cast
 from nbbn.autograd.tensor import Tensor, apply
 from nbbn.errors import NbbnError
 

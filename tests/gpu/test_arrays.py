@@ -46,7 +46,7 @@ def run(case, arrays, device, dtype):
 
 
 def on_host(case) -> bool:
-    return case.name.startswith("variant_ops.")
+    return case.name.startswith("variants.")
 
 
 # "To" leaves the device: it has tests of its own.

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbbn import backend, losses, ops
-from nbbn.autograd.ops import variants as variant_ops
 from nbbn.autograd.tensor import Parameter, Tensor, apply
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from tests.helpers import reference
@@ -467,18 +466,16 @@ CASES = [
     ),
     # ---- variants of batch normalization
     Case(
-        "variant_ops.weighted_batch_norm, rows",
-        lambda x, g, b: variant_ops.weighted_batch_norm(x, EXAMPLES, g, b)[0],
+        "variants.weighted_batch_norm, rows",
+        lambda x, g, b: ops.weighted_batch_norm(x, EXAMPLES, g, b)[0],
         lambda x, g, b: reference.weighted_batch_norm(x, EXAMPLES, g, b),
         ((8, 3), (3,), (3,)),
         lambda torch, x, g, b: _torch_weighted(torch, x, EXAMPLES[:, None], g, b),
         misfits=(((7, 3), (3,), (3,)), ((8, 3), (4,), (3,)), ((8, 3), (3,), (2,))),
     ),
     Case(
-        "variant_ops.weighted_batch_norm, planes, relu and residual",
-        lambda x, g, b, r: variant_ops.weighted_batch_norm(
-            x, POSITIONS, g, b, r, activation="relu"
-        )[0],
+        "variants.weighted_batch_norm, planes, relu and residual",
+        lambda x, g, b, r: ops.weighted_batch_norm(x, POSITIONS, g, b, r, activation="relu")[0],
         lambda x, g, b, r: reference.weighted_batch_norm(
             x, POSITIONS, g, b, activation="relu", residual=r
         ),
@@ -489,8 +486,8 @@ CASES = [
         misfits=(((4, 3, 5), (3,), (3,), (4, 3, 1)),),
     ),
     Case(
-        "variant_ops.ghost_batch_norm, rows",
-        lambda x, g, b: variant_ops.ghost_batch_norm(x, g, b, size=2)[0],
+        "variants.ghost_batch_norm, rows",
+        lambda x, g, b: ops.ghost_batch_norm(x, g, b, size=2)[0],
         _in_groups,
         ((9, 3), (3,), (3,)),
         lambda torch, x, g, b: torch.cat(
@@ -502,8 +499,8 @@ CASES = [
         misfits=(((9, 3), (4,), (3,)), ((3,), (3,), (3,))),
     ),
     Case(
-        "variant_ops.ghost_batch_norm, planes, relu and residual",
-        lambda x, r: variant_ops.ghost_batch_norm(x, residual=r, size=2, activation="relu")[0],
+        "variants.ghost_batch_norm, planes, relu and residual",
+        lambda x, r: ops.ghost_batch_norm(x, residual=r, size=2, activation="relu")[0],
         lambda x, r: _in_groups(x, residual=r, activation="relu"),
         ((9, 3, 4), (9, 3, 4)),
         lambda torch, x, r: torch.relu(
@@ -517,8 +514,8 @@ CASES = [
         ),
     ),
     Case(
-        "variant_ops.in_place_batch_norm",
-        lambda x, g, b: variant_ops.in_place_batch_norm(x, g, b, slope=0.1)[0],
+        "variants.in_place_batch_norm",
+        lambda x, g, b: ops.in_place_batch_norm(x, g, b, slope=0.1)[0],
         lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1),
         ((6, 3, 2), (3,), (3,)),
         _torch_in_place,
@@ -526,8 +523,8 @@ CASES = [
         misfits=(((6, 3, 2), (4,), (3,)), ((6, 3, 2), (3,), (1, 3)), ((1, 3), (3,), (3,))),
     ),
     Case(
-        "variant_ops.in_place_batch_norm, given statistics",
-        lambda x, g, b: variant_ops.in_place_batch_norm(x, g, b, MEAN, VAR, slope=0.1)[0],
+        "variants.in_place_batch_norm, given statistics",
+        lambda x, g, b: ops.in_place_batch_norm(x, g, b, MEAN, VAR, slope=0.1)[0],
         lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1, MEAN, VAR),
         ((6, 3, 2), (3,), (3,)),
         lambda torch, x, g, b: _torch_in_place(torch, x, g, b, MEAN, VAR),

@@ -1,22 +1,42 @@
-"""What operations share: allocation, broadcasting, axes, matrix products."""
+"""What operations share: allocation, broadcasting, axes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ... import backend
 from ...errors import ArgumentError, DTypeError, ShapeError
 from ...functional import checks
-from ..tensor import Op
+from ..op import Op
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class RecordableOp(Op):
     """An operation that computes through `backend.run` alone."""
 
     recordable = True
+
+
+class OfOutput(RecordableOp):
+    """y = f(x), whose gradient follows from y: a subclass names the functional pair."""
+
+    fresh = True
+    pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
+
+    @classmethod
+    def forward(cls, ctx: Any, x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+        ctx.options = {} if axis is None else {"axis": axis}
+        ctx.y = cls.pair[0](x, **ctx.options)
+        return ctx.y  # type: ignore[no-any-return]
+
+    @classmethod
+    def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
+        return cls.pair[1](dy, ctx.y, **ctx.options)
 
 
 def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
@@ -51,15 +71,6 @@ def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
     return out
 
 
-def masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Scale by a dense mask >= 0 of x's shape; where it is 0 nothing passes, not even NaN."""
-    device = backend.device_of(mask)
-    out = backend.empty(mask.shape, mask.dtype, device)
-    flat = (a.reshape(-1) for a in (backend.contiguous(x, mask.dtype), mask, out))
-    backend.run(backend.kernels("elementwise", device).masked, *flat)
-    return out
-
-
 def empty_beside(shape: tuple[int, ...], like: Any) -> np.ndarray:
     """Allocate beside an array, in its type."""
     return backend.empty(shape, like.dtype, backend.device_of(like))
@@ -77,18 +88,31 @@ def unbroadcast(dy: np.ndarray, like: Any) -> np.ndarray:
     shape = np.shape(like)
     if dy.shape == shape:
         return dy
-    extra = dy.ndim - len(shape)
-    axes = (*range(extra), *(extra + d for d, n in enumerate(shape) if n == 1))
+    axes = _stretched(dy, shape)
     total = empty_beside(shape, dy)
-    kept = tuple(1 if d in axes else n for d, n in enumerate(dy.shape))
-    backend.run(np.sum, dy, axes, None, total.reshape(kept), True)
+    backend.run(np.sum, dy, axes, None, total.reshape(reduced(dy.shape, axes, True)), True)
     return total
+
+
+def unbroadcast_graph(dy: Tensor, like: Any) -> Tensor:
+    """As `unbroadcast`, on tensors."""
+    shape = np.shape(like)
+    return dy if dy.shape == shape else dy.sum(axis=_stretched(dy, shape)).reshape(shape)
+
+
+def _stretched(dy: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    extra = dy.ndim - len(shape)
+    return (*range(extra), *(extra + d for d, n in enumerate(shape) if n == 1))
 
 
 def expand(value: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
     """View a reduced array with its axes back, broadcast to `shape`."""
-    kept = tuple(1 if d in axes else n for d, n in enumerate(shape))
-    return np.broadcast_to(value.reshape(kept), shape)
+    return np.broadcast_to(value.reshape(reduced(shape, axes, True)), shape)
+
+
+def expand_graph(dy: Tensor, shape: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
+    """As `expand`, on tensors, with the values repeated."""
+    return dy.reshape(reduced(shape, axes, True)) * backend.ones(shape, dy.dtype, dy.device)
 
 
 def axes_of(axis: int | tuple[int, ...] | None, x: np.ndarray) -> tuple[int, ...]:
@@ -102,25 +126,8 @@ def axes_of(axis: int | tuple[int, ...] | None, x: np.ndarray) -> tuple[int, ...
     return found
 
 
-def reduced(x: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
-    """Shape of `x` after a reduction."""
+def reduced(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
+    """Shape after a reduction."""
     if keepdims:
-        return tuple(1 if d in axes else n for d, n in enumerate(x.shape))
-    return tuple(n for d, n in enumerate(x.shape) if d not in axes)
-
-
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Multiply matrices, into a fresh array unless `out` is given."""
-    if out is None:
-        try:
-            leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        except ValueError:
-            raise ShapeError(
-                f"cannot multiply {a.shape} @ {b.shape}: leading axes differ"
-            ) from None
-        device = backend.device_of(a)
-        checks.on_device(b, device, "the right operand of @")
-        shape = (*leading, a.shape[-2], b.shape[-1])
-        out = backend.empty(shape, np.result_type(a.dtype, b.dtype), device)
-    backend.matmul(a, b, out)
-    return out
+        return tuple(1 if d in axes else n for d, n in enumerate(shape))
+    return tuple(n for d, n in enumerate(shape) if d not in axes)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..._validation import real
-from ...errors import ShapeError
-from ...functional import checks
-from ._common import RecordableOp, compute, matmul, unbroadcast, zeros_beside
+from ._common import RecordableOp, compute, unbroadcast, unbroadcast_graph, zeros_beside
+from .masks import masked_graph
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class Add(RecordableOp):
@@ -24,6 +26,10 @@ class Add(RecordableOp):
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return tuple(unbroadcast(dy, x) if need else None
                      for x, need in zip(ctx.inputs, ctx.needs, strict=True))  # fmt: skip
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return tuple(unbroadcast_graph(dy, x) for x in inputs)
 
 
 class Subtract(RecordableOp):
@@ -41,6 +47,11 @@ class Subtract(RecordableOp):
         db = compute(np.negative, unbroadcast(dy, b)) if ctx.needs[1] else None
         return da, db
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        a, b = inputs
+        return unbroadcast_graph(dy, a), unbroadcast_graph(-dy, b)
+
 
 class Multiply(RecordableOp):
     """a * b."""
@@ -56,6 +67,11 @@ class Multiply(RecordableOp):
         da = unbroadcast(compute(np.multiply, dy, b), a) if ctx.needs[0] else None
         db = unbroadcast(compute(np.multiply, dy, a), b) if ctx.needs[1] else None
         return da, db
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        a, b = inputs
+        return unbroadcast_graph(dy * b, a), unbroadcast_graph(dy * a, b)
 
 
 class Divide(RecordableOp):
@@ -77,6 +93,12 @@ class Divide(RecordableOp):
         db = compute(np.negative, compute(np.multiply, quotient, ctx.y))
         return da, unbroadcast(db, b)
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        a, b = inputs
+        quotient = dy / b
+        return unbroadcast_graph(quotient, a), unbroadcast_graph(-(quotient * output), b)
+
 
 class Power(RecordableOp):
     """x ** p for a number p; dx = dy * p * x ** (p - 1)."""
@@ -94,6 +116,12 @@ class Power(RecordableOp):
         slope = compute(np.multiply, compute(np.power, ctx.x, ctx.p - 1), ctx.p)
         return compute(np.multiply, dy, slope)
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        if ctx.p == 0:
+            return masked_graph(dy, zeros_beside(dy.data))
+        return dy * (inputs[0] ** (ctx.p - 1) * ctx.p)
+
 
 class Exp(RecordableOp):
     """exp(x); dx = dy * y."""
@@ -106,6 +134,10 @@ class Exp(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return compute(np.multiply, dy, ctx.y)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy * output
 
 
 class Log(RecordableOp):
@@ -120,30 +152,6 @@ class Log(RecordableOp):
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return compute(np.divide, dy, ctx.x)
 
-
-class MatMul(RecordableOp):
-    """a @ b, with NumPy's broadcasting of leading axes."""
-
     @staticmethod
-    def forward(ctx: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        checks.floating(a, "the left operand of @")
-        checks.floating(b, "the right operand of @")
-        if a.ndim < 2 or b.ndim < 2:
-            raise ShapeError(
-                f"@ needs 2 or more dimensions on both sides, got {np.shape(a)} @ {np.shape(b)}: "
-                "reshape vectors to (1, n) or (n, 1)"
-            )
-        if a.shape[-1] != b.shape[-2]:
-            raise ShapeError(
-                f"cannot multiply {a.shape} @ {b.shape}: {a.shape[-1]} columns meet "
-                f"{b.shape[-2]} rows"
-            )
-        ctx.inputs = a, b
-        return matmul(a, b)
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        a, b = ctx.inputs
-        da = unbroadcast(matmul(dy, b.swapaxes(-1, -2)), a) if ctx.needs[0] else None
-        db = unbroadcast(matmul(a.swapaxes(-1, -2), dy), b) if ctx.needs[1] else None
-        return da, db
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy / inputs[0]

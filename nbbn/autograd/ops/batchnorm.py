@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
-from ..tensor import Tensor, apply, apply_with_context
 from ._common import RecordableOp, compute
+from .masks import through_relu
 
-__all__ = ["batch_norm_infer", "batch_norm_train", "residual_gradient"]
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class BatchNormTrain(RecordableOp):
@@ -41,6 +43,21 @@ class BatchNormTrain(RecordableOp):
         )  # fmt: skip
         return dx, dgamma, dbeta, dresidual
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        x, gamma, *_ = inputs
+        g, others = through_relu(dy, ctx.y), _all_but(ctx.axis, ctx.x)
+        dx = dgamma = None
+        if ctx.needs[0]:
+            dx = dy._apply(BatchNormInputGradient, g, x, gamma, stats=ctx.stats, axis=ctx.axis)
+        if ctx.needs[1]:
+            x_hat = dy._apply(
+                BatchNormTrain, x, None, None, None,
+                eps=ctx.eps, axis=ctx.axis, activation=None, single=True,
+            )  # fmt: skip
+            dgamma = (g * x_hat).sum(axis=others)
+        return dx, dgamma, g.sum(axis=others) if ctx.needs[2] else None, g
+
 
 class BatchNormInfer(RecordableOp):
     """Batch normalization with given, constant statistics."""
@@ -66,6 +83,19 @@ class BatchNormInfer(RecordableOp):
         )  # fmt: skip
         return dx, None, None, dgamma, dbeta, residual_gradient(ctx, dy)
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        (x, _, _, gamma, *_), axis = inputs, ctx.axis
+        g, others = through_relu(dy, ctx.y), _all_but(axis, ctx.x)
+        inv_std, center = (backend.empty(ctx.var.shape, ctx.x.dtype) for _ in range(2))
+        backend.run(inverse_std, ctx.var, ctx.eps, inv_std)
+        backend.run(np.copyto, center, ctx.mean, "same_kind")
+        inv_std, center = (_per_channel(v, ctx.x, axis) for v in (inv_std, center))
+        scaled = g * inv_std
+        dx = scaled if gamma is None else scaled * _per_channel(gamma, ctx.x, axis)
+        dgamma = (scaled * (x - center)).sum(axis=others) if ctx.needs[3] else None
+        return dx, None, None, dgamma, g.sum(axis=others) if ctx.needs[4] else None, g
+
 
 def residual_gradient(ctx: Any, dy: np.ndarray) -> np.ndarray | None:
     """Gradient of a residual, an operation's last input, added before a ReLU or nothing."""
@@ -76,58 +106,72 @@ def residual_gradient(ctx: Any, dy: np.ndarray) -> np.ndarray | None:
     return dy if ctx.owns_dy else compute(np.positive, dy)
 
 
-def batch_norm_train(
-    x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
-) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_train`.
+class BatchNormInputGradient(RecordableOp):
+    """dx of batch normalization with batch statistics, as a function of g, x and gamma.
 
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one value per channel.
+    With means over the channel's m values, i = 1 / sqrt(var + eps), x_hat = (x - mean) * i and
+    D(v) = i * (v - mean(v) - x_hat * mean(v * x_hat)), it is dx = gamma * D(g). D is linear and
+    symmetric in v, so for an incoming u:
 
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats
+    - dg = gamma * D(u), and dgamma = sum(u * D(g));
+    - sum(u * dx) = gamma * i * m * (mean(u g) - mean(u) mean(g) - mean(u x_hat) mean(g x_hat)).
+      Derived by x, with di/dx = -i^2 x_hat / m and the gradient of mean(v * x_hat), D(v) / m:
+      dx = -gamma * i * (x_hat * mean(u * D(g)) + mean(g x_hat) * D(u) + mean(u x_hat) * D(g)).
+
+    Derived here by hand; `gradgradcheck` confirms it.
     """
-    y, ctx = apply_with_context(
-        BatchNormTrain, x, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation, single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
+
+    fresh = True
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: np.ndarray, x: np.ndarray, gamma: Any, *, stats: F.BatchNormStats, axis: int
+    ) -> np.ndarray:
+        ctx.g, ctx.x, ctx.gamma, ctx.stats, ctx.axis = g, x, gamma, stats, axis
+        return F.batch_norm_backward(g, x, stats, gamma, axis=axis)[0]
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        x, stats, axis = ctx.x, ctx.stats, ctx.axis
+        channels = stats.mean.size
+        d_u, u_x_hat, _ = F.batch_norm_backward(dy, x, stats, axis=axis)
+        d_g, g_x_hat, _ = F.batch_norm_backward(ctx.g, x, stats, axis=axis)
+        dg, dx = (backend.empty(x.shape, x.dtype) for _ in range(2))
+        dgamma = backend.empty(channels, np.float64)
+        backend.run(
+            _differentiate_input_gradient, dy, d_u, d_g, u_x_hat, g_x_hat, x, ctx.gamma,
+            stats.mean, stats.inv_std, stats.count, axis, dg, dx, dgamma,
+        )  # fmt: skip
+        return dg, dx, None if ctx.gamma is None else dgamma
 
 
-def batch_norm_infer(
-    x: Any, mean: Any, var: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None,
-) -> Tensor:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_infer`; the statistics are constants.
+def _differentiate_input_gradient(
+    u: np.ndarray, d_u: np.ndarray, d_g: np.ndarray, u_x_hat: np.ndarray, g_x_hat: np.ndarray,
+    x: np.ndarray, gamma: Any, mean: np.ndarray, inv_std: np.ndarray, count: int, axis: int,
+    dg: np.ndarray, dx: np.ndarray, dgamma: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the formulas of BatchNormInputGradient's backward; ``*_x_hat`` are sums."""
+    np.sum(u * d_g, axis=_all_but(axis, x), dtype=np.float64, out=dgamma)
+    m = max(count, 1)
+    scale = np.ones_like(mean) if gamma is None else gamma.astype(np.float64)
+    vectors = scale, dgamma / m, g_x_hat / m, u_x_hat / m, mean, inv_std
+    scale, u_d_g, b, a, mean, inv_std = (_per_channel(v, x, axis) for v in vectors)
+    np.multiply(scale, d_u, out=dg, casting="same_kind")
+    pull = (x - mean) * inv_std * u_d_g + b * d_u + a * d_g
+    np.multiply(-scale * inv_std, pull, out=dx, casting="same_kind")
 
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    mean, var : ndarray, shape (C,)
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
 
-    Returns
-    -------
-    Tensor
-    """
-    return apply(
-        BatchNormInfer, x, mean, var, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation,
-    )  # fmt: skip
+def _per_channel(vector: Any, like: Any, axis: int) -> Any:
+    """Reshape a vector over the channels so that it broadcasts against `like`."""
+    shape = [1] * like.ndim
+    shape[axis] = like.shape[axis]
+    return vector.reshape(tuple(shape))
+
+
+def _all_but(axis: int, like: Any) -> tuple[int, ...]:
+    return tuple(d for d in range(like.ndim) if d != axis % like.ndim)
+
+
+def inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
+    """Write 1 / sqrt(var + eps)."""
+    np.divide(1.0, np.sqrt(var + eps), out=inv_std, casting="same_kind")

@@ -1,90 +1,18 @@
-"""Reductions, shapes, indexing, and the way between devices."""
+"""Shapes, the order of axes, and the way between devices and between types."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ... import backend
-from ..._validation import switch
 from ...errors import DTypeError, ShapeError
-from ..tensor import Op
-from ._common import RecordableOp, axes_of, empty_beside, expand, reduced
+from ..op import Op
+from ._common import RecordableOp, axes_of
 
-
-class Sum(RecordableOp):
-    """Sum over axes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: np.ndarray, *, axis: Any, keepdims: bool) -> np.ndarray:
-        ctx.shape, ctx.axes = x.shape, axes_of(axis, x)
-        keepdims = switch(keepdims, "keepdims")
-        out = empty_beside(reduced(x, ctx.axes, keepdims), x)
-        backend.run(np.sum, x, ctx.axes, None, out, keepdims)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = empty_beside(ctx.shape, dy)
-        backend.run(np.copyto, dx, expand(dy, ctx.shape, ctx.axes))
-        return dx
-
-
-class Mean(RecordableOp):
-    """Mean over axes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: np.ndarray, *, axis: Any, keepdims: bool) -> np.ndarray:
-        ctx.shape, ctx.axes = x.shape, axes_of(axis, x)
-        keepdims = switch(keepdims, "keepdims")
-        ctx.count = math.prod(x.shape[d] for d in ctx.axes)
-        if ctx.count == 0:
-            raise ShapeError(f"the mean of no values does not exist: x has shape {x.shape}")
-        out = empty_beside(reduced(x, ctx.axes, keepdims), x)
-        backend.run(np.mean, x, ctx.axes, None, out, keepdims)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = empty_beside(ctx.shape, dy)
-        backend.run(np.divide, expand(dy, ctx.shape, ctx.axes), ctx.count, dx)
-        return dx
-
-
-class Max(RecordableOp):
-    """Maximum over axes; tied maxima share the gradient equally."""
-
-    @staticmethod
-    def forward(ctx: Any, x: np.ndarray, *, axis: Any, keepdims: bool) -> np.ndarray:
-        ctx.x, ctx.axes = x, axes_of(axis, x)
-        keepdims = switch(keepdims, "keepdims")
-        if math.prod(x.shape[d] for d in ctx.axes) == 0:
-            raise ShapeError(f"the maximum of no values does not exist: x has shape {x.shape}")
-        ctx.y = empty_beside(reduced(x, ctx.axes, keepdims), x)
-        backend.run(np.max, x, ctx.axes, ctx.y, keepdims)
-        return ctx.y  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = empty_beside(ctx.x.shape, dy)
-        y, dy = (expand(a, ctx.x.shape, ctx.axes) for a in (ctx.y, dy))
-        backend.run(_share_among_maxima, ctx.x, y, dy, ctx.axes, dx)
-        return dx
-
-
-def maxima(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where x is the maximum, y; a maximum that is NaN is every NaN, as in PyTorch."""
-    ties: np.ndarray = (x == y) | ((x != x) & (y != y))
-    return ties
-
-
-def _share_among_maxima(
-    x: np.ndarray, y: np.ndarray, dy: np.ndarray, axes: tuple[int, ...], dx: np.ndarray
-) -> None:
-    ties = maxima(x, y)
-    dx[...] = np.where(ties, dy / np.sum(ties, axis=axes, keepdims=True), 0)
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 
 class Reshape(RecordableOp):
@@ -109,6 +37,10 @@ class Reshape(RecordableOp):
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return backend.contiguous(dy, dy.dtype).reshape(ctx.shape)
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy.reshape(ctx.shape)
+
 
 class To(Op):
     """The same elements on another device; the gradient comes back to where x is."""
@@ -121,6 +53,10 @@ class To(Op):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return backend.to(dy, ctx.device)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy.to(ctx.device)
 
 
 class Transpose(RecordableOp):
@@ -138,47 +74,23 @@ class Transpose(RecordableOp):
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return dy.transpose(ctx.inverse)
 
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy.transpose(*ctx.inverse)
 
-class Index(RecordableOp):
-    """x[index] for any NumPy index; positions taken twice add up in the gradient."""
+
+class Cast(RecordableOp):
+    """The same numbers in another floating type; the gradient comes back in x's."""
 
     @staticmethod
-    def forward(ctx: Any, x: np.ndarray, *, index: Any) -> np.ndarray:
-        index = _beside(x, index)
-        ctx.x, ctx.index = x, index
-        try:
-            shape = x[index].shape
-        except TypeError as error:
-            raise DTypeError(f"index cannot be taken: {error}") from None
-        except (IndexError, ValueError, OverflowError) as error:
-            raise ShapeError(f"index does not fit shape {x.shape}: {error}") from None
-        out = empty_beside(shape, x)
-        backend.run(_take, x, out, *_parts(index))
-        return out
+    def forward(ctx: Any, x: np.ndarray, *, dtype: np.dtype[Any]) -> np.ndarray:
+        ctx.dtype = x.dtype
+        return backend.contiguous(x, dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
-        dx = empty_beside(ctx.x.shape, dy)
-        backend.run(_scatter, dy, dx, *_parts(ctx.index))
-        return dx
+        return backend.contiguous(dy, ctx.dtype)
 
-
-def _beside(x: np.ndarray, index: Any) -> Any:
-    """Put the arrays of an index where x is."""
-    if isinstance(index, tuple):
-        return tuple(_beside(x, item) for item in index)
-    return backend.to(index, backend.device_of(x)) if backend.is_array(index) else index
-
-
-def _parts(index: Any) -> tuple[Any, ...]:
-    """Return the parts of an index, each an argument of its own: a recorder sees arrays there."""
-    return index if isinstance(index, tuple) else (index,)
-
-
-def _take(x: np.ndarray, out: np.ndarray, *index: Any) -> None:
-    out[...] = x[index]
-
-
-def _scatter(dy: np.ndarray, dx: np.ndarray, *index: Any) -> None:
-    dx[...] = 0
-    backend.add_at(dx, index, dy)
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy._apply(Cast, dy, dtype=ctx.dtype)

@@ -245,7 +245,8 @@ def launchers(module: types.ModuleType) -> Any:
     """Return the launchers of a kernel module, for device arrays."""
     if SIMULATED:
         return _Unwrapping(module)
-    hooks: Any = importlib.import_module("nbbn.kernels._cuda")
+    from ...kernels import _cuda as hooks
+
     hooks.current_stream = _current_stream
     return module
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
 from ...autograd import ops
-from ...autograd.tensor import Context
+from ...autograd.op import Context
 from .graph import Node
 
 __all__ = ["OPERATORS", "Inputs"]

@@ -1,4 +1,4 @@
-"""Differentiable variants of batch normalization: weighted, ghost, renormalized, in place."""
+"""Variants of batch normalization: weighted, ghost, renormalized, in place."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import numpy as np
 
 from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
-from ..._validation import positive, real
-from ...errors import ArgumentError, DTypeError
+from ...errors import DTypeError
 from ...functional import checks
-from ..tensor import Op, Tensor, apply_with_context
-from .batchnorm import residual_gradient
-
-__all__ = ["batch_renorm", "ghost_batch_norm", "in_place_batch_norm", "weighted_batch_norm"]
+from ._common import RecordableOp
+from .batchnorm import inverse_std, residual_gradient
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -23,10 +20,9 @@ _FLOAT64 = np.dtype(np.float64)
 # ---------------------------------------------------------------- operations
 
 
-class WeightedBatchNorm(Op):
+class WeightedBatchNorm(RecordableOp):
     """Batch normalization with the batch's weighted statistics; the weights are constants."""
 
-    recordable = True
     fresh = True
 
     @staticmethod
@@ -51,13 +47,12 @@ class WeightedBatchNorm(Op):
         return dx, None, dgamma, dbeta, residual_gradient(ctx, dy)
 
 
-class GhostBatchNorm(Op):
+class GhostBatchNorm(RecordableOp):
     """Batch normalization of each of several groups of examples with the group's own statistics.
 
     Source: Hoffer, Hubara and Soudry, "Train longer, generalize better" (2017), arXiv:1705.08741.
     """
 
-    recordable = True
     fresh = True
 
     @staticmethod
@@ -108,14 +103,13 @@ def _groups(x: np.ndarray, axis: int, size: int) -> list[tuple[slice, ...]]:
     return [(*before, slice(a, b)) for a, b in itertools.pairwise(bounds)]
 
 
-class BatchRenorm(Op):
+class BatchRenorm(RecordableOp):
     """y = gamma * (x_hat * r + d) + beta, where r and d, both clipped, are constants.
 
     r = sigma_batch / sigma_running, d = (mean_batch - mean_running) / sigma_running.
     Source: Ioffe, "Batch Renormalization" (2017), arXiv:1702.03275.
     """
 
-    recordable = True
     fresh = True
 
     @staticmethod
@@ -171,7 +165,7 @@ def _renormalized_gradient(
     dgamma[...] = r * dgamma + shifted
 
 
-class InPlaceBatchNorm(Op):
+class InPlaceBatchNorm(RecordableOp):
     """Batch normalization and leaky ReLU that keep their output only, and invert it in backward.
 
     y = leaky_relu(scale * x_hat + beta) with scale = |gamma| + eps, which is never 0, so that
@@ -180,7 +174,6 @@ class InPlaceBatchNorm(Op):
     arXiv:1712.02616.
     """
 
-    recordable = True
     fresh = True
 
     @staticmethod
@@ -199,7 +192,7 @@ class InPlaceBatchNorm(Op):
             backend.run(np.copyto, ctx.inv_std, ctx.stats.inv_std)
         else:
             y = F.batch_norm_infer(x, mean, var, ctx.scale, beta, eps=eps, axis=axis)
-            backend.run(_inverse_std, var, eps, ctx.inv_std)
+            backend.run(inverse_std, var, eps, ctx.inv_std)
         if slope != 1:
             backend.run(_leaky, slope, y)
         ctx.y, ctx.gamma, ctx.beta, ctx.slope, ctx.axis = y, gamma, beta, slope, axis
@@ -239,10 +232,6 @@ def _through_absolute(gamma: np.ndarray, dgamma: np.ndarray) -> None:
     np.multiply(dgamma, np.copysign(1.0, gamma), out=dgamma, casting="same_kind")
 
 
-def _inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:
-    np.divide(1.0, np.sqrt(var + eps), out=inv_std)
-
-
 def _leaky(slope: float, y: np.ndarray) -> None:
     np.multiply(y, slope, out=y, where=y < 0)
 
@@ -269,123 +258,6 @@ def _as_input(
     np.divide(1.0, scale, out=inverse)
     # dx = factor / scale * (...) = scale * inv_std * (...).
     np.multiply(var, inv_std, out=factor)
-
-
-# ---------------------------------------------------------------- functions on tensors
-
-
-def weighted_batch_norm(
-    x: Any, weights: np.ndarray, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
-) -> tuple[Tensor, F.WeightedStats]:  # fmt: skip
-    """Differentiable `nbbn.functional.weighted_batch_norm_train`.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    weights : ndarray of bool, int or float
-        Constants.
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one position with all the weight.
-
-    Returns
-    -------
-    y : Tensor
-    stats : WeightedStats
-
-    Raises
-    ------
-    ArgumentError
-        `weights` is a Tensor that requires a gradient.
-    """
-    if isinstance(weights, Tensor):
-        if weights.requires_grad:
-            raise ArgumentError("weights are constants and get no gradient: pass weights.detach()")
-        weights = weights.data
-    y, ctx = apply_with_context(
-        WeightedBatchNorm, x, weights, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation, single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
-
-
-def ghost_batch_norm(
-    x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    size: int, eps: float = 1e-5, axis: int = 1, activation: str | None = None,
-    single: bool = False,
-) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Normalize groups of examples, each with its own statistics.
-
-    N examples make ``max(1, N // size)`` groups of as equal a length as can be.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-        The examples are along the first axis that is not the channels'.
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    size : int
-        Examples in a group, at least.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats
-        Of the whole batch: those of the groups, merged.
-    """
-    y, ctx = apply_with_context(
-        GhostBatchNorm, x, gamma, beta, residual,
-        size=positive(size, "size"), eps=eps, axis=axis, activation=activation,
-        single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
-
-
-def batch_renorm(
-    x: Any, running_mean: np.ndarray, running_var: np.ndarray, limits: np.ndarray,
-    gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
-) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Normalize with the batch's statistics, corrected towards the running ones.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    running_mean, running_var : ndarray, shape (C,)
-        Read, not updated.
-    limits : ndarray of float64, shape (2,)
-        r_max >= 1 and d_max >= 0: r is clipped to [1 / r_max, r_max], d to [-d_max, d_max].
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats
-    """
-    y, ctx = apply_with_context(
-        BatchRenorm, x, running_mean, running_var, limits, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation, single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
 
 
 class Released(NamedTuple):
@@ -423,43 +295,3 @@ class Released(NamedTuple):
         if name.startswith("__"):  # NumPy and Python ask for protocols
             raise AttributeError(name)
         return self.__array__()
-
-
-def in_place_batch_norm(
-    x: Any, gamma: Any = None, beta: Any = None, mean: Any = None, var: Any = None, *,
-    slope: float = 0.01, eps: float = 1e-5, axis: int = 1, single: bool = False,
-) -> tuple[Tensor, F.BatchNormStats | None]:  # fmt: skip
-    """Batch normalization and leaky ReLU that keep their output only.
-
-    While a tape records, an `x` that it has recorded gives up its array: memory falls by one array
-    per layer. Using such an `x` again raises DTypeError; operations that used it before keep it.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-        The scale is |gamma| + eps.
-    mean, var : ndarray, shape (C,), optional
-        Statistics to use instead of the batch's.
-    slope : float, default 0.01
-        Of the leaky ReLU below 0, in (0, 1]; 1 is no activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats or None
-        None where statistics were given.
-    """
-    # Another one could not be undone.
-    slope = real(slope, "slope", above=0, most=1)
-    y, ctx = apply_with_context(
-        InPlaceBatchNorm, x, gamma, beta, mean, var,
-        slope=slope, eps=eps, axis=axis, single=single,
-    )  # fmt: skip
-    if isinstance(x, Tensor) and x._tape is not None and x._tape is y._tape:
-        x._tape.release(x, Released(x.shape, x.dtype))
-    return y, ctx.stats  # type: ignore[attr-defined]
