@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import backend
 from . import checks
-from .checks import Layout
+from .layout import Layout
 
 
 class Target:

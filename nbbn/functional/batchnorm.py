@@ -20,6 +20,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import Target, unchanged_by
+from .layout import Layout, channel_layout, fold, nothing
 from .stats import BatchNormStats, WeightedStats, check_stats
 
 __all__ = [
@@ -84,7 +85,7 @@ def batch_norm_train(
     ArgumentError
         `eps` not positive, unknown `activation`, read-only `out`.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=False)
     relu = choice(activation, _ACTIVATIONS, "activation") is not None
@@ -100,11 +101,11 @@ def batch_norm_train(
     beta = checks.channel_vector(beta, channels, layout.dtype, "beta", layout.device)
     if residual is None:
         target = Target(out, x, layout, x)
-        addend = checks.nothing(layout)
+        addend = nothing(layout)
     else:
         checks.same_shape(residual, x, "residual")
         target = Target(out, x, layout, x, residual)
-        addend = checks.fold(residual, layout)
+        addend = fold(residual, layout)
     gamma, beta = unchanged_by(out, layout, gamma, beta)
     mean, var, inv_std = backend.empty((3, channels), layout.statistics, layout.device)
     if count == 0:
@@ -114,7 +115,7 @@ def batch_norm_train(
     else:
         backend.run(
             backend.kernels("batchnorm", layout.device).train,
-            checks.fold(x, layout), addend, gamma, beta, eps, relu,
+            fold(x, layout), addend, gamma, beta, eps, relu,
             target.folded, mean, var, inv_std,
         )  # fmt: skip
     return target.finish(), BatchNormStats(mean, var, inv_std, count)
@@ -166,7 +167,7 @@ def batch_norm_infer(
     ShapeError, DTypeError, ArgumentError
         As `batch_norm_train`, but one value per channel is fine here.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
     relu = choice(activation, _ACTIVATIONS, "activation") is not None
@@ -179,15 +180,15 @@ def batch_norm_infer(
     beta = checks.channel_vector(beta, channels, layout.dtype, "beta", layout.device)
     if residual is None:
         target = Target(out, x, layout, x)
-        addend = checks.nothing(layout)
+        addend = nothing(layout)
     else:
         checks.same_shape(residual, x, "residual")
         target = Target(out, x, layout, x, residual)
-        addend = checks.fold(residual, layout)
+        addend = fold(residual, layout)
     if x.size:
         backend.run(
             backend.kernels("batchnorm", layout.device).infer,
-            checks.fold(x, layout), addend, gamma, beta, mean, var, eps, relu, target.folded,
+            fold(x, layout), addend, gamma, beta, mean, var, eps, relu, target.folded,
         )  # fmt: skip
     return target.finish()
 
@@ -310,7 +311,7 @@ def batch_norm(
         raise ArgumentError(
             'on_single="eval" normalizes with running statistics: pass running_mean and running_var'
         )
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     channels, device = layout.shape[1], layout.device
     number(momentum, "momentum")
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
@@ -381,7 +382,7 @@ def _update_running(
 
 
 def _copy(
-    x: np.ndarray, gamma: Any, beta: Any, layout: checks.Layout, out: np.ndarray | None
+    x: np.ndarray, gamma: Any, beta: Any, layout: Layout, out: np.ndarray | None
 ) -> np.ndarray:
     for name, vector in (("gamma", gamma), ("beta", beta)):
         if vector is not None:

@@ -13,6 +13,7 @@ from ..errors import DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import Target, share, unchanged_by
+from .layout import Layout, channel_layout, fold, nothing
 from .stats import BatchNormStats
 
 __all__ = ["batch_norm_backward", "batch_norm_infer_backward"]
@@ -67,7 +68,7 @@ def batch_norm_backward(
     ShapeError, DTypeError, ArgumentError
         Operands that do not fit together, or `stats` that are not BatchNormStats.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     if not isinstance(stats, BatchNormStats):
         raise DTypeError(
             f"stats must be the BatchNormStats of the forward, got {type(stats).__name__}"
@@ -135,7 +136,7 @@ def batch_norm_infer_backward(
     ShapeError, DTypeError, ArgumentError
         Operands that do not fit together.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
     mean = checks.statistic(mean, channels, "mean", layout.statistics, layout.device)
@@ -145,9 +146,7 @@ def batch_norm_infer_backward(
     return _backward(dy, x, y, gamma, mean, inv_std, True, layout, out, out_dgamma, out_dbeta)
 
 
-def _gradient(
-    out: np.ndarray | None, layout: checks.Layout, name: str, *inputs: np.ndarray
-) -> np.ndarray:
+def _gradient(out: np.ndarray | None, layout: Layout, name: str, *inputs: np.ndarray) -> np.ndarray:
     """Return what receives dgamma or dbeta: `out`, unless writing it would change an input."""
     if out is not None:
         checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
@@ -171,7 +170,7 @@ def _backward(
     mean: np.ndarray,
     inv_std: np.ndarray,
     fixed: bool,
-    layout: checks.Layout,
+    layout: Layout,
     out: np.ndarray | None,
     out_dgamma: np.ndarray | None,
     out_dbeta: np.ndarray | None,
@@ -181,11 +180,11 @@ def _backward(
     gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
     if y is None:
         target = Target(out, x, layout, dy, x)
-        mask = checks.nothing(layout)
+        mask = nothing(layout)
     else:
         checks.same_shape(y, x, "y")
         target = Target(out, x, layout, dy, x, y)
-        mask = checks.fold(y, layout)
+        mask = fold(y, layout)
     read = x, dy, mask, gamma, mean, inv_std
     dgamma = _gradient(out_dgamma, layout, "out_dgamma", *read)
     dbeta = _gradient(out_dbeta, layout, "out_dbeta", *read)
@@ -200,7 +199,7 @@ def _backward(
         return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)
     backend.run(
         backend.kernels("batchnorm", layout.device).backward,
-        checks.fold(dy, layout), checks.fold(x, layout), mask, gamma, mean, inv_std, fixed,
+        fold(dy, layout), fold(x, layout), mask, gamma, mean, inv_std, fixed,
         target.folded, dgamma, dbeta,
     )  # fmt: skip
     return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)

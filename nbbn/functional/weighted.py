@@ -23,6 +23,7 @@ from . import checks
 from ._out import copied, empty_like
 from .batchnorm import batch_norm_infer
 from .batchnorm_backward import batch_norm_infer_backward
+from .layout import Layout, axis_index, channel_layout, fold
 from .stats import WeightedStats
 
 __all__ = ["weighted_batch_norm_backward", "weighted_batch_norm_train"]
@@ -86,7 +87,7 @@ def weighted_batch_norm_train(
         A weight that is negative or not finite, weights whose sum is not finite, `eps` not
         positive, unknown `activation`.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     eps = checks.epsilon(eps, zero_allowed=False)
     folded = _fold_weights(weights, x, axis, layout)
     backend.run(_check_weights, folded, switch(single, "single"))
@@ -97,7 +98,7 @@ def weighted_batch_norm_train(
     if x.size:
         mean, var, inv_std, count, weight = stats
         kernel = backend.kernels("weighted").stats
-        backend.run(kernel, checks.fold(x, layout), folded, eps, mean, var, inv_std, weight, count)
+        backend.run(kernel, fold(x, layout), folded, eps, mean, var, inv_std, weight, count)
     else:
         for array, value in zip(stats, (0.0, 0.0, eps**-0.5, 0.0, 0.0), strict=True):
             array.fill(value)
@@ -159,7 +160,7 @@ def weighted_batch_norm_backward(
             f"stats must be the WeightedStats of the forward, got {type(stats).__name__}"
         )
     real(stats.weight, "stats.weight", least=0)
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
     channels = layout.shape[1]
     kept = (
@@ -174,7 +175,7 @@ def weighted_batch_norm_backward(
     # A NaN behind a mask would reach dgamma even times 0.
     shown = empty_like(x, layout)
     positions = _spread(weights, x, axis)
-    backend.run(_show, x, positions, mean, checks.axis_index(axis, x, "x"), shown)
+    backend.run(_show, x, positions, mean, axis_index(axis, x, "x"), shown)
     direct, dgamma, dbeta = batch_norm_infer_backward(
         dy, shown, mean, var, gamma, eps=0.0, axis=axis, y=y, out=out,
         out_dgamma=out_dgamma, out_dbeta=out_dbeta,
@@ -183,10 +184,10 @@ def weighted_batch_norm_backward(
         return direct, dgamma, dbeta
     constant, slope = (backend.empty(channels, _FLOAT64) for _ in range(2))
     backend.run(_pull, scale, inv_std, stats.weight, dgamma, dbeta, constant, slope)
-    dx = checks.fold(direct, layout)
+    dx = fold(direct, layout)
     backend.run(
         backend.kernels("weighted").subtract,
-        checks.fold(shown, layout), folded, mean, constant, slope, dx,
+        fold(shown, layout), folded, mean, constant, slope, dx,
     )  # fmt: skip
     if not np.may_share_memory(dx, direct):
         target = direct if layout.order is None else direct.transpose(layout.order)
@@ -194,13 +195,11 @@ def weighted_batch_norm_backward(
     return direct, dgamma, dbeta
 
 
-def _fold_weights(
-    weights: np.ndarray, x: np.ndarray, axis: int, layout: checks.Layout
-) -> np.ndarray:
+def _fold_weights(weights: np.ndarray, x: np.ndarray, axis: int, layout: Layout) -> np.ndarray:
     """Return a weight for each position in float64: (M,) for rows, (N, S) for planes."""
     spread = _spread(weights, x, axis)
     if layout.order is not None:
-        channel = checks.axis_index(axis, x, "x")
+        channel = axis_index(axis, x, "x")
         spread = spread.transpose([d - (d > channel) for d in layout.order if d != channel])
     folded = backend.empty(layout.shape[:1] + layout.shape[2:], _FLOAT64)
     backend.run(np.copyto, folded.reshape(spread.shape), spread, "unsafe")
@@ -216,7 +215,7 @@ def _spread(weights: np.ndarray, x: np.ndarray, axis: int) -> np.ndarray:
         raise DTypeError(
             f"weights must be a numpy.ndarray of booleans or real numbers, got {found}"
         )
-    channel = checks.axis_index(axis, x, "x")
+    channel = axis_index(axis, x, "x")
     positions = x.shape[:channel] + x.shape[channel + 1 :]
     spread = weights
     if weights.shape == positions[:1]:
