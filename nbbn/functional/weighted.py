@@ -7,7 +7,8 @@ dgamma = sum(g * x_hat), dbeta = sum(g).
 
 The sums over g are not weighted: positions of weight 0 are normalized like the others, and pull at
 the statistics through their outputs. Weights are constants. Derived as in Ioffe and Szegedy (2015),
-from dmean/dx = w / W and dvar/dx = 2 w (x - mean) / W.
+from dmean/dx = w / W and dvar/dx = 2 w (x - mean) / W. Operands, results and errors are those of
+`batchnorm`, whose docstring describes them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from .._validation import real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._out import copied, empty_like
-from .batchnorm import batch_norm_infer
-from .batchnorm_backward import batch_norm_infer_backward
+from .batchnorm import batch_norm_infer, batch_norm_infer_backward
 from .layout import Layout, axis_index, channel_layout, fold
 from .stats import WeightedStats
 
@@ -46,31 +46,24 @@ def weighted_batch_norm_train(
 ) -> tuple[np.ndarray, WeightedStats]:
     """Normalize `x` with the batch's weighted statistics.
 
-    Computes ``y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual)`` everywhere.
     Where all weights are 0 there are no statistics: mean and var are then 0, and
     `update_running_stats` does nothing.
 
     Parameters
     ----------
     x : ndarray of float, 2 to 5 dimensions
-        Any strides. Positions of weight 0 may hold anything, NaN included.
+        Positions of weight 0 may hold anything, NaN included.
     weights : ndarray of bool, int or float
         A mask or weights, >= 0, one for each position: `x`'s shape without the channel axis, or
         broadcastable to that; or shape (N,), one for each example.
     gamma, beta : ndarray of float, shape (C,), optional
-        Scale and shift; None means 1 and 0.
     eps : float, default 1e-5
-        Added to the variance; must be positive.
     axis : int, default 1
-        The channel axis.
     activation : {None, "relu"}, default None
-        Applied to the result in the same pass.
     residual : ndarray of float, shape of `x`, optional
-        Added before the activation.
     single : bool, default False
         Accept a batch of which one position has all the weight.
     out : ndarray, shape and dtype of `x`, optional
-        Receives the result. It may be `x` itself.
 
     Returns
     -------
@@ -79,13 +72,9 @@ def weighted_batch_norm_train(
 
     Raises
     ------
-    ShapeError
-        As `batch_norm_train`; weights that do not fit; one position with all the weight.
-    DTypeError
-        An operand that is not an array of numbers.
-    ArgumentError
-        A weight that is negative or not finite, weights whose sum is not finite, `eps` not
-        positive, unknown `activation`.
+    ShapeError, DTypeError, ArgumentError
+        Also for weights that do not fit, and without `single` for one position with all the weight;
+        weights that are not numbers; a weight that is negative or not finite, a sum that is not.
     """
     layout = channel_layout(x, axis)
     eps = checks.epsilon(eps, zero_allowed=False)
@@ -135,25 +124,15 @@ def weighted_batch_norm_backward(
     stats : WeightedStats
         What the forward returned.
     gamma : ndarray of float, shape (C,), optional
-        The forward's scale.
     axis : int, default 1
-        The channel axis.
     y : ndarray of float, shape of `x`, optional
-        The output of a forward with ``activation="relu"``; g is then 0 where y is not positive.
     out : ndarray, shape and dtype of `x`, optional
-        Receives dx. It may be `dy` or `x` itself.
     out_dgamma, out_dbeta : ndarray, shape (C,), optional
-        Receive dgamma and dbeta.
 
     Returns
     -------
     dx : ndarray, shape and dtype of `x`
-    dgamma, dbeta : ndarray, shape (C,), dtype of `x` (float32 for the half types)
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        Operands that do not fit together.
+    dgamma, dbeta : ndarray, shape (C,)
     """
     if not isinstance(stats, WeightedStats):
         raise DTypeError(
