@@ -4,8 +4,14 @@ Each function checks its arguments, allocates its result, asks a kernel to fill 
 """
 
 from .activation import relu, relu_backward, sigmoid, sigmoid_backward, tanh, tanh_backward
-from .batchnorm import batch_norm, batch_norm_infer, batch_norm_train, update_running_stats
-from .batchnorm_backward import batch_norm_backward, batch_norm_infer_backward
+from .batchnorm import (
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_infer,
+    batch_norm_infer_backward,
+    batch_norm_train,
+    update_running_stats,
+)
 from .softmax import (
     cross_entropy,
     cross_entropy_backward,

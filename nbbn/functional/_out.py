@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import backend
 from . import checks
-from .checks import Layout
+from .layout import Layout
 
 
 class Target:
@@ -18,7 +18,7 @@ class Target:
     __slots__ = ("_copy_to", "_result", "_whole", "folded")
 
     def __init__(
-        self, out: np.ndarray | None, x: np.ndarray, layout: Layout, *inputs: np.ndarray
+        self, out: np.ndarray | None, x: np.ndarray, layout: Layout, *inputs: np.ndarray | None
     ) -> None:
         self._copy_to: np.ndarray | None = None
         apart = True
@@ -30,7 +30,7 @@ class Target:
             if not usual:
                 checks.output(out, x.shape, x.dtype, device=layout.device)
             for array in inputs:
-                if _overlaps(out, array):
+                if array is not None and _overlaps(out, array):
                     apart = False
             if usual and apart:
                 # The rest would find nothing to do.

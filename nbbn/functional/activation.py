@@ -11,7 +11,7 @@ from .. import backend
 from . import checks
 from ._kind import in_kind
 from ._out import Target
-from .checks import Layout
+from .layout import Layout, flat_layout, fold
 
 __all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
 
@@ -158,14 +158,14 @@ def tanh_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
 
 
 def _unary(op: str, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    flat = checks.flat_layout(x, "x")
+    flat = flat_layout(x, "x")
     target = Target(out, x, flat, x)
     _launch(op, (x,), flat, target)
     return target.finish()
 
 
 def _from_output(op: str, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    flat = checks.flat_layout(y, "y")
+    flat = flat_layout(y, "y")
     checks.same_shape(dy, y, "dy", like="y")
     target = Target(out, y, flat, dy, y)
     _launch(op, (dy, y), flat, target)
@@ -174,4 +174,4 @@ def _from_output(op: str, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None)
 
 def _launch(op: str, operands: tuple[np.ndarray, ...], flat: Layout, target: Target) -> None:
     launcher: Callable[..., Any] = getattr(backend.kernels("elementwise", flat.device), op)
-    backend.run(launcher, *(checks.fold(array, flat) for array in operands), target.folded)
+    backend.run(launcher, *(fold(array, flat) for array in operands), target.folded)

@@ -1,9 +1,26 @@
-"""Batch normalization of NumPy arrays: forward, inference, running statistics.
+"""Batch normalization of NumPy arrays: forward, inference, backward, running statistics.
 
-With m values per channel and x_hat = (x - mean) / sqrt(var + eps):
-y = gamma * x_hat + beta, var = sum((x - mean)^2) / m,
-dx = gamma / sqrt(var + eps) * (dy - sum(dy) / m - x_hat * sum(dy * x_hat) / m), which is in
-`batchnorm_backward`.
+With m values per channel and x_hat = (x - mean) * inv_std, inv_std = 1 / sqrt(var + eps):
+y = activation(gamma * x_hat + beta + residual), var = sum((x - mean)^2) / m; and with g = dL/dy,
+which is 0 where a ReLU's output y is not positive: dbeta = sum(g), dgamma = sum(g * x_hat),
+dx = gamma * inv_std * (g - dbeta / m - x_hat * dgamma / m), or gamma * inv_std * g where the
+statistics are constants.
+
+What the functions, those of `weighted` too, have in common:
+
+- `x` may have any strides. float16 and bfloat16 compute in float32. `dy`, `residual` and `y` have
+  the shape of `x`.
+- `axis` is the channel axis, of length C. `gamma` and `beta` scale and shift; None means 1 and 0.
+- `eps` is added to the variance and must be positive; with given statistics it may be 0.
+- `activation` is applied in the same pass, `residual` is added before it.
+- Gradients take the `y` of a forward with ``activation="relu"``, and no other. The gradient of its
+  residual is then ``relu_backward(dy, y)``.
+- `out` receives the result, dx in gradients. It may be `x` itself, or `dy`; any other overlap costs
+  a temporary. `out_dgamma` and `out_dbeta` receive those two, whose dtype is that of `x` (float32
+  for the half types).
+- They raise ShapeError for a wrong rank, axis or shape and for arrays without channels, DTypeError
+  for an operand that is not an array of real floating numbers, and ArgumentError for a bad `eps`,
+  an unknown `activation`, and an array that is read-only or overlaps itself where a result goes.
 
 Source: Ioffe and Szegedy, "Batch Normalization" (2015), arXiv:1502.03167.
 """
@@ -15,23 +32,25 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import choice, fraction, number, switch
+from .._validation import choice, fraction, integer, number, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
-from ._out import Target, unchanged_by
+from ._out import Target, share, unchanged_by
+from .layout import Layout, channel_layout, fold, nothing
 from .stats import BatchNormStats, WeightedStats, check_stats
 
 __all__ = [
     "batch_norm",
+    "batch_norm_backward",
     "batch_norm_infer",
+    "batch_norm_infer_backward",
     "batch_norm_train",
     "update_running_stats",
 ]
 
 _ACTIVATIONS = (None, "relu")
 ON_SINGLE = ("error", "eval", "skip")
-_FLOAT64 = np.dtype(np.float64)
 
 
 @in_kind
@@ -49,48 +68,30 @@ def batch_norm_train(
 ) -> tuple[np.ndarray, BatchNormStats]:
     """Normalize `x` with the statistics of the batch itself.
 
-    Computes ``y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``.
-
     Parameters
     ----------
     x : ndarray of float, 2 to 5 dimensions
-        Any strides. float16 and bfloat16 compute in float32.
     gamma, beta : ndarray of float, shape (C,), optional
-        Scale and shift; None means 1 and 0.
     eps : float, default 1e-5
-        Added to the variance; must be positive.
     axis : int, default 1
-        The channel axis.
     activation : {None, "relu"}, default None
-        Applied to the result in the same pass.
     residual : ndarray of float, shape of `x`, optional
-        Added before the activation.
     single : bool, default False
-        Accept one value per channel, whose variance is 0, as Keras and ONNX do: y is then beta.
+        Accept one value per channel, whose variance is 0, as Keras and ONNX do: x_hat is then 0.
+        Without it, that is a ShapeError.
     out : ndarray, shape and dtype of `x`, optional
-        Receives the result. It may be `x` itself; any other overlap costs a temporary.
 
     Returns
     -------
     y : ndarray, shape and dtype of `x`
     stats : BatchNormStats
-
-    Raises
-    ------
-    ShapeError
-        Wrong rank, axis or shape, no channels, or one value per channel without `single`.
-    DTypeError
-        An operand that is not an array of real floating numbers.
-    ArgumentError
-        `eps` not positive, unknown `activation`, read-only `out`.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=False)
     relu = choice(activation, _ACTIVATIONS, "activation") is not None
     count = x.size // channels
-    single = switch(single, "single")
-    if count == 1 and not single:
+    if not switch(single, "single") and count == 1:
         raise ShapeError(
             "Expected more than 1 value per channel when training, got input size "
             f"{x.shape} with {channels} channels: use a larger batch, or normalize with "
@@ -98,13 +99,8 @@ def batch_norm_train(
         )
     gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
     beta = checks.channel_vector(beta, channels, layout.dtype, "beta", layout.device)
-    if residual is None:
-        target = Target(out, x, layout, x)
-        addend = checks.nothing(layout)
-    else:
-        checks.same_shape(residual, x, "residual")
-        target = Target(out, x, layout, x, residual)
-        addend = checks.fold(residual, layout)
+    addend = _optional(residual, x, layout, "residual")
+    target = Target(out, x, layout, x, residual)
     gamma, beta = unchanged_by(out, layout, gamma, beta)
     mean, var, inv_std = backend.empty((3, channels), layout.statistics, layout.device)
     if count == 0:
@@ -114,7 +110,7 @@ def batch_norm_train(
     else:
         backend.run(
             backend.kernels("batchnorm", layout.device).train,
-            checks.fold(x, layout), addend, gamma, beta, eps, relu,
+            fold(x, layout), addend, gamma, beta, eps, relu,
             target.folded, mean, var, inv_std,
         )  # fmt: skip
     return target.finish(), BatchNormStats(mean, var, inv_std, count)
@@ -136,37 +132,22 @@ def batch_norm_infer(
 ) -> np.ndarray:
     """Normalize `x` with given statistics, usually the running ones.
 
-    Computes ``y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``.
-
     Parameters
     ----------
     x : ndarray of float, 2 to 5 dimensions
-        Any strides. float16 and bfloat16 compute in float32.
     mean, var : ndarray of float, shape (C,)
-        Statistics to normalize with.
     gamma, beta : ndarray of float, shape (C,), optional
-        Scale and shift; None means 1 and 0.
     eps : float, default 1e-5
-        Added to the variance; may be 0.
     axis : int, default 1
-        The channel axis.
     activation : {None, "relu"}, default None
-        Applied to the result in the same pass.
     residual : ndarray of float, shape of `x`, optional
-        Added before the activation.
     out : ndarray, shape and dtype of `x`, optional
-        Receives the result. It may be `x` itself; any other overlap costs a temporary.
 
     Returns
     -------
     ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        As `batch_norm_train`, but one value per channel is fine here.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
     relu = choice(activation, _ACTIVATIONS, "activation") is not None
@@ -177,19 +158,113 @@ def batch_norm_infer(
     var = checks.statistic(var, channels, "var", dtype, layout.device)
     gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
     beta = checks.channel_vector(beta, channels, layout.dtype, "beta", layout.device)
-    if residual is None:
-        target = Target(out, x, layout, x)
-        addend = checks.nothing(layout)
-    else:
-        checks.same_shape(residual, x, "residual")
-        target = Target(out, x, layout, x, residual)
-        addend = checks.fold(residual, layout)
+    addend = _optional(residual, x, layout, "residual")
+    target = Target(out, x, layout, x, residual)
     if x.size:
         backend.run(
             backend.kernels("batchnorm", layout.device).infer,
-            checks.fold(x, layout), addend, gamma, beta, mean, var, eps, relu, target.folded,
+            fold(x, layout), addend, gamma, beta, mean, var, eps, relu, target.folded,
         )  # fmt: skip
     return target.finish()
+
+
+@in_kind
+def batch_norm_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    stats: BatchNormStats,
+    gamma: np.ndarray | None = None,
+    *,
+    axis: int = 1,
+    y: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    out_dgamma: np.ndarray | None = None,
+    out_dbeta: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `batch_norm_train`, the batch statistics being functions of `x`.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float, 2 to 5 dimensions
+        The forward's input.
+    stats : BatchNormStats
+        What the forward returned.
+    gamma : ndarray of float, shape (C,), optional
+    axis : int, default 1
+    y : ndarray of float, shape of `x`, optional
+    out : ndarray, shape and dtype of `x`, optional
+    out_dgamma, out_dbeta : ndarray, shape (C,), optional
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `x`
+    dgamma, dbeta : ndarray, shape (C,)
+    """
+    layout = channel_layout(x, axis)
+    if not isinstance(stats, BatchNormStats):
+        raise DTypeError(
+            f"stats must be the BatchNormStats of the forward, got {type(stats).__name__}"
+        )
+    channels = layout.shape[1]
+    if integer(stats.count, "stats.count") != x.size // channels:
+        raise ShapeError(
+            f"stats are of {stats.count} values per channel, but x with shape {x.shape} has "
+            f"{x.size // channels}: pass the x and the stats of one forward"
+        )
+    mean = checks.statistic(stats.mean, channels, "stats.mean", layout.statistics, layout.device)
+    inv_std = checks.statistic(
+        stats.inv_std, channels, "stats.inv_std", layout.statistics, layout.device
+    )
+    return _backward(dy, x, y, gamma, mean, inv_std, False, layout, (out, out_dgamma, out_dbeta))
+
+
+@in_kind
+def batch_norm_infer_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    gamma: np.ndarray | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    y: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    out_dgamma: np.ndarray | None = None,
+    out_dbeta: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `batch_norm_infer`, the statistics being constants.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float, 2 to 5 dimensions
+        The forward's input.
+    mean, var : ndarray of float, shape (C,)
+        The forward's statistics.
+    gamma : ndarray of float, shape (C,), optional
+    eps : float, default 1e-5
+    axis : int, default 1
+    y : ndarray of float, shape of `x`, optional
+    out : ndarray, shape and dtype of `x`, optional
+    out_dgamma, out_dbeta : ndarray, shape (C,), optional
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `x`
+    dgamma, dbeta : ndarray, shape (C,)
+    """
+    layout = channel_layout(x, axis)
+    channels = layout.shape[1]
+    eps = checks.epsilon(eps, zero_allowed=True)
+    mean = checks.statistic(mean, channels, "mean", layout.statistics, layout.device)
+    var = checks.statistic(var, channels, "var", layout.statistics, layout.device)
+    inv_std = backend.empty(channels, layout.statistics, layout.device)
+    backend.run(backend.kernels("batchnorm", layout.device).inverse_std, var, eps, inv_std)
+    return _backward(dy, x, y, gamma, mean, inv_std, True, layout, (out, out_dgamma, out_dbeta))
 
 
 @in_kind
@@ -269,20 +344,16 @@ def batch_norm(
     Parameters
     ----------
     x : ndarray of float, 2 to 5 dimensions
-        Any strides. float16 and bfloat16 compute in float32.
     running_mean, running_var : ndarray of float, shape (C,), optional
         Both or neither.
     gamma, beta : ndarray of float, shape (C,), optional
-        Scale and shift; None means 1 and 0.
     training : bool, default False
         Normalize with the batch's statistics.
     momentum : float, default 0.1
         Weight of the new value in the running statistics, between 0 and 1 where they are updated;
         their variance is the unbiased one.
     eps : float, default 1e-5
-        Added to the variance.
     axis : int, default 1
-        The channel axis.
     on_single : {"error", "eval", "skip"}, default "error"
         What to do with one value per channel, which has no variance, where the batch's statistics
         are due: raise, normalize with the running ones, or return `x` as it is. The running ones
@@ -290,17 +361,10 @@ def batch_norm(
     skipped : ndarray of int64, one element, optional
         The non-finite guard, see `update_running_stats`.
     out : ndarray, shape and dtype of `x`, optional
-        Receives the result. It may be `x` itself.
 
     Returns
     -------
     ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        As `batch_norm_train`, `batch_norm_infer` and `update_running_stats`;
-        ``on_single="eval"`` without running statistics.
     """
     choice(on_single, ON_SINGLE, "on_single")
     training = switch(training, "training")
@@ -310,7 +374,7 @@ def batch_norm(
         raise ArgumentError(
             'on_single="eval" normalizes with running statistics: pass running_mean and running_var'
         )
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     channels, device = layout.shape[1], layout.device
     number(momentum, "momentum")
     counter = None if skipped is None else checks.counter(skipped, "skipped", device)
@@ -331,6 +395,68 @@ def batch_norm(
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
     _update_running(running_mean, running_var, stats, momentum, True, counter)
     return y
+
+
+def _optional(array: Any, x: np.ndarray, layout: Layout, name: str) -> np.ndarray:
+    """Return an operand of x's shape as a kernel takes it, given or not."""
+    if array is None:
+        return nothing(layout)
+    checks.same_shape(array, x, name)
+    return fold(array, layout)
+
+
+def _gradient(out: np.ndarray | None, layout: Layout, name: str, *inputs: np.ndarray) -> np.ndarray:
+    """Return what receives dgamma or dbeta: `out`, unless writing it would change an input."""
+    if out is not None:
+        checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
+        if not any(share(out, array) for array in inputs):
+            return out
+    return backend.empty(layout.shape[1], layout.dtype, layout.device)
+
+
+def _hand_over(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    if out is None or found is out:
+        return found
+    backend.run(np.copyto, out, found)
+    return out
+
+
+def _backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    gamma: np.ndarray | None,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    fixed: bool,
+    layout: Layout,
+    outs: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Write dx, dgamma and dbeta to `outs`, where given, and return them."""
+    out, out_dgamma, out_dbeta = outs
+    channels = layout.shape[1]
+    checks.same_shape(dy, x, "dy")
+    gamma = checks.channel_vector(gamma, channels, layout.dtype, "gamma", layout.device)
+    mask = _optional(y, x, layout, "y")
+    target = Target(out, x, layout, dy, x, y)
+    read = x, dy, mask, gamma, mean, inv_std
+    dgamma = _gradient(out_dgamma, layout, "out_dgamma", *read)
+    dbeta = _gradient(out_dbeta, layout, "out_dbeta", *read)
+    if out_dgamma is not None or out_dbeta is not None:
+        checks.separate(out_dgamma, out_dbeta, "out_dgamma and out_dbeta")
+        checks.separate(out, out_dgamma, "out and out_dgamma")
+        checks.separate(out, out_dbeta, "out and out_dbeta")
+    gamma, mean, inv_std = unchanged_by(out, layout, gamma, mean, inv_std)
+    if x.size:
+        backend.run(
+            backend.kernels("batchnorm", layout.device).backward,
+            fold(dy, layout), fold(x, layout), mask, gamma, mean, inv_std, fixed,
+            target.folded, dgamma, dbeta,
+        )  # fmt: skip
+    else:
+        dgamma.fill(0)
+        dbeta.fill(0)
+    return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)
 
 
 def _check_running(
@@ -381,7 +507,7 @@ def _update_running(
 
 
 def _copy(
-    x: np.ndarray, gamma: Any, beta: Any, layout: checks.Layout, out: np.ndarray | None
+    x: np.ndarray, gamma: Any, beta: Any, layout: Layout, out: np.ndarray | None
 ) -> np.ndarray:
     for name, vector in (("gamma", gamma), ("beta", beta)):
         if vector is not None:

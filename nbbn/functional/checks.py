@@ -1,19 +1,17 @@
-"""Every validator of arrays, and their folding into the kernels' canonical layouts."""
+"""Every check of an array."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import backend
-from .._validation import integer, real
+from .._validation import real
 from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, label_advice
 
-_UINT16 = np.dtype(np.uint16)
 _FLOAT32, _FLOAT64 = _NATIVE = np.dtype(np.float32), np.dtype(np.float64)
 # The type to compute in, for every type and byte order that is accepted.
 _COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
@@ -21,36 +19,9 @@ _COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
     for order in "<>"
     for code, compute in (("f2", _FLOAT32), ("f4", _FLOAT32), ("f8", _FLOAT64))
 }
-MIN_RANK, MAX_RANK = 2, 5
 # The label that is ignored where none is: no label that passes for a class is below 0.
 NO_LABEL = -(2**63)
 COUNTERS = ("num_batches_tracked", "num_batches_skipped")
-
-
-class Layout(NamedTuple):
-    """How an array folds: transpose by `order` (None: as it is), then reshape to `shape`.
-
-    Kernels compute in `dtype`. They get folded arrays in `storage`, which is the same on the host;
-    a device loads and stores float16 and bfloat16 (as its bits, uint16) itself. Statistics are in
-    `statistics`: float64 on the host, `dtype` on a device.
-    """
-
-    order: tuple[int, ...] | None
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    storage: np.dtype[Any]
-    statistics: np.dtype[Any]
-    device: str
-
-
-def _placed(
-    array: Any, order: tuple[int, ...] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Layout:
-    """Make the layout of an array that kernels get in `shape`."""
-    if isinstance(array, np.ndarray):
-        return Layout(order, shape, dtype, dtype, _FLOAT64, "cpu")
-    storage = _UINT16 if backend.is_bfloat16(array.dtype) else array.dtype
-    return Layout(order, shape, dtype, storage, dtype, "cuda")
 
 
 def floating(array: Any, name: str) -> np.dtype[Any]:
@@ -87,109 +58,6 @@ def unmasked(array: Any, name: str) -> None:
             f"{name} is a masked array, whose mask would be lost: give the mask as weights "
             f"(weighted_batch_norm_train), or convert it with {name}.filled(value)"
         )
-
-
-def layout(x: Any, axis: int, name: str = "x") -> Layout:
-    """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
-    dtype = floating(x, name)
-    order = None if x.flags.c_contiguous else _dense_order(x)
-    axis = axis if type(axis) is int else integer(axis, "axis")
-    found = _layout(x.shape, axis, order, dtype, name)
-    if type(x) is np.ndarray:
-        return found
-    return _placed(x, order, found.shape, dtype)
-
-
-@functools.lru_cache(maxsize=512)
-def _layout(
-    shape: tuple[int, ...],
-    axis: int,
-    order: tuple[int, ...] | None,
-    dtype: np.dtype[Any],
-    name: str,
-) -> Layout:
-    rank = len(shape)
-    if not MIN_RANK <= rank <= MAX_RANK:
-        raise ShapeError(
-            f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
-            f"{rank_hint(shape, axis, name)}"
-        )
-    channel = _axis_index(axis, shape, name)
-    if shape[channel] == 0:
-        raise ShapeError(f"{name} has no channels: axis {axis} of shape {shape} has length 0")
-    if order is not None:
-        shape = tuple(shape[d] for d in order)
-        channel = order.index(channel)
-    channels = shape[channel]
-    inner = math.prod(shape[channel + 1 :])
-    if channels == 1:
-        folded: tuple[int, ...] = (1, 1, math.prod(shape))
-    elif inner == 1:
-        folded = (math.prod(shape[:channel]), channels)
-    else:
-        folded = (math.prod(shape[:channel]), channels, inner)
-    return Layout(order, folded, dtype, dtype, _FLOAT64, "cpu")
-
-
-def rank_hint(shape: tuple[int, ...], axis: int, name: str) -> str:
-    """Say how an array of too few or too many dimensions becomes one with a channel axis."""
-    if len(shape) != 1:
-        return "reshape it so that one axis counts the channels"
-    one, many = f"{name}[None, :]", f"{name}[:, None]"
-    if axis in (0, -2):
-        one, many = many, one
-    n = shape[0]
-    return f"{one} is one example of {n} channels, {many} is {n} examples of one channel"
-
-
-def row_layout(x: Any, axis: int, name: str) -> Layout:
-    """Find how `x` folds into rows (M, K) along `axis`; one number is a row of its own."""
-    dtype = floating(x, name)
-    shape = x.shape or (1,)
-    last = _axis_index(integer(axis, "axis"), shape, name)
-    rest = *shape[:last], *shape[last + 1 :]
-    order = None
-    if last != len(shape) - 1:
-        order = (*(d for d in range(x.ndim) if d != last), last)
-    return _placed(x, order, (math.prod(rest), shape[last]), dtype)
-
-
-def flat_layout(x: Any, name: str) -> Layout:
-    """Find how `x` folds into a flat array (size,)."""
-    dtype = floating(x, name)
-    return _placed(x, _dense_order(x), (x.size,), dtype)
-
-
-def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
-    """Check `axis` against the rank of `x` and return it counted from the front."""
-    return _axis_index(integer(axis, "axis"), x.shape, name)
-
-
-def _axis_index(axis: int, shape: tuple[int, ...], name: str) -> int:
-    rank = len(shape)
-    if not -rank <= axis < rank:
-        raise ShapeError(
-            f"axis {axis} is out of range for {name} with shape {shape}: use {-rank} to {rank - 1}"
-        )
-    return axis % rank
-
-
-def _dense_order(x: np.ndarray) -> tuple[int, ...] | None:
-    """Order of axes in which `x` is C-contiguous, or None if it is so already or cannot be."""
-    if x.flags.c_contiguous:
-        return None
-    order = tuple(sorted(range(x.ndim), key=lambda d: -abs(x.strides[d])))
-    return order if x.transpose(order).flags.c_contiguous else None
-
-
-def fold(array: np.ndarray, to: Layout) -> np.ndarray:
-    """Return `array` in the canonical layout `to`: a view where possible, else a copy."""
-    if to.order is not None:
-        array = array.transpose(to.order)
-    usual = type(array) is np.ndarray and array.dtype is to.storage and array.flags.carray
-    if not usual:
-        array = backend.contiguous(array, to.storage)
-    return array if array.shape == to.shape else array.reshape(to.shape)
 
 
 def same_shape(array: Any, x: np.ndarray, name: str, like: str = "x") -> None:
@@ -272,11 +140,6 @@ def running_statistic(array: np.ndarray, kind: str, dtype: Any, name: str) -> No
             f"{name} must be {expected}, got {values[place]:g}{channel}: its model has diverged or "
             "its file is damaged, so take an earlier one"
         )
-
-
-def nothing(to: Layout) -> np.ndarray:
-    """Return the empty array that tells a kernel that an optional operand is not given."""
-    return _NOTHING[len(to.shape), to.dtype]  # of the host always: no kernel looks into it
 
 
 def epsilon(eps: Any, *, zero_allowed: bool) -> float:
@@ -416,4 +279,3 @@ def _bad_label(position: int, array: Any, classes: int) -> None:
 
 
 _EMPTY = {dtype: np.empty(0, dtype) for dtype in _NATIVE}
-_NOTHING = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2, 3) for dtype in _NATIVE}

@@ -12,6 +12,7 @@ from ..errors import ArgumentError, ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import Target
+from .layout import fold, row_layout
 
 __all__ = [
     "cross_entropy",
@@ -286,11 +287,11 @@ class _Problem:
             ignored = integer(ignore_index, "ignore_index")
             if not -(2**63) < ignored < 2**63:
                 raise ArgumentError(f"ignore_index must be a label in int64, got {ignored}")
-        self.layout = layout = checks.row_layout(logits, axis, "logits")
+        self.layout = layout = row_layout(logits, axis, "logits")
         classes = logits.shape[axis]
         given = checks.channel_vector(weight, classes, layout.dtype, "weight", layout.device)
         labels = checks.labels(labels, logits.shape, layout.device, ignored)
-        self.rows = checks.fold(logits, layout)
+        self.rows = fold(logits, layout)
         self.operands = self.rows, labels, given, ignored, smoothing
         count = self.rows.shape[0]
         self._weighted = reduction == "mean" and (weight is not None or ignored != checks.NO_LABEL)
@@ -326,11 +327,11 @@ def _divide(values: Any, total: Any, quotient: Any) -> None:
 def _rowwise(
     op: str, operands: tuple[np.ndarray, ...], x: np.ndarray, axis: int, out: np.ndarray | None
 ) -> np.ndarray:
-    rows = checks.row_layout(x, axis, "x" if len(operands) == 1 else "y")
+    rows = row_layout(x, axis, "x" if len(operands) == 1 else "y")
     for array in operands[:-1]:
         checks.same_shape(array, x, "dy", like="y")
     target = Target(out, x, rows, *operands)
     if x.size:
         launcher = getattr(backend.kernels("softmax", rows.device), op)
-        backend.run(launcher, *(checks.fold(array, rows) for array in operands), target.folded)
+        backend.run(launcher, *(fold(array, rows) for array in operands), target.folded)
     return target.finish()

@@ -7,7 +7,8 @@ dgamma = sum(g * x_hat), dbeta = sum(g).
 
 The sums over g are not weighted: positions of weight 0 are normalized like the others, and pull at
 the statistics through their outputs. Weights are constants. Derived as in Ioffe and Szegedy (2015),
-from dmean/dx = w / W and dvar/dx = 2 w (x - mean) / W.
+from dmean/dx = w / W and dvar/dx = 2 w (x - mean) / W. Operands, results and errors are those of
+`batchnorm`, whose docstring describes them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from .._validation import real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._out import copied, empty_like
-from .batchnorm import batch_norm_infer
-from .batchnorm_backward import batch_norm_infer_backward
+from .batchnorm import batch_norm_infer, batch_norm_infer_backward
+from .layout import Layout, axis_index, channel_layout, fold
 from .stats import WeightedStats
 
 __all__ = ["weighted_batch_norm_backward", "weighted_batch_norm_train"]
@@ -45,31 +46,24 @@ def weighted_batch_norm_train(
 ) -> tuple[np.ndarray, WeightedStats]:
     """Normalize `x` with the batch's weighted statistics.
 
-    Computes ``y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual)`` everywhere.
     Where all weights are 0 there are no statistics: mean and var are then 0, and
     `update_running_stats` does nothing.
 
     Parameters
     ----------
     x : ndarray of float, 2 to 5 dimensions
-        Any strides. Positions of weight 0 may hold anything, NaN included.
+        Positions of weight 0 may hold anything, NaN included.
     weights : ndarray of bool, int or float
         A mask or weights, >= 0, one for each position: `x`'s shape without the channel axis, or
         broadcastable to that; or shape (N,), one for each example.
     gamma, beta : ndarray of float, shape (C,), optional
-        Scale and shift; None means 1 and 0.
     eps : float, default 1e-5
-        Added to the variance; must be positive.
     axis : int, default 1
-        The channel axis.
     activation : {None, "relu"}, default None
-        Applied to the result in the same pass.
     residual : ndarray of float, shape of `x`, optional
-        Added before the activation.
     single : bool, default False
         Accept a batch of which one position has all the weight.
     out : ndarray, shape and dtype of `x`, optional
-        Receives the result. It may be `x` itself.
 
     Returns
     -------
@@ -78,15 +72,11 @@ def weighted_batch_norm_train(
 
     Raises
     ------
-    ShapeError
-        As `batch_norm_train`; weights that do not fit; one position with all the weight.
-    DTypeError
-        An operand that is not an array of numbers.
-    ArgumentError
-        A weight that is negative or not finite, weights whose sum is not finite, `eps` not
-        positive, unknown `activation`.
+    ShapeError, DTypeError, ArgumentError
+        Also for weights that do not fit, and without `single` for one position with all the weight;
+        weights that are not numbers; a weight that is negative or not finite, a sum that is not.
     """
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     eps = checks.epsilon(eps, zero_allowed=False)
     folded = _fold_weights(weights, x, axis, layout)
     backend.run(_check_weights, folded, switch(single, "single"))
@@ -97,7 +87,7 @@ def weighted_batch_norm_train(
     if x.size:
         mean, var, inv_std, count, weight = stats
         kernel = backend.kernels("weighted").stats
-        backend.run(kernel, checks.fold(x, layout), folded, eps, mean, var, inv_std, weight, count)
+        backend.run(kernel, fold(x, layout), folded, eps, mean, var, inv_std, weight, count)
     else:
         for array, value in zip(stats, (0.0, 0.0, eps**-0.5, 0.0, 0.0), strict=True):
             array.fill(value)
@@ -134,32 +124,22 @@ def weighted_batch_norm_backward(
     stats : WeightedStats
         What the forward returned.
     gamma : ndarray of float, shape (C,), optional
-        The forward's scale.
     axis : int, default 1
-        The channel axis.
     y : ndarray of float, shape of `x`, optional
-        The output of a forward with ``activation="relu"``; g is then 0 where y is not positive.
     out : ndarray, shape and dtype of `x`, optional
-        Receives dx. It may be `dy` or `x` itself.
     out_dgamma, out_dbeta : ndarray, shape (C,), optional
-        Receive dgamma and dbeta.
 
     Returns
     -------
     dx : ndarray, shape and dtype of `x`
-    dgamma, dbeta : ndarray, shape (C,), dtype of `x` (float32 for the half types)
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        Operands that do not fit together.
+    dgamma, dbeta : ndarray, shape (C,)
     """
     if not isinstance(stats, WeightedStats):
         raise DTypeError(
             f"stats must be the WeightedStats of the forward, got {type(stats).__name__}"
         )
     real(stats.weight, "stats.weight", least=0)
-    layout = checks.layout(x, axis)
+    layout = channel_layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
     channels = layout.shape[1]
     kept = (
@@ -174,7 +154,7 @@ def weighted_batch_norm_backward(
     # A NaN behind a mask would reach dgamma even times 0.
     shown = empty_like(x, layout)
     positions = _spread(weights, x, axis)
-    backend.run(_show, x, positions, mean, checks.axis_index(axis, x, "x"), shown)
+    backend.run(_show, x, positions, mean, axis_index(axis, x, "x"), shown)
     direct, dgamma, dbeta = batch_norm_infer_backward(
         dy, shown, mean, var, gamma, eps=0.0, axis=axis, y=y, out=out,
         out_dgamma=out_dgamma, out_dbeta=out_dbeta,
@@ -183,10 +163,10 @@ def weighted_batch_norm_backward(
         return direct, dgamma, dbeta
     constant, slope = (backend.empty(channels, _FLOAT64) for _ in range(2))
     backend.run(_pull, scale, inv_std, stats.weight, dgamma, dbeta, constant, slope)
-    dx = checks.fold(direct, layout)
+    dx = fold(direct, layout)
     backend.run(
         backend.kernels("weighted").subtract,
-        checks.fold(shown, layout), folded, mean, constant, slope, dx,
+        fold(shown, layout), folded, mean, constant, slope, dx,
     )  # fmt: skip
     if not np.may_share_memory(dx, direct):
         target = direct if layout.order is None else direct.transpose(layout.order)
@@ -194,13 +174,11 @@ def weighted_batch_norm_backward(
     return direct, dgamma, dbeta
 
 
-def _fold_weights(
-    weights: np.ndarray, x: np.ndarray, axis: int, layout: checks.Layout
-) -> np.ndarray:
+def _fold_weights(weights: np.ndarray, x: np.ndarray, axis: int, layout: Layout) -> np.ndarray:
     """Return a weight for each position in float64: (M,) for rows, (N, S) for planes."""
     spread = _spread(weights, x, axis)
     if layout.order is not None:
-        channel = checks.axis_index(axis, x, "x")
+        channel = axis_index(axis, x, "x")
         spread = spread.transpose([d - (d > channel) for d in layout.order if d != channel])
     folded = backend.empty(layout.shape[:1] + layout.shape[2:], _FLOAT64)
     backend.run(np.copyto, folded.reshape(spread.shape), spread, "unsafe")
@@ -216,7 +194,7 @@ def _spread(weights: np.ndarray, x: np.ndarray, axis: int) -> np.ndarray:
         raise DTypeError(
             f"weights must be a numpy.ndarray of booleans or real numbers, got {found}"
         )
-    channel = checks.axis_index(axis, x, "x")
+    channel = axis_index(axis, x, "x")
     positions = x.shape[:channel] + x.shape[channel + 1 :]
     spread = weights
     if weights.shape == positions[:1]:

@@ -14,6 +14,7 @@ from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, ShapeError
 from ..functional import BatchNormStats, WeightedStats, checks, update_running_stats
 from ..functional.batchnorm import ON_SINGLE
+from ..functional.layout import channel_layout, rank_hint
 from .module import Module
 
 __all__ = ["CONVENTIONS", "BatchNorm", "Convention"]
@@ -225,7 +226,7 @@ class BatchNorm(Module):
             return self.forward(x.reshape(-1, 1), residual, weights).reshape(-1)
         found = x.shape[self.axis] if -x.ndim <= self.axis < x.ndim else None
         if found != self._channels:
-            hint = f": {checks.rank_hint(x.shape, self.axis, 'x')}" if x.ndim == 1 else ""
+            hint = f": {rank_hint(x.shape, self.axis, 'x')}" if x.ndim == 1 else ""
             raise ShapeError(
                 f"this BatchNorm has {self._channels} channels on axis {self.axis}, "
                 f"got x of shape {x.shape}{hint}"
@@ -293,7 +294,7 @@ class BatchNorm(Module):
 
     def _pass_on(self, x: Tensor, residual: Tensor | np.ndarray | None) -> Tensor:
         """Leave out the normalization, but neither the checks nor what is fused with it."""
-        checks.layout(x.data, self.axis)
+        channel_layout(x.data, self.axis)
         if residual is not None:
             residual = as_tensor(residual)
             checks.same_shape(residual.data, x.data, "residual")

@@ -10,6 +10,7 @@ import numpy as np
 from ... import backend
 from ...errors import ArgumentError, DTypeError, ShapeError
 from ...functional import checks
+from ...functional.layout import axis_index
 from ..op import Op
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def axes_of(axis: int | tuple[int, ...] | None, x: np.ndarray) -> tuple[int, ...
     if axis is None:
         return tuple(range(x.ndim))
     several = axis if isinstance(axis, tuple) else (axis,)
-    found = tuple(checks.axis_index(a, x, "x") for a in several)
+    found = tuple(axis_index(a, x, "x") for a in several)
     if len(set(found)) < len(found):
         raise ShapeError(f"axis {axis} names an axis of shape {x.shape} twice")
     return found

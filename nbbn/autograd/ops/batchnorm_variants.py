@@ -11,6 +11,7 @@ from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
 from ...errors import DTypeError
 from ...functional import checks
+from ...functional.layout import axis_index, channel_layout
 from ._common import RecordableOp
 from .batchnorm import inverse_std, residual_gradient
 
@@ -61,7 +62,7 @@ class GhostBatchNorm(RecordableOp):
         size: int, eps: float, axis: int, activation: str | None, single: bool,
     ) -> np.ndarray:  # fmt: skip
         checks.host_only(x, "ghost batch normalization")
-        checks.layout(x, axis)
+        channel_layout(x, axis)
         if residual is not None:
             checks.same_shape(residual, x, "residual")
         ctx.groups = _groups(x, axis, size)
@@ -95,7 +96,7 @@ class GhostBatchNorm(RecordableOp):
 
 def _groups(x: np.ndarray, axis: int, size: int) -> list[tuple[slice, ...]]:
     """Cut the first axis that is not the channels' into groups of `size` or a little more."""
-    examples = 1 if checks.axis_index(axis, x, "x") == 0 else 0
+    examples = 1 if axis_index(axis, x, "x") == 0 else 0
     count = x.shape[examples]
     number = max(1, count // size)
     bounds = [count * n // number for n in range(number + 1)]
@@ -182,7 +183,7 @@ class InPlaceBatchNorm(RecordableOp):
         slope: float, eps: float, axis: int, single: bool,
     ) -> np.ndarray:  # fmt: skip
         checks.host_only(x, "in-place batch normalization")
-        channels = checks.layout(x, axis).shape[1]
+        channels = channel_layout(x, axis).shape[1]
         ctx.scale = backend.empty(channels, _FLOAT64)
         given = checks.channel_vector(gamma, channels, _FLOAT64, "gamma")
         backend.run(_never_zero, given, eps, ctx.scale)

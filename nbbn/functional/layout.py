@@ -1,0 +1,157 @@
+"""How arrays of any accepted layout fold into the few that kernels know."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import backend
+from .._validation import integer
+from ..errors import ShapeError
+from . import checks
+
+MIN_RANK, MAX_RANK = 2, 5
+_UINT16 = np.dtype(np.uint16)
+_FLOAT64 = np.dtype(np.float64)
+_NOTHING = {
+    (rank, dtype): np.empty((0,) * rank, dtype)
+    for rank in (1, 2, 3)
+    for dtype in (np.dtype(np.float32), _FLOAT64)
+}
+
+
+class Layout(NamedTuple):
+    """How an array folds: transpose by `order` (None: as it is), then reshape to `shape`.
+
+    Kernels compute in `dtype`. They get folded arrays in `storage`, which is the same on the host;
+    a device loads and stores float16 and bfloat16 (as its bits, uint16) itself. Statistics are in
+    `statistics`: float64 on the host, `dtype` on a device.
+    """
+
+    order: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    storage: np.dtype[Any]
+    statistics: np.dtype[Any]
+    device: str
+
+
+def _placed(
+    array: Any, order: tuple[int, ...] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Layout:
+    """Make the layout of an array that kernels get in `shape`."""
+    if isinstance(array, np.ndarray):
+        return Layout(order, shape, dtype, dtype, _FLOAT64, "cpu")
+    storage = _UINT16 if backend.is_bfloat16(array.dtype) else array.dtype
+    return Layout(order, shape, dtype, storage, dtype, "cuda")
+
+
+def channel_layout(x: Any, axis: int, name: str = "x") -> Layout:
+    """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
+    dtype = checks.floating(x, name)
+    order = None if x.flags.c_contiguous else _dense_order(x)
+    axis = axis if type(axis) is int else integer(axis, "axis")
+    found = _layout(x.shape, axis, order, dtype, name)
+    if type(x) is np.ndarray:
+        return found
+    return _placed(x, order, found.shape, dtype)
+
+
+@functools.lru_cache(maxsize=512)
+def _layout(
+    shape: tuple[int, ...],
+    axis: int,
+    order: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    name: str,
+) -> Layout:
+    rank = len(shape)
+    if not MIN_RANK <= rank <= MAX_RANK:
+        raise ShapeError(
+            f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
+            f"{rank_hint(shape, axis, name)}"
+        )
+    channel = _axis_index(axis, shape, name)
+    if shape[channel] == 0:
+        raise ShapeError(f"{name} has no channels: axis {axis} of shape {shape} has length 0")
+    if order is not None:
+        shape = tuple(shape[d] for d in order)
+        channel = order.index(channel)
+    channels = shape[channel]
+    inner = math.prod(shape[channel + 1 :])
+    if channels == 1:
+        folded: tuple[int, ...] = (1, 1, math.prod(shape))
+    elif inner == 1:
+        folded = (math.prod(shape[:channel]), channels)
+    else:
+        folded = (math.prod(shape[:channel]), channels, inner)
+    return Layout(order, folded, dtype, dtype, _FLOAT64, "cpu")
+
+
+def rank_hint(shape: tuple[int, ...], axis: int, name: str) -> str:
+    """Say how an array of too few or too many dimensions becomes one with a channel axis."""
+    if len(shape) != 1:
+        return "reshape it so that one axis counts the channels"
+    one, many = f"{name}[None, :]", f"{name}[:, None]"
+    if axis in (0, -2):
+        one, many = many, one
+    n = shape[0]
+    return f"{one} is one example of {n} channels, {many} is {n} examples of one channel"
+
+
+def row_layout(x: Any, axis: int, name: str) -> Layout:
+    """Find how `x` folds into rows (M, K) along `axis`; one number is a row of its own."""
+    dtype = checks.floating(x, name)
+    shape = x.shape or (1,)
+    last = _axis_index(integer(axis, "axis"), shape, name)
+    rest = *shape[:last], *shape[last + 1 :]
+    order = None
+    if last != len(shape) - 1:
+        order = (*(d for d in range(x.ndim) if d != last), last)
+    return _placed(x, order, (math.prod(rest), shape[last]), dtype)
+
+
+def flat_layout(x: Any, name: str) -> Layout:
+    """Find how `x` folds into a flat array (size,)."""
+    dtype = checks.floating(x, name)
+    return _placed(x, _dense_order(x), (x.size,), dtype)
+
+
+def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
+    """Check `axis` against the rank of `x` and return it counted from the front."""
+    return _axis_index(integer(axis, "axis"), x.shape, name)
+
+
+def _axis_index(axis: int, shape: tuple[int, ...], name: str) -> int:
+    rank = len(shape)
+    if not -rank <= axis < rank:
+        raise ShapeError(
+            f"axis {axis} is out of range for {name} with shape {shape}: use {-rank} to {rank - 1}"
+        )
+    return axis % rank
+
+
+def _dense_order(x: np.ndarray) -> tuple[int, ...] | None:
+    """Order of axes in which `x` is C-contiguous, or None if it is so already or cannot be."""
+    if x.flags.c_contiguous:
+        return None
+    order = tuple(sorted(range(x.ndim), key=lambda d: -abs(x.strides[d])))
+    return order if x.transpose(order).flags.c_contiguous else None
+
+
+def fold(array: np.ndarray, to: Layout) -> np.ndarray:
+    """Return `array` in the canonical layout `to`: a view where possible, else a copy."""
+    if to.order is not None:
+        array = array.transpose(to.order)
+    usual = type(array) is np.ndarray and array.dtype is to.storage and array.flags.carray
+    if not usual:
+        array = backend.contiguous(array, to.storage)
+    return array if array.shape == to.shape else array.reshape(to.shape)
+
+
+def nothing(to: Layout) -> np.ndarray:
+    """Return the empty array that tells a kernel that an optional operand is not given."""
+    return _NOTHING[len(to.shape), to.dtype]  # of the host always: no kernel looks into it
