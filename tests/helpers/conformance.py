@@ -31,7 +31,7 @@ KINDS = {
     "simple": "OnnxBackendSimpleModelTest",
 }
 EXPANDED = (
-    "the case above it once more, with the operator written out in others (its function body)"
+    "the case above again, with the operator written as others (its function body)"
 )
 RANDOM = "drops at random in training: which elements depends on the generator"
 
@@ -60,8 +60,8 @@ python tests/conformance.py
 |---|---|---|
 {reasons}
 
-Each case also exists for the device CUDA, which the backend says it does not support. The kind
-`real`, networks to be downloaded, holds convolutional ones only.
+Each case also exists for the device CUDA, which the backend does not support. The kind `real`, networks to
+download, has convolutional ones only.
 """
 
 
