@@ -1,6 +1,14 @@
-"""Markdown tables and plots of what compare.py measured."""
+"""The summary, the raw numbers and the plots of what compare.py measured.
 
+Run it: python asv_benchmarks/report.py bn.json step.json process.json --csv docs/performance.csv
+        python asv_benchmarks/report.py docs/performance.csv
+"""
+
+import argparse
+import csv
+import json
 import math
+from pathlib import Path
 
 COPY = "copyto"
 COPY_ALL = "copyto, all cores"
@@ -8,36 +16,39 @@ PRODUCTS = "matrix products"
 # Passes over the array that each function needs; a copy makes two.
 PASSES = {"inference": 2, "forward": 3, "backward": 5}
 NBBN, NBBN_OUT = "nbbn", "nbbn out="
+PEERS = ("NumPy", "PyTorch", "torch.compile", "JAX")
+COLUMNS = ("what", "case", "contender", "seconds")
+# Float32 numbers in 4 MiB: above that an array leaves the caches that a core has for itself.
+LARGE = 2**20
 
 
 def markdown(result):
-    """All tables, ready for docs/performance.md."""
+    """What compare.py prints: where it ran, the microseconds of each case, the summary."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    measured = rows(result)
     parts = [
         f"{result['cpu']}, {result['cores']} cores; {versions}; {result['date']}; "
         f"medians of {result['rounds']} rounds, of limits the best.",
         f"```bash\n{result['command']}\n```",
     ]
-    if "bn" in result:
-        parts.append(
-            "Microseconds, float32. In parentheses: a contender's time over that of nbbn (above 1x "
-            "nbbn is faster; in the last column, PyTorch over nbbn with `out=`); for copyto, the "
-            "time that it takes to move as many bytes (3 passes forward, 2 inference, 5 backward) "
-            "over that of nbbn with `out=`."
-        )
-        for kind in PASSES:
-            if cases := [case for case in result["bn"] if case["kind"] == kind]:
-                parts += [f"### Batch norm, {kind}", bn_table(cases)]
-    if "step" in result:
-        parts += [
-            "### Training step",
-            "Microseconds, 784-hidden-10 with BatchNorm, ReLU and Adam. In parentheses: over the "
-            "step's matrix products alone; then over nbbn.",
-            step_table(result["step"]),
-        ]
+    for what in dict.fromkeys(row[0] for row in measured if row[0] != "process"):
+        parts += [f"{what}, microseconds", case_table([row for row in measured if row[0] == what])]
     if "process" in result:
-        parts += ["### Whole process", process_table(result["process"])]
-    return "\n\n".join(parts)
+        parts.append(process_table(result["process"]))
+    return "\n\n".join([*parts, summary(measured)])
+
+
+def rows(result):
+    """Every number as a row of COLUMNS; a copy counts as often as its function passes over it."""
+    found = []
+    for case in result.get("bn", ()):
+        seconds = case["seconds"] | floors(case)
+        found += [(case["kind"], case["shape"], name, value) for name, value in seconds.items()]
+    for case in result.get("step", ()):
+        found += [("step", case["net"], name, value) for name, value in case["seconds"].items()]
+    for run in result.get("process", ()):
+        found.append(("process", "MNIST", run["process"], run["seconds"]))
+    return found
 
 
 def floors(case):
@@ -50,59 +61,58 @@ def floors(case):
     }
 
 
-def bn_table(cases):
-    names = contenders(cases, leave_out=(COPY, COPY_ALL))
-    limits = [name for name in (COPY, COPY_ALL) if any(name in floors(case) for case in cases)]
-    extra = ["PyTorch / out="] if {"PyTorch", NBBN_OUT} <= set(names) else []
-    ratios = {name: [] for name in [*names, *limits, *extra]}
-    rows = []
-    for case in cases:
-        seconds, limit = case["seconds"], floors(case)
-        ours, with_out = seconds.get(NBBN), seconds.get(NBBN_OUT, seconds.get(NBBN))
-        row = [case["shape"]]
-        for name in names:
-            ratio = quotient(seconds.get(name), ours) if name != NBBN else None
-            row.append(cell(seconds.get(name), remember(ratios[name], ratio)))
-        for name in limits:
-            row.append(
-                cell(limit.get(name), remember(ratios[name], quotient(limit.get(name), with_out)))
-            )
-        for name in extra:
-            ratio = quotient(seconds.get("PyTorch"), with_out)
-            row.append(times(remember(ratios[name], ratio)))
-        rows.append(row)
-    rows.append(["geometric mean", *(times(geometric_mean(many)) for many in ratios.values())])
-    return table(["shape", *names, *limits, *extra], rows)
+def by_case(measured):
+    """{case: {contender: seconds}}."""
+    found = {}
+    for _, case, name, seconds in measured:
+        found.setdefault(case, {})[name] = seconds
+    return found
 
 
-def step_table(cases):
-    names = contenders(cases, leave_out=(PRODUCTS,))
-    rows = []
-    for case in cases:
-        seconds = case["seconds"]
-        row = [case["net"], cell(seconds.get(PRODUCTS), None)]
-        for name in names:
-            ratios = [quotient(seconds.get(name), seconds.get(PRODUCTS))]
-            if name != NBBN:
-                ratios.append(quotient(seconds.get(name), seconds.get(NBBN)))
-            row.append(cell(seconds.get(name), *ratios))
-        rows.append(row)
-    return table(["hidden/batch", PRODUCTS, *names], rows)
+def case_table(measured):
+    names = list(dict.fromkeys(row[2] for row in measured))
+    lines = [
+        [case, *(microseconds(seconds.get(name)) for name in names)]
+        for case, seconds in by_case(measured).items()
+    ]
+    return table(["case", *names], lines)
 
 
 def process_table(runs):
-    seconds = {run["process"]: run["seconds"] for run in runs}
-    rows = [
-        [
-            run["process"],
-            f"{run['seconds']:.2f}",
-            times(quotient(run["seconds"], seconds.get(NBBN))),
-            f"{run['epochs']:g}",
-            f"{run['test_accuracy']:.4f}",
-        ]
-        for run in runs
-    ]
-    return table(["process", "wall time, s", "over nbbn", "epochs", "test accuracy"], rows)
+    lines = [[r["process"], f"{r['seconds']:.2f}", f"{r['test_accuracy']:.4f}"] for r in runs]
+    return table(["process", "wall time, s", "test accuracy"], lines)
+
+
+def summary(measured):
+    """The table of docs/performance.md: times over that of nbbn, geometric means of a group."""
+    groups = {}
+    for row in measured:
+        groups.setdefault(group(*row[:2]), []).append(row)
+    lines = []
+    for name, group_rows in groups.items():
+        cases = by_case(group_rows).values()
+        limit = over_nbbn(cases, (COPY, COPY_ALL, PRODUCTS))
+        lines.append([name, limit, *(over_nbbn(cases, (peer,)) for peer in PEERS)])
+    return table(["time over that of nbbn", "limit", *PEERS], lines)
+
+
+def group(what, case):
+    if what == "process":
+        return "shell to a trained net"
+    if what == "step":
+        return f"training step, {case}"
+    return f"batch norm {what}, {'above' if elements(case) > LARGE else 'up to'} 4 MiB"
+
+
+def over_nbbn(cases, names):
+    """Geometric mean of the fastest of `names` over nbbn; "-" where a case lacks them."""
+    ratios = []
+    for seconds in cases:
+        known = [seconds[name] for name in names if name in seconds]
+        if not known or NBBN not in seconds:
+            return "-"
+        ratios.append(min(known) / seconds[NBBN])
+    return f"{math.exp(math.fsum(map(math.log, ratios)) / len(ratios)):.2f}"
 
 
 def contenders(cases, leave_out):
@@ -110,36 +120,31 @@ def contenders(cases, leave_out):
     return [name for name in names if name not in leave_out]
 
 
-def quotient(numerator, denominator):
-    return numerator / denominator if numerator and denominator else None
-
-
-def remember(many, value):
-    if value is not None:
-        many.append(value)
-    return value
-
-
-def geometric_mean(values):
-    return math.exp(math.fsum(map(math.log, values)) / len(values)) if values else None
-
-
-def times(ratio):
-    return "" if ratio is None else f"{ratio:.2f}x"
-
-
-def cell(seconds, *ratios):
+def microseconds(seconds):
     if seconds is None:
         return "-"
     us = seconds * 1e6
-    text = f"{us:,.1f}" if us < 100 else f"{us:,.0f}"
-    known = [times(ratio) for ratio in ratios if ratio is not None]
-    return f"{text} ({', '.join(known)})" if known else text
+    return f"{us:,.1f}" if us < 100 else f"{us:,.0f}"
 
 
-def table(head, rows):
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head, lines):
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def read(path):
+    """Rows of a result of compare.py --json, or of a CSV file that `write` has made."""
+    if path.suffix == ".json":
+        return rows(json.loads(path.read_text()))
+    with path.open(newline="") as file:
+        return [(*row[:3], float(row[3])) for row in list(csv.reader(file))[1:]]
+
+
+def write(measured, path):
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(COLUMNS)
+        lines.writerows((*row[:3], f"{row[3]:.4g}") for row in measured)
 
 
 def plot(result, path):
@@ -172,7 +177,7 @@ def plot(result, path):
 
 
 def draw_roofline(axis, cases, kind):
-    nbytes = {case["shape"]: 4 * math.prod(dimensions(case["shape"])) for case in cases}
+    nbytes = {case["shape"]: 4 * elements(case["shape"]) for case in cases}
     cases = sorted(cases, key=lambda case: nbytes[case["shape"]])
     for name in contenders(cases, leave_out=()):
         # For a roof, what copying moves; for a contender, the bytes that its passes need.
@@ -193,7 +198,7 @@ def draw_steps(axis, cases):
     width = 0.8 / len(names)
     for position, name in enumerate(names):
         ratios = [
-            quotient(case["seconds"].get(name), case["seconds"].get(PRODUCTS)) or math.nan
+            case["seconds"].get(name, math.nan) / case["seconds"].get(PRODUCTS, math.nan)
             for case in cases
         ]
         places = [k + position * width for k in range(len(cases))]
@@ -205,7 +210,7 @@ def draw_steps(axis, cases):
 
 def color(name):
     """The same in every panel."""
-    order = (NBBN, NBBN_OUT, "NumPy", "PyTorch", "torch.compile", "JAX")
+    order = (NBBN, NBBN_OUT, *PEERS)
     return f"C{order.index(name)}" if name in order else "black"
 
 
@@ -214,5 +219,20 @@ def name_cases(axis, names, offset=0):
     axis.set_xticks(positions, names, rotation=40, ha="right", rotation_mode="anchor")
 
 
-def dimensions(shape):
-    return [int(n) for n in shape.split()[0].split("x")]
+def elements(shape):
+    return math.prod(int(n) for n in shape.split()[0].split("x"))
+
+
+def main():
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, help="from compare.py --json, or one CSV")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers")
+    arguments = parser.parse_args()
+    measured = [row for path in arguments.files for row in read(path)]
+    if arguments.csv:
+        write(measured, arguments.csv)
+    print(summary(measured))
+
+
+if __name__ == "__main__":
+    main()

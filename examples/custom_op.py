@@ -10,7 +10,8 @@ import numpy as np
 
 import nbbn
 import nbbn.functional as F  # noqa: N812
-from nbbn import losses, optim
+from nbbn import optim
+from nbbn.nn import losses
 
 
 class SwishOp(nbbn.Op):

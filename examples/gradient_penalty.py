@@ -12,7 +12,8 @@ import sys
 import numpy as np
 
 import nbbn
-from nbbn import losses, optim
+from nbbn import optim
+from nbbn.nn import losses
 
 STEPS = 5 if "--smoke" in sys.argv else 400
 

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 
 import nbbn
-from nbbn import checkpoint, data, optim, train
+from nbbn import data, optim, train
+from nbbn.train import checkpoint
 from nbbn.train.callbacks import EarlyStopping, StopOnSignal
 from nbbn.train.logs import LogFile
 from nbbn.train.progress import Lines

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 
 import nbbn
-from nbbn import data, losses, optim, train
+from nbbn import data, optim, train
+from nbbn.nn import losses
 
 EPOCHS = 1 if "--smoke" in sys.argv else 5
 

@@ -11,7 +11,8 @@ import sys
 import numpy as np
 
 import nbbn
-from nbbn import data, losses, optim, train
+from nbbn import data, optim, train
+from nbbn.nn import losses
 
 SMOKE = "--smoke" in sys.argv
 STEPS, EVERY, TARGET = (40, 20, 0.80) if SMOKE else (1400, 20, 0.97)

@@ -221,7 +221,7 @@ class Recorder:
                 name = getattr(launcher, "__name__", repr(launcher))
                 self.refuse(
                     f"an argument of {name} is computed outside the recorded operations, "
-                    "by NumPy instead of Tensors, say"
+                    "for example by NumPy instead of Tensors"
                 )
         self.notes.append(Note(launcher, kept, when))
 
@@ -472,7 +472,7 @@ def difference(first: Recorder, second: Recorder) -> str | None:
                 name = getattr(own.launcher, "__name__", repr(own.launcher))
                 return (
                     f"an argument of {name} is computed outside the recorded operations, "
-                    "by NumPy instead of Tensors, say"
+                    "for example by NumPy instead of Tensors"
                 )
     return None
 

@@ -201,8 +201,8 @@ class Batches:
             self._resumed = False
         elif order.ndim != 1 or not np.array_equal(np.sort(order), np.arange(count)):
             raise CheckpointError(
-                f"the state of Batches has an order of shape {order.shape} that is no permutation "
-                f"of {count} images: it belongs to another data set"
+                f"the state of Batches has an order of shape {order.shape} that is not a "
+                f"permutation of {count} images: it belongs to another data set"
             )
         elif not 0 <= position <= count:
             raise CheckpointError(

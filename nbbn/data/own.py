@@ -113,7 +113,7 @@ def _in_archive(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
     try:
         if not zipfile.is_zipfile(path) and path.stat().st_size:
-            raise ValueError("it is no whole zip archive")
+            raise ValueError("it is not a complete zip archive")
         with np.load(path) as archive:
             for part, names in _NAMES.items():
                 if name := next((name for name in names if name in archive), None):

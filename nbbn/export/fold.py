@@ -227,7 +227,7 @@ def _neighbours(steps: list[_Step], position: int) -> str:
     layer = steps[position].after[0]
     if isinstance(layer, BatchNorm) and layer.activation:
         return f"it follows {before}, and its {layer.activation} comes before {after}"
-    return f"it stands between {before} and {after}"
+    return f"it is between {before} and {after}"
 
 
 # ---------------------------------------------------------------- verifying
@@ -249,7 +249,7 @@ def _probe(layers: list[Module]) -> np.ndarray:
             return rng.standard_normal((_PROBE_ROWS, *(shape if spread > 1 else (channels,))))
         if not isinstance(first, Flatten | ReLU | Sigmoid | Tanh | Softmax):
             break
-    raise ArgumentError("the layers do not tell what the model takes: pass a batch x to verify on")
+    raise ArgumentError("the layers do not show what the model takes: pass a batch x to verify on")
 
 
 def _verify(steps: list[_Step], x: np.ndarray | None, tolerance: float | None) -> None:

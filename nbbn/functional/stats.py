@@ -110,7 +110,7 @@ def merge_stats(parts: Iterable[BatchNormStats], *, eps: float = 1e-5) -> BatchN
             raise ArgumentError(f"stats.var must not be negative, got {part.var.min()}")
         if part.mean.shape != parts[0].mean.shape:
             raise ShapeError(
-                f"parts must have one number of channels, got {parts[0].mean.size} "
+                f"parts must have the same number of channels, got {parts[0].mean.size} "
                 f"and {part.mean.size}"
             )
     channels, counts = parts[0].mean.size, tuple(part.count for part in parts)

@@ -205,7 +205,7 @@ class Sequential(Module):
             if weights is not None and any(isinstance(m, BatchNorm) for m in layer.modules()):
                 raise ArgumentError(
                     f"weights do not reach the BatchNorm inside {layer!r}: apply the layers one by "
-                    "one, and hand them over yourself"
+                    "one, and pass them yourself"
                 )
             x = layer(x)
         return x

@@ -63,7 +63,7 @@ def confusion_matrix(labels: Any, predicted: Any, *, classes: int | None = None)
     pair = [_class_numbers(labels, "labels"), _class_numbers(predicted, "predicted")]
     if pair[0].shape != pair[1].shape:
         raise ShapeError(
-            f"labels and predicted must have one length, got {len(pair[0])} and {len(pair[1])}"
+            f"labels and predicted must have the same length, got {len(pair[0])} and {len(pair[1])}"
         )
     count = int(max(array.max() for array in pair)) + 1
     if classes is not None:

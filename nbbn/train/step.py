@@ -320,7 +320,7 @@ def _disproof(
         reason = f"a replay fails ({error!r})"
     for (name, array), after in zip(state, end, strict=True):
         if reason is None and not _same_bits(array, after):
-            reason = f"a replay leaves other numbers in {name}, which NumPy changes, say"
+            reason = f"a replay leaves other numbers in {name}, which NumPy may have changed"
     if reason is not None:
         for (_, array), after in zip(state, end, strict=True):
             array[...] = after

@@ -160,8 +160,8 @@ def test_any_stack_of_layers_computes_the_same(plan):
 
 
 REFUSED = {
-    r"'0', BatchNorm\(5\): it stands between the input and ReLU\(\)": (norm(5), ReLU()),
-    r"'1', BatchNorm\(4\): it stands between ReLU\(\) and the output": (ReLU(), norm(4)),
+    r"'0', BatchNorm\(5\): it is between the input and ReLU\(\)": (norm(5), ReLU()),
+    r"'1', BatchNorm\(4\): it is between ReLU\(\) and the output": (ReLU(), norm(4)),
     r"it follows the input, and its relu comes before Dense": (
         norm(5, activation="relu"), dense(5, 4),
     ),

@@ -30,9 +30,7 @@ KINDS = {
     "pytorch-operator": "OnnxBackendPyTorchOperatorModelTest",
     "simple": "OnnxBackendSimpleModelTest",
 }
-EXPANDED = (
-    "the case above it once more, with the operator written out in others (its function body)"
-)
+EXPANDED = "the case above again, with the operator written as others (its function body)"
 RANDOM = "drops at random in training: which elements depends on the generator"
 
 _HEAD = """# ONNX conformance
@@ -60,8 +58,8 @@ python tests/conformance.py
 |---|---|---|
 {reasons}
 
-Each case also exists for the device CUDA, which the backend says it does not support. The kind
-`real`, networks to be downloaded, holds convolutional ones only.
+Each case also exists for the device CUDA, which the backend does not support. The kind `real`,
+networks to download, has convolutional ones only.
 """
 
 

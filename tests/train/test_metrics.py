@@ -52,7 +52,7 @@ def test_any_array_like(kind):
 @pytest.mark.parametrize(
     ("labels", "predicted", "options", "kind", "reason"),
     [
-        ([0, 1], [0], {}, ShapeError, "one length, got 2 and 1"),
+        ([0, 1], [0], {}, ShapeError, "the same length, got 2 and 1"),
         ([], [], {}, ShapeError, r"shape \(N,\), N at least 1, got \(0,\)"),
         ([0, 1], [[0.5, 0.5]] * 2, {}, DTypeError, "predicted must be integers.*got float64"),
         ([0, 1], [[1, 0]] * 2, {}, ShapeError, r"got \(2, 2\); argmax\(axis=1\) makes classes"),
@@ -77,7 +77,7 @@ def test_pictures_take_lists():
     figure = plots.confusion([0, 1], [1, 1])
     assert figure.axes[0].get_title() == "50.00% of 2 right"
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1"]
-    with pytest.raises(ShapeError, match="one length"):
+    with pytest.raises(ShapeError, match="the same length"):
         plots.confusion([0, 1], [1])
     figure = plots.mistakes([[[0, 1]], [[1, 0]]], [0, 1], [[0.9, 0.1], [0.6, 0.4]])
     assert figure.axes[0].get_title() == "1 taken for 0\n60% sure"

@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     # A header of JSON comes behind its length.
     if start[8:] not in (b"", b"{"):
         raise CheckpointError(
-            f"{path} is no checkpoint, or damaged: expected a .safetensors file that nbbn train "
+            f"{path} is not a checkpoint, or damaged: expected a .safetensors file that nbbn train "
             "--out or nbbn.checkpoint.save has written"
         )
     try:
