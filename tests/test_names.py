@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import os
@@ -16,11 +15,17 @@ import pytest
 import nbbn
 
 # Modules and names of before the move; none of them may go.
-MODULES = """callbacks checkpoint config convert data errors functional inference initializers jit
-logs losses onnx ops optim plots pool progress threads train""".split()
-OBJECTS = """BatchNorm BatchRenorm Dense Dropout Flatten GhostBatchNorm InPlaceBatchNorm Module
-NbbnError Op Parameter Ramp ReLU Sequential Sigmoid Softmax Tanh Tape Tensor __version__ apply fold
-grad gradcheck gradgradcheck inspect mlp recalibrate warmup""".split()
+MODULES = [
+    "callbacks", "checkpoint", "config", "convert", "data", "errors", "functional", "inference",
+    "initializers", "jit", "logs", "losses", "onnx", "ops", "optim", "plots", "pool",
+    "progress", "threads", "train",
+]  # fmt: skip
+OBJECTS = [
+    "BatchNorm", "BatchRenorm", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
+    "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
+    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "__version__", "apply", "fold", "grad",
+    "gradcheck", "gradgradcheck", "inspect", "mlp", "recalibrate", "warmup",
+]  # fmt: skip
 
 PACKAGE = Path(nbbn.__file__).parent
 FILES = {

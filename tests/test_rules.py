@@ -1,4 +1,4 @@
-"""House rules that a machine can check and no linter does: kernels, twins, documented parameters."""
+"""House rules that no linter checks: kernels, their twins, documented parameters."""
 
 from __future__ import annotations
 
