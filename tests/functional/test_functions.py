@@ -640,7 +640,8 @@ def test_cross_entropy_backward_out_must_fit():
 
 
 UNCOMPILED = """
-import numpy as np, reference
+import numpy as np
+from tests.helpers import reference
 import nbbn.functional as F
 
 for dtype, tolerance in (np.float32, 1e-6), (np.float64, 1e-13):

@@ -887,7 +887,7 @@ def test_a_kill_at_any_moment(tmp_path):
 _RUNNER = """
 import os, signal, sys
 from nbbn import checkpoint
-from tests.test_checkpoint import run
+from tests.train.test_checkpoint import run
 count, at, name = 0, int(sys.argv[2]), sys.argv[3]
 replace = os.replace
 
