@@ -39,7 +39,7 @@ def execute(code: str, layer: str, threads: int = 4) -> subprocess.CompletedProc
 
 
 def situation(name: str, layer: str, threads: int = 4) -> list[tuple[str, str]]:
-    result = execute(f"from tests import workload; workload.{name}()", layer, threads)
+    result = execute(f"from tests.helpers import workload; workload.{name}()", layer, threads)
     assert result.returncode == 0, f"{result.returncode}\n{result.stdout}\n{result.stderr}"
     pairs = [line.partition(" ")[::2] for line in result.stdout.splitlines()]
     return [(name, value) for name, value in pairs]
@@ -48,7 +48,7 @@ def situation(name: str, layer: str, threads: int = 4) -> list[tuple[str, str]]:
 @functools.cache
 def loads(layer: str) -> str:
     """Return why a threading layer does not load, or nothing."""
-    result = execute("from tests import workload; workload.start_pool()", layer)
+    result = execute("from tests.helpers import workload; workload.start_pool()", layer)
     return "" if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
 
 
@@ -119,23 +119,3 @@ def test_other_threads_go_on_during_a_long_kernel(layer):
     assert set(found) == {"serial", "parallel"}
     assert all(seconds > 100 for seconds, _, _ in found.values()), f"too short to tell: {found}"
     assert worst < 50, f"milliseconds of work, longest pause, longest pause in a sleep: {found}"
-
-
-def test_child_made_while_another_thread_sets_an_attribute():
-    code = """
-import os, signal
-import nbbn
-from nbbn.nn import module as modules
-
-model = nbbn.mlp((3, 2))
-with modules._lock:
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        model.eval()
-        os._exit(7)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-model.eval()
-"""
-    result = execute(code, "workqueue")
-    assert (result.returncode, result.stdout) == (0, "7\n"), result.stderr

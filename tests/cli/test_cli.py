@@ -363,7 +363,7 @@ import time
 import numpy as np
 import nbbn
 from nbbn import data, optim, train
-from nbbn.callbacks import Callback, StopOnSignal
+from nbbn.train.callbacks import Callback, StopOnSignal
 
 class Slow(Callback):
     def step(self, run):

@@ -404,7 +404,9 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
 
 
 def test_onnx_loads_when_it_is_needed():
-    script = "import nbbn.onnx, sys; print(sorted({'onnx', 'onnxruntime'} & set(sys.modules)))"
+    script = (
+        "import nbbn.export.onnx, sys; print(sorted({'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

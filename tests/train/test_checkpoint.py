@@ -632,7 +632,7 @@ def test_two_runs_in_one_folder(tmp_path):
 
 def test_two_processes_in_one_folder(tmp_path):
     script = (
-        "import sys, time; from nbbn.checkpoint import Checkpoints\n"
+        "import sys, time; from nbbn.train.checkpoint import Checkpoints\n"
         "kept = Checkpoints(sys.argv[1]); print('ready', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as own:
@@ -825,7 +825,7 @@ import itertools, os, signal, sys
 import nbbn
 from nbbn import checkpoint
 from nbbn.train.checkpoint import lock as files
-from nbbn.checkpoint import Checkpoints
+from nbbn.train.checkpoint import Checkpoints
 keeper = Checkpoints(sys.argv[1])
 model = nbbn.mlp((300, 200, 4), rng=0)
 point = int(sys.argv[2])
