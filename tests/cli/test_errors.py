@@ -12,9 +12,9 @@ import pytest
 
 import nbbn
 import nbbn.cli.train
-from nbbn import checkpoint, cli, logs, train
+from nbbn import checkpoint, cli, logs
 from nbbn.errors import ArgumentError, DataError, DTypeError
-from nbbn.nn import layers
+from nbbn.train import loop
 from nbbn.train.checkpoint import Checkpoints
 from nbbn.train.inference import Classifier, read_images
 from tests.helpers.small_run import FLAGS, SIDE, call, digits
@@ -58,8 +58,8 @@ def things(trained, own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("data.npz", "is not a checkpoint, or damaged: expected a .safetensors file that nbbn"),
-        ("text.txt", "is not a checkpoint, or damaged: expected a .safetensors file that nbbn"),
+        ("data.npz", "is no checkpoint, or damaged: expected a .safetensors file that nbbn train"),
+        ("text.txt", "is no checkpoint, or damaged: expected a .safetensors file that nbbn train"),
         ("cut.safetensors", "is damaged or cut short"),
         ("empty.safetensors", "is damaged or cut short"),
         ("folder", "there is no checkpoint in the folder"),
@@ -281,7 +281,7 @@ def test_widths_beyond_this_memory(own, capsys, monkeypatch):
     def allocate(*arguments, **options):
         raise MemoryError("Unable to allocate 9.0 TiB")
 
-    monkeypatch.setattr(layers, "initialize", allocate)
+    monkeypatch.setattr("nbbn.nn.layers.initialize", allocate)
     status, _, error = call(capsys, "train", "--data", own)
     assert status == 1
     assert error == "nbbn: error: there is not enough memory: Unable to allocate 9.0 TiB\n"
@@ -394,8 +394,8 @@ def test_training_says_when_others_have_its_cores(
 ):
     clock = time.perf_counter
     monkeypatch.setattr(time, "process_time", lambda: share * clock())
-    monkeypatch.setattr(train.loop._Timed, "least", 0.0)
-    monkeypatch.setattr(train.loop._Timed, "EVERY", 1)
+    monkeypatch.setattr(loop._Timed, "least", 0.0)
+    monkeypatch.setattr(loop._Timed, "EVERY", 1)
     flags = ("--data", own, *FLAGS, "--epochs", 3)
     text = "training had one for 10% of the time: one thread may be faster, with nbbn.threads.limit"
 

@@ -44,6 +44,8 @@ from tests.helpers.idx_files import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+# Setuptools warns where it loads after distutils: another test's import, or ours of pip.
+pytestmark = pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")
 
 
 # ---------------------------------------------------------------- a loopback server

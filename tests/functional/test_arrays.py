@@ -6,6 +6,7 @@ Examples are drawn by hypothesis, from the same seed in every run.
 from __future__ import annotations
 
 import tracemalloc
+import types
 
 import ml_dtypes
 import numpy as np
@@ -70,7 +71,13 @@ def batches(draw, smallest=0):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     x, dy = (draw(views(shape, dtype_of(name), rng.normal(size=shape))) for _ in range(2))
     vectors = rng.uniform(0.5, 1.5, (4, shape[axis]))
-    return name, x, dy, axis, [v.astype(draw(st.sampled_from("df"))) for v in vectors]
+    return (
+        name,
+        x,
+        dy,
+        axis,
+        [v.astype(draw(st.sampled_from(["d", "f", ">f4", ">f8"]))) for v in vectors],
+    )
 
 
 def assert_near(found, expected, name):
@@ -116,62 +123,101 @@ def test_any_array_gives_the_reference_or_a_clear_error(batch):
 
 
 @st.composite
-def window(draw, memory, shape, distinct):
-    """A view of `shape` anywhere in a flat array; no element twice where `distinct`."""
-    rank = len(shape)
-    order = draw(st.permutations(range(rank)))
-    strides, extent = [0] * rank, 1
+def places(draw, size, shape, distinct):
+    """Where a view of `shape` lies in a flat array, anywhere; no element twice where `distinct`."""
+    order = draw(st.permutations(range(len(shape))))
+    wide = draw(st.sampled_from([None, *order]))
+    strides, extent = [0] * len(shape), 1
     for d in order:
-        strides[d] = extent * draw(st.sampled_from([1, 1, 2]))
+        strides[d] = extent * (2 if d == wide else 1)
         extent = strides[d] * shape[d]
         if not distinct and draw(st.integers(0, 4)) == 0:
-            strides[d] = 1
+            strides[d] = draw(st.integers(0, 1))
     reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    assume(reach < memory.size)
-    start = draw(st.integers(0, memory.size - 1 - reach))
-    view = np.lib.stride_tricks.as_strided(
-        memory[start:], shape, [s * memory.itemsize for s in strides]
-    )
+    assume(reach < size)
+    start = draw(st.integers(0, size - 1 - reach))
     flip = tuple(slice(None, None, draw(st.sampled_from([1, -1]))) for _ in shape)
-    return view[flip]
+
+    def view(memory):
+        steps = [s * memory.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(memory[start:], shape, steps)[flip]
+
+    return view
 
 
-@settings(settings.get_profile("arrays"))
-@given(st.data())
-def test_overlapping_views_give_what_separate_arrays_give(data):
-    shape = data.draw(st.sampled_from([(6, 4), (3, 4, 5), (2, 3, 2, 4)]))
-    memory = np.random.default_rng(3).normal(size=160).astype(np.float32)
-    x, dy, residual = (data.draw(window(memory, shape, False)) for _ in range(3))
-    gamma, beta, mean = (data.draw(window(memory, shape[1:2], False)) for _ in range(3))
-    out = data.draw(window(memory, shape, True))
-    var = np.abs(mean) + 1
-    before = memory.copy()
-    x0, dy0, residual0, gamma0, beta0, mean0 = (
-        a.copy() for a in (x, dy, residual, gamma, beta, mean)
+NORMAL = np.random.default_rng(3).normal(size=200_000)
+RELU = {"eps": EPS, "activation": "relu"}
+# Every function with a result of the shape of its inputs; batch normalization with axis too.
+CALLS = {
+    "train": lambda a, **o: F.batch_norm_train(a.x, a.gamma, a.beta, eps=EPS, **o)[0],
+    "train, fused": lambda a, **o: F.batch_norm_train(
+        a.x, a.gamma, a.beta, residual=a.residual, **RELU, **o)[0],
+    "infer": lambda a, **o: F.batch_norm_infer(a.x, a.mean, a.var, a.gamma, a.beta, **o),
+    "infer, fused": lambda a, **o: F.batch_norm_infer(
+        a.x, a.mean, a.var, a.gamma, a.beta, residual=a.residual, **RELU, **o),
+    "all in one": lambda a, **o: F.batch_norm(a.x, a.mean, a.var, a.gamma, a.beta, **o),
+    "all in one, training": lambda a, **o: F.batch_norm(
+        a.x, None, None, a.gamma, a.beta, training=True, eps=EPS, **o),
+    "backward": lambda a, **o: F.batch_norm_backward(a.dy, a.x, a.stats, a.gamma, **o)[0],
+    "backward, fused": lambda a, **o: F.batch_norm_backward(
+        a.dy, a.x, a.stats, a.gamma, y=a.residual, **o)[0],
+    "infer backward": lambda a, **o: F.batch_norm_infer_backward(
+        a.dy, a.x, a.mean, a.var, a.gamma, **o)[0],
+    "infer backward, fused": lambda a, **o: F.batch_norm_infer_backward(
+        a.dy, a.x, a.mean, a.var, a.gamma, y=a.residual, **o)[0],
+    "cross_entropy_backward": lambda a, axis, **o: F.cross_entropy_backward(a.x, a.labels, **o),
+}  # fmt: skip
+for op in ("relu", "sigmoid", "tanh"):
+    CALLS[op] = lambda a, axis, op=op, **o: getattr(F, op)(a.x, **o)
+    CALLS[f"{op}_backward"] = lambda a, axis, op=op, **o: getattr(F, f"{op}_backward")(
+        a.dy, a.x, **o
     )
-    _, stats = F.batch_norm_train(x0)
-    fused = {"activation": "relu"}
-    pairs = [
-        (
-            lambda: F.batch_norm_train(x, gamma, beta, residual=residual, **fused, out=out)[0],
-            lambda: F.batch_norm_train(x0, gamma0, beta0, residual=residual0, **fused)[0],
-        ),
-        (
-            lambda: F.batch_norm_infer(x, mean, var, gamma, beta, residual=residual, out=out),
-            lambda: F.batch_norm_infer(x0, mean0, var, gamma0, beta0, residual=residual0),
-        ),
-        (
-            lambda: F.batch_norm_backward(dy, x, stats, gamma, y=residual, out=out)[0],
-            lambda: F.batch_norm_backward(dy0, x0, stats, gamma0, y=residual0)[0],
-        ),
-        (lambda: F.softmax_backward(dy, x, out=out), lambda: F.softmax_backward(dy0, x0)),
-        (lambda: F.relu_backward(dy, x, out=out), lambda: F.relu_backward(dy0, x0)),
-    ]
-    for overlapping, separate in pairs:
-        memory[...] = before
-        assert overlapping() is out
-        # A copy may have another memory order, and then its sums another order of summands.
-        np.testing.assert_allclose(out, separate(), rtol=1e-5, atol=2e-5)
+for op in ("softmax", "log_softmax"):
+    CALLS[op] = lambda a, op=op, **o: getattr(F, op)(a.x, **o)
+    CALLS[f"{op}_backward"] = lambda a, op=op, **o: getattr(F, f"{op}_backward")(a.dy, a.x, **o)
+
+
+@settings(settings.get_profile("arrays"), max_examples=30)
+@given(st.data())
+@pytest.mark.parametrize("name", CALLS)
+def test_overlapping_views_give_what_separate_arrays_give(name, data):
+    """Any strides, directions, byte orders, rights; out apart from the inputs, one, or across."""
+    shape = data.draw(st.sampled_from([(6, 4), (3, 4, 5), (2, 3, 2, 4)] * 3 + [(1100, 90)]))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    dtype = np.dtype(data.draw(st.sampled_from(["<f4", "<f4", "<f8", ">f4"])))
+    size, shifted = 2 * int(np.prod(shape)) + 30, data.draw(st.booleans())
+    whole = np.zeros(size * dtype.itemsize + 1, np.uint8)
+    memory = whole[shifted : size * dtype.itemsize + shifted].view(dtype)
+    memory[...] = NORMAL[:size]
+    target = data.draw(st.sampled_from(["none", "apart", "across", "x", "dy", "residual"]))
+    a = types.SimpleNamespace(labels=np.ones((shape[0], *shape[2:]), np.int64))
+    where = {}
+    for part in ("x", "dy", "residual", "gamma", "beta", "mean"):
+        own = shape if part in ("x", "dy", "residual") else (shape[axis],)
+        where[part] = data.draw(places(size, own, part == target))
+        setattr(a, part, where[part](memory))
+        getattr(a, part).flags.writeable = part == target or data.draw(st.booleans())
+    a.var = np.abs(a.mean) + 1
+    plain = types.SimpleNamespace(
+        **{k: np.array(v, v.dtype.newbyteorder("="), order="C") for k, v in vars(a).items()}
+    )
+    a.stats = plain.stats = F.batch_norm_train(plain.x, eps=EPS, axis=axis)[1]
+    expected = CALLS[name](plain, axis=axis)
+    before, kept = whole.copy(), memory.copy()
+    if target == "none":
+        out = None
+    else:
+        place = where.get(target) or data.draw(places(size, shape, True))
+        out = getattr(a, target, None)
+        if out is None:
+            out = place(memory if target == "across" else memory.copy())
+    found = CALLS[name](a, axis=axis, out=out)
+    assert out is None or found is out
+    # A copy may have another memory order, and then its sums another order of summands.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+    if out is not None and target != "apart":
+        out[...] = place(kept)
+    np.testing.assert_array_equal(whole, before)
 
 
 @settings(settings.get_profile("arrays"))
@@ -179,9 +225,9 @@ def test_overlapping_views_give_what_separate_arrays_give(data):
 def test_gradients_of_parameters_written_over_inputs(data):
     shape = data.draw(st.sampled_from([(6, 4), (3, 4, 5)]))
     memory = np.random.default_rng(4).normal(size=160).astype(np.float32)
-    x, dy = (data.draw(window(memory, shape, False)) for _ in range(2))
-    gamma = data.draw(window(memory, (4,), False))
-    results = [data.draw(window(memory, (4,), True)) for _ in range(2)]
+    x, dy = (data.draw(places(160, shape, False))(memory) for _ in range(2))
+    gamma = data.draw(places(160, (4,), False))(memory)
+    results = [data.draw(places(160, (4,), True))(memory) for _ in range(2)]
     copies = dy.copy(), x.copy()
     stats = F.batch_norm_train(copies[1])[1]
     expected = F.batch_norm_backward(*copies, stats, gamma.copy())

@@ -12,7 +12,7 @@ import nbbn
 from nbbn import losses, optim
 from nbbn.data import Batches, load_mnist
 from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, ShapeError
-from nbbn.train import loop as train_module
+from nbbn.train import loop
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
@@ -405,8 +405,8 @@ def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monk
 
     monkeypatch.setattr(time, "process_time", lambda: share * (clock() - resting))
     monkeypatch.setattr("numba.get_num_threads", lambda: 2)
-    monkeypatch.setattr(train_module._Timed, "least", 0.0)
-    monkeypatch.setattr(train_module._Timed, "EVERY", 2)
+    monkeypatch.setattr(loop._Timed, "least", 0.0)
+    monkeypatch.setattr(loop._Timed, "EVERY", 2)
     model, optimizer = adam_mlp()
     fit(model, Slow(), optimizer, epochs=3)
     text = "other programs keep the cores busy, training had one for 30% of the time"

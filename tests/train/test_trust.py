@@ -742,7 +742,7 @@ def test_fit_replays_a_loss_that_only_composes(rng, monkeypatch):
         steps.append(record_step(*args))
         return steps[0]
 
-    monkeypatch.setattr(nbbn.train.loop, "record_step", remember)
+    monkeypatch.setattr("nbbn.train.loop.record_step", remember)
     data = nbbn.data.Batches(*batches(rng, [32])[0], 16, shuffle=False)
     model, optimizer = small()()
     nbbn.train.fit(model, data, optimizer, epochs=5, loss=smoothed)
