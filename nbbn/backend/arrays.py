@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 
+# What stands for CuPy in Numba's simulator: nbbn's tests set it before they ask for a device.
+simulated: Any = None
+
 _UINT16 = np.dtype(np.uint16)
 # Views of other libraries' read-only arrays: CuPy's own are always writeable.
 _read_only: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -66,10 +69,8 @@ def is_array(value: Any) -> bool:
 @functools.lru_cache(maxsize=256)
 def _is_device_class(kind: type) -> bool:
     """Whether objects of a class are the arrays in device memory that kernels can take."""
-    # Loading CuPy takes a while: not before an array of its own, or of the simulator, turns up.
-    if not kind.__module__.startswith(("cupy", "nbbn.backend.device")):
-        return False
-    return issubclass(kind, device_module().ndarray)
+    # Loading CuPy takes a while: not before an array of its own turns up.
+    return kind.__module__.startswith("cupy") and issubclass(kind, device_module().ndarray)
 
 
 @functools.cache
@@ -115,6 +116,8 @@ def device_module() -> Any:
     """Return the module that knows about device memory; raises DeviceError without CuPy."""
     try:
         return importlib.import_module("nbbn.backend.device")
+    except DeviceError:
+        raise
     except Exception as error:  # a broken CUDA installation raises more than ImportError
         raise DeviceError(
             f"there is no CUDA support here ({error}): pip install 'nbbn[cuda13]' (or cuda12)"
