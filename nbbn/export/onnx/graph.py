@@ -73,10 +73,6 @@ class Graph:
         """Return a value that is known without running the graph, or None."""
         return self._constants.get(name)
 
-    def constants(self) -> dict[str, np.ndarray]:
-        """Return all of them."""
-        return dict(self._constants)
-
     def rank(self, name: str) -> int | None:
         """Return the number of axes of an input, or None if the graph does not say."""
         kind = self._values[name].type.tensor_type
