@@ -113,7 +113,7 @@ def fit(
     model : Module
         Trained in place, and left in training mode.
     batches : Batches
-        Training data, shuffled anew for every epoch. Any iterable of pairs (x, y) that can be
+        Training data, shuffled again for every epoch. Any iterable of pairs (x, y) that can be
         iterated once per epoch will do.
     optimizer : Optimizer
         Of the model's parameters.
@@ -194,7 +194,7 @@ def fit(
             _check_best(run, resume, restore_best, strict)
             checkpoint.restore(resume, model, optimizer, own, strict=strict)
             run.best_state = resume.best if restore_best else {}
-        # The last one first: Checkpoints refuse a folder before a log in it is begun anew.
+        # The last one first: Checkpoints refuse a folder before a log in it begins again.
         for callback in reversed(callbacks):
             callback.start(run)
         while run.epoch <= epochs and not run.stopped and not _reached(run, until):

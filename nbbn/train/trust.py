@@ -207,7 +207,7 @@ class Audit:
         if name in _LIVE and isinstance(instance, Optimizer):
             self.live = label
             return
-        raise Untrusted(_advice(label, "it stands in for a method of nbbn's", kind))
+        raise Untrusted(_advice(label, "it replaces a method of nbbn's", kind))
 
     # ------------------------------------------------------------ what `transparent` asks
 

@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL:
         raise DeviceError(f"cuBLAS cannot be loaded ({reason}): install nvidia-cublas") from error
 
 
-# The handle is set up anew for each product: one at a time.
+# Each product sets the handle up again: one at a time.
 _lock = threading.Lock()
 _workspaces: dict[tuple[int, int], Any] = {}
 _PER_THREAD_STREAM = 2

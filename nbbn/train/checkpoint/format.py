@@ -1,6 +1,6 @@
 """The file format of checkpoints: one safetensors file that proves its own content.
 
-The model's arrays stand in the file under the names of its state dict, which are PyTorch's; what
+The file holds the model's arrays under the names of its state dict, which are PyTorch's; what
 else training needs lies beside them under ``training/``. The metadata holds the rest as JSON, and a
 SHA-256 over all arrays and metadata, since a flipped bit would otherwise load silently.
 """
