@@ -332,18 +332,7 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 
 def check_step(model: Any, loss: Any, optimizer: Any) -> None:
-    """Check what a training step is made of.
-
-    Parameters
-    ----------
-    model, loss, optimizer
-        What `record_step` takes.
-
-    Raises
-    ------
-    DTypeError, ArgumentError
-        As `record_step`.
-    """
+    """Check what a training step is made of, as `record_step` does."""
     if not isinstance(model, Module):
         raise DTypeError(f"model must be a Module, got {type(model).__name__}")
     if not callable(loss):

@@ -73,11 +73,7 @@ class Untrusted(Opaque):  # not an error: the step runs eagerly
 class Audit:
     """Looks at all Python that a replay of a step would skip.
 
-    Parameters
-    ----------
-    model : Module
-    loss : callable
-    optimizer : Optimizer
+    Raises `Untrusted` with the name of what must not be skipped, and what helps.
 
     Attributes
     ----------
@@ -91,11 +87,6 @@ class Audit:
         Whether some of the code is trusted because its author says so.
     live : str or None
         Code of the user's that replays run, and that may look at gradients.
-
-    Raises
-    ------
-    Untrusted
-        With the name of what must not be skipped, and what helps.
     """
 
     def __init__(self, model: Module, loss: Callable[..., Any], optimizer: Optimizer) -> None:

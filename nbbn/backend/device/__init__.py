@@ -253,12 +253,8 @@ def _current_stream() -> int:
 class Graph:
     """Launches that are submitted as one from now on.
 
-    Parameters
-    ----------
-    work : callable
-        Submits the launches. It is called once for real, and then once more to be captured.
-    capturable : bool
-        Whether it may be captured; if not, or if that fails, each launch is submitted by itself.
+    `work` submits them: it is called once for real, and, if it is capturable, once more to be
+    captured. Otherwise, or if that fails, each launch is submitted by itself.
     """
 
     def __init__(self, work: Callable[[], None], capturable: bool) -> None:

@@ -11,12 +11,7 @@ from .extra import require
 
 
 class Node:
-    """One operator of a graph.
-
-    Parameters
-    ----------
-    proto : onnx.NodeProto
-    """
+    """One operator of a graph, from an onnx.NodeProto."""
 
     def __init__(self, proto: Any) -> None:
         helper = require("onnx.helper")
@@ -41,12 +36,7 @@ class Node:
 
 
 class Graph:
-    """The graph of a model.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-    """
+    """The graph of an onnx.ModelProto."""
 
     def __init__(self, model: Any) -> None:
         self._to_array = require("onnx.numpy_helper").to_array
