@@ -165,7 +165,10 @@ def fit(
         does not hold the best weights that are to be restored.
     """
     _check_callbacks(callbacks)
-    with _closing(callbacks):
+    with contextlib.ExitStack() as stack:
+        # Close every callback in the end, those behind one that fails too.
+        for callback in reversed(callbacks):
+            stack.callback(callback.close)
         epochs = positive(epochs, "epochs")
         if until is not None:
             until = fraction(until, "until")
@@ -248,15 +251,6 @@ def _check_best(run: Run, resume: Checkpoint, restore_best: bool, strict: bool) 
             f"{resume.path} does not hold the weights of epoch {best}, the best so far by "
             f"{run.watched}: resume without restore_best, or begin a new run"
         )
-
-
-@contextlib.contextmanager
-def _closing(callbacks: Sequence[Callback]) -> Iterator[None]:
-    """Close every callback in the end, those behind one that fails too."""
-    with contextlib.ExitStack() as stack:
-        for callback in reversed(callbacks):
-            stack.callback(callback.close)
-        yield
 
 
 class _Timed:

@@ -87,8 +87,8 @@ def gemm(a: Any, b: Any, out: Any, stream: int) -> None:
     """Write a @ b to out on a stream, in full precision of the type.
 
     a (m, k) and b (k, n) lie by rows or by columns, without gaps inside one; out (m, n) is
-    C-contiguous, of a type in `TYPES`. Where out is a stack (count, m, n), a and b are stacks too, or
-    one matrix for all. cuBLAS counts by columns, so it is asked for out.T = b.T @ a.T.
+    C-contiguous, of a type in `TYPES`. Where out is a stack (count, m, n), a and b are stacks too,
+    or one matrix for all. cuBLAS counts by columns, so it is asked for out.T = b.T @ a.T.
     """
     letter, scalar = TYPES[out.dtype]
     stacked = out.ndim == 3
