@@ -250,7 +250,7 @@ def _normalize(V, acc, planes):
 
 @Kernel
 def _backward(V, acc, planes):
-    """Dgamma, dbeta (C,); dy, x, y (N, C, S). Dx too where a block has whole channels."""
+    """dgamma, dbeta (C,); dy, x, y (N, C, S). And dx, where a block has whole channels."""
     shared = shared_memory(V, acc)
 
     def kernel(

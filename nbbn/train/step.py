@@ -80,9 +80,8 @@ class Step:
 
         Parameters
         ----------
-        x : ndarray of float, shape (N, ...)
-        y : ndarray
-            Targets, as the loss takes them.
+        x, y
+            As of a call.
 
         Returns
         -------

@@ -75,6 +75,12 @@ class Audit:
 
     Raises `Untrusted` with the name of what must not be skipped, and what helps.
 
+    Parameters
+    ----------
+    model : Module
+    loss : callable
+    optimizer : Optimizer
+
     Attributes
     ----------
     modules : list of Module
