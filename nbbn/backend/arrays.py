@@ -20,18 +20,6 @@ from ..errors import DeviceError
 from . import pool
 from .recorder import HostMemory
 
-__all__ = [
-    "contiguous",
-    "device_of",
-    "empty",
-    "kernels",
-    "matmul",
-    "not_recordable",
-    "recording",
-    "run",
-]
-
-
 # What stands for CuPy in Numba's simulator: nbbn's tests set it before they ask for a device.
 simulated: Any = None
 

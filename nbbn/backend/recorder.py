@@ -23,8 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Arena", "GraphPlan", "Note", "Plan", "Recorder", "difference"]
-
 
 class HostMemory:
     """Raw memory of the host; a device has a class with the same members."""

@@ -12,8 +12,6 @@ from .. import __version__
 from ..train.config import OPTIMIZERS, SCHEDULES, STANDARDIZE, WATCH, Config
 from . import values
 
-__all__ = ["AUTO", "make_parser"]
-
 _DEVICES = ("auto", "cpu", "cuda")
 # What --resume takes instead of a path.
 AUTO = Path("auto")

@@ -10,8 +10,6 @@ from .. import __version__
 from ..errors import DataError
 from ..train.callbacks import StopOnSignal
 
-__all__ = ["data", "info", "warmup"]
-
 
 def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     """Print what will be used."""

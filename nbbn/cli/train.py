@@ -18,8 +18,6 @@ from .parser import AUTO
 if TYPE_CHECKING:
     from ..train.checkpoint import Checkpoint, Checkpoints
 
-__all__ = ["run"]
-
 # What may change when a run goes on: how long it is, and where its data lies.
 _FREE = {"epochs", "until", "patience", "data"}
 _FOLDER = ("out",), "a folder for checkpoints: name it with --out"

@@ -12,8 +12,6 @@ from .._validation import positive
 from ..errors import NbbnError
 from ..train.config import check, sources
 
-__all__ = ["Source", "count", "existing_folder", "path", "setting"]
-
 # What a message calls a value: argparse puts the flag before it.
 _NAME = "the value"
 

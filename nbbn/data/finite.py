@@ -6,8 +6,6 @@ import numpy as np
 
 from ..errors import DataError
 
-__all__ = ["check_finite"]
-
 # Images that are looked at in one go.
 _CHUNK = 1000
 

@@ -12,8 +12,6 @@ from .. import backend
 from ..autograd.tensor import Node, Position, Tape, Tensor
 from .module import Module
 
-__all__ = ["NonFinite", "first_nonfinite", "observed"]
-
 See = Callable[[str, Module, Tensor, Tensor], None]
 
 

@@ -22,8 +22,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["STATIC", "TENSOR", "VALUE", "Known", "Opaque", "read"]
-
 STATIC, TENSOR, VALUE = "static", "tensor", "value"
 _SHAPES = {"dtype", "ndim", "shape", "size"}
 # Of tensors, and of arrays: they change nothing, and what they compute by NumPy is seen later.

@@ -23,8 +23,6 @@ from ...errors import DeviceError
 from .. import arrays
 from . import cublas
 
-__all__ = ["Graph", "Memory", "missing", "ndarray", "xp"]
-
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 if SIMULATED and arrays.simulated is None:
     raise DeviceError(

@@ -16,8 +16,6 @@ import numpy as np
 
 from ...errors import DeviceError
 
-__all__ = ["TYPES", "forget", "gemm", "library"]
-
 # NVIDIA's advice for the Hopper generation; older ones need less.
 _WORKSPACE_BYTES = 32 << 20
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1

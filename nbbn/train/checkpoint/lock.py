@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["lock_folder", "sweep"]
-
 
 def sweep(folder: Path) -> None:
     """Remove what `write_atomically` left in `folder` when its process was killed.

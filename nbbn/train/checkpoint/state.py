@@ -14,16 +14,6 @@ from ...errors import CheckpointError
 from ...nn.module import Module
 from ...optim import Optimizer
 
-__all__ = [
-    "data_difference",
-    "describe",
-    "first_difference",
-    "generator_states",
-    "named_generators",
-    "restorer",
-    "without_data",
-]
-
 _PLAIN = (bool, int, float, str, type(None))
 # What changes while training, or does not matter to the numbers.
 _PASSING = {"training", "layout", "order", "position", "reuse", "device"}
