@@ -19,27 +19,6 @@ import numpy as np
 
 from .errors import ArgumentError, DTypeError
 
-__all__ = [
-    "as_array",
-    "as_path",
-    "cache_dir",
-    "choice",
-    "data_type",
-    "float_type",
-    "fraction",
-    "function",
-    "generator",
-    "instance",
-    "integer",
-    "iterate",
-    "mapping",
-    "positive",
-    "possible",
-    "real",
-    "switch",
-    "write_atomically",
-]
-
 
 def integer(value: Any, name: str, *, least: int | None = None, most: int | None = None) -> int:
     """Check that `value` is an integer, of at least `least` and at most `most`."""

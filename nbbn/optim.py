@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 
 from . import backend
-from ._validation import fraction, integer, iterate, mapping, positive, possible, real, switch
+from ._validation import (
+    fraction,
+    instance,
+    integer,
+    iterate,
+    mapping,
+    positive,
+    possible,
+    real,
+    switch,
+)
 from .autograd.tensor import Parameter
 from .errors import ArgumentError, DeviceError, DTypeError, NbbnError, ShapeError
 from .functional import checks
@@ -97,7 +107,7 @@ class Cosine:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         position = min((step - self.warmup) / (self.total - self.warmup), 1.0)
-        return self.final + (self.lr - self.final) * 0.5 * (1 + math.cos(math.pi * position))
+        return _anneal(self.lr, self.final, position)
 
 
 class OneCycle:
@@ -135,8 +145,8 @@ def _anneal(start: float, end: float, position: float) -> float:
 
 SCHEDULES: dict[str, Callable[[float, int], float | Schedule]] = {
     "constant": lambda lr, total: _nonnegative(lr, "lr"),
-    "cosine": lambda lr, total: Cosine(lr, total),
-    "one-cycle": lambda lr, total: OneCycle(lr, total),
+    "cosine": Cosine,
+    "one-cycle": OneCycle,
     "step": lambda lr, total: StepDecay(lr, max(total // 3, 1)),
 }
 
@@ -621,10 +631,8 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter, or of dict
-        Groups are described under `Optimizer`.
-    lr : float or callable
-        Learning rate, or a schedule that maps the step (0, 1, ...) to it.
+    parameters, lr
+        See `Optimizer`.
     momentum : float, default 0
         In [0, 1].
     nesterov : bool, default False
@@ -677,10 +685,8 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter, or of dict
-        Groups are described under `Optimizer`.
-    lr : float or callable
-        Learning rate, or a schedule that maps the step (0, 1, ...) to it.
+    parameters, lr
+        See `Optimizer`.
     betas : (float, float), default (0.9, 0.999)
         Decay of the averages of the gradient and of its square, in [0, 1).
     eps : float, default 1e-8
@@ -739,10 +745,8 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    parameters : iterable of Parameter, or of dict
-        Groups are described under `Optimizer`.
-    lr : float or callable
-        Learning rate, or a schedule that maps the step (0, 1, ...) to it.
+    parameters, lr
+        See `Optimizer`.
     betas : (float, float), default (0.9, 0.999)
     eps : float, default 1e-8
     weight_decay : float, default 0.01
@@ -794,8 +798,7 @@ def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
     DTypeError, ArgumentError
         A `model` that is not a Module, a `weight_decay` that is no number of at least 0.
     """
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    instance(model, Module, "model")
     decay = _nonnegative(weight_decay, "weight_decay")
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

@@ -247,7 +247,6 @@ EXCLUDED = {
     "jit": "called from compiled code, whose types the compiler checks",
     "losses.DoubleSigmoidWarning": "a warning",
     "losses.DoubleSoftmaxWarning": "a warning",
-    "onnx.Backend": "ONNX's own tests call it",
     **{
         f"Tape.{name}": "called by apply and grad"
         for name in ("holds", "record", "release", "result")

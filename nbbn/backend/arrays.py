@@ -19,17 +19,8 @@ from ..errors import DeviceError
 from . import pool
 from .recorder import HostMemory
 
-__all__ = [
-    "contiguous",
-    "device_of",
-    "empty",
-    "kernels",
-    "matmul",
-    "not_recordable",
-    "recording",
-    "run",
-]
-
+# What stands for CuPy in Numba's simulator: nbbn's tests set it before they ask for a device.
+simulated: Any = None
 
 _UINT16 = np.dtype(np.uint16)
 # Views of other libraries' read-only arrays: CuPy's own are always writeable.
@@ -65,10 +56,8 @@ def is_array(value: Any) -> bool:
 @functools.lru_cache(maxsize=256)
 def _is_device_class(kind: type) -> bool:
     """Whether objects of a class are the arrays in device memory that kernels can take."""
-    # Loading CuPy takes a while: not before an array of its own, or of the simulator, turns up.
-    if not kind.__module__.startswith(("cupy", "nbbn.backend.device")):
-        return False
-    return issubclass(kind, device_module().ndarray)
+    # Loading CuPy takes a while: not before an array of its own turns up.
+    return kind.__module__.startswith("cupy") and issubclass(kind, device_module().ndarray)
 
 
 @functools.cache
@@ -114,6 +103,8 @@ def device_module() -> Any:
     """Return the module that knows about device memory; raises DeviceError without CuPy."""
     try:
         from . import device
+    except DeviceError:
+        raise
     except Exception as error:  # a broken CUDA installation raises more than ImportError
         raise DeviceError(
             f"there is no CUDA support here ({error}): pip install 'nbbn[cuda13]' (or cuda12)"

@@ -23,8 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Arena", "GraphPlan", "Note", "Plan", "Recorder", "difference"]
-
 
 class HostMemory:
     """Raw memory of the host; a device has a class with the same members."""
@@ -68,12 +66,7 @@ class HostMemory:
 class Note(NamedTuple):
     """One launch: a function, its arguments, and when it runs in a replay.
 
-    Attributes
-    ----------
-    launcher : callable
-    arguments : list
-    when : {"", "ahead", "after"}
-        In order, before everything that is in order, or behind it.
+    `when` is "", in order; "ahead", before all that is in order; or "after", behind it.
     """
 
     launcher: Callable[..., Any]
@@ -99,13 +92,7 @@ class _Allocation:
 
 
 class Arena:
-    """Memory for all allocations of a recording, shared by those that never live together.
-
-    Parameters
-    ----------
-    recorder : Recorder
-        A recording whose allocations will come again in the same order.
-    """
+    """Memory for all allocations of a recording, shared by those that never live together."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.sizes = [a.nbytes for a in recorder.allocations]
@@ -316,15 +303,7 @@ class Recorder:
 
 
 class Plan:
-    """A step that can be replayed.
-
-    Parameters
-    ----------
-    recorder : Recorder
-        The recording to replay, made in an arena.
-    result : array
-        The array that holds the step's result after each replay.
-    """
+    """A step that can be replayed: a recording in an arena, and the array of its result."""
 
     def __init__(self, recorder: Recorder, result: Any) -> None:
         self._result = recorder.place(result)
@@ -379,15 +358,7 @@ class Plan:
 
 
 class GraphPlan(Plan):
-    """A step on a device: work of the host first, the launches as one graph, one small report.
-
-    Parameters
-    ----------
-    recorder : Recorder
-        The recording to replay, made in an arena.
-    result : array
-        The array on the device that holds the step's result after each replay.
-    """
+    """A step on a device: work of the host first, the launches as one graph, one small report."""
 
     def __init__(self, recorder: Recorder, result: Any) -> None:
         super().__init__(recorder, result)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..train.config import OPTIMIZERS, SCHEDULES, STANDARDIZE, WATCH, Config
 from . import values
 
-__all__ = ["make_parser"]
-
 _DEVICES = ("auto", "cpu", "cuda")
+# What --resume takes instead of a path.
+AUTO = Path("auto")
 
 # Flags that are fields of Config: those not given stay out of the result, so that a resumed run can
 # tell what was asked for from what is the default.
@@ -80,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
-        help="train a classifier, on MNIST or on data of your own",
+        help="train a classifier, on MNIST or on your own data",
         usage="nbbn train [flags]",
         description="Train a multi-layer perceptron with batch normalization. The last line is a\n"
         "JSON object of the results. Ctrl-C and SIGTERM finish the step, save and stop.",
@@ -89,55 +90,53 @@ def _train(commands: Any) -> None:
     )
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
 
-    def own(group: Any, flag: str, text: str, **options: Any) -> None:
+    def own(group: Any, flag: str, metavar: str, text: str, **options: Any) -> None:
         name = flag.removeprefix("--").replace("-", "_")
         default = defaults[name]
         if default is not None and default != 0 and name != "data":
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             text += f" [{shown}]"
-        group.add_argument(flag, default=_NOT_GIVEN, help=text, **options)
+        options = options or {"type": values.setting(name, default)}
+        group.add_argument(flag, default=_NOT_GIVEN, help=text, metavar=metavar, **options)
 
     data = train.add_argument_group("data")
-    own(data, "--data", "mnist, fashion-mnist, .npz, folder or two files",
-        nargs="+", action=values.Source, metavar="DATA")  # fmt: skip
+    own(data, "--data", "DATA", "mnist, fashion-mnist, .npz, folder or two files",
+        nargs="+", action=values.Source)  # fmt: skip
     data.add_argument("--data-dir", type=values.existing_folder, metavar="DIR",
                       help="folder of the four files of a named data set")  # fmt: skip
-    own(data, "--validation", "fraction of the training set to validate with",
-        type=values.probability, metavar="X")  # fmt: skip
-    own(data, "--standardize", _any_of(STANDARDIZE), choices=STANDARDIZE, metavar="HOW")
+    own(data, "--validation", "X", "fraction of the training set to validate with")
+    own(data, "--standardize", "HOW", _any_of(STANDARDIZE))
 
     model = train.add_argument_group("model")
-    own(model, "--hidden", "widths of the hidden layers", type=values.widths, metavar="N,N")
-    own(model, "--dropout", "dropout probability", type=values.probability, metavar="P")
+    own(model, "--hidden", "N,N", "widths of the hidden layers")
+    own(model, "--dropout", "P", "dropout probability")
     model.add_argument("--no-batch-norm", action="store_false", dest="batch_norm",
                        default=_NOT_GIVEN, help="leave the batch normalization out")  # fmt: skip
 
     steps = train.add_argument_group("training")
-    own(steps, "--epochs", "passes over the training set", type=values.count, metavar="N")
-    own(steps, "--batch-size", "examples per step", type=values.count, metavar="N")
-    own(steps, "--optimizer", _any_of(OPTIMIZERS), choices=OPTIMIZERS, metavar="NAME")
-    own(steps, "--lr", "highest learning rate", type=values.positive, metavar="X")
-    own(steps, "--schedule", _any_of(SCHEDULES), choices=SCHEDULES, metavar="NAME")
-    own(steps, "--weight-decay", "decay of the weights", type=values.non_negative, metavar="X")
-    own(steps, "--momentum", "of sgd [0.9]", type=values.probability, metavar="X")
-    own(steps, "--until", "stop at this accuracy, such as 0.98", type=values.fraction, metavar="X")
-    own(steps, "--patience", "stop after N epochs without a better one", type=values.count,
-        metavar="N")  # fmt: skip
-    own(steps, "--watch", f"what is better, {_any_of(WATCH)}", choices=WATCH, metavar="NAME")
-    own(steps, "--seed", "of weights, shuffling, dropout and split [0]", type=values.seed,
-        metavar="N")  # fmt: skip
+    own(steps, "--epochs", "N", "passes over the training set")
+    own(steps, "--batch-size", "N", "examples per step")
+    own(steps, "--optimizer", "NAME", _any_of(OPTIMIZERS))
+    own(steps, "--lr", "X", "highest learning rate")
+    own(steps, "--schedule", "NAME", _any_of(SCHEDULES))
+    own(steps, "--weight-decay", "X", "decay of the weights")
+    own(steps, "--momentum", "X", "of sgd [0.9]")
+    own(steps, "--until", "X", "stop at this accuracy, such as 0.98")
+    own(steps, "--patience", "N", "stop after N epochs without a better one")
+    own(steps, "--watch", "NAME", f"what is better, {_any_of(WATCH)}")
+    own(steps, "--seed", "N", "of weights, shuffling, dropout and split [0]")
 
     run = train.add_argument_group("run")
     add = run.add_argument
-    add("--out", type=values.folder, metavar="DIR", help="folder of checkpoints, log and result")
-    add("--resume", nargs="?", const="auto", type=values.resume, metavar="PATH",
+    add("--out", type=values.path, metavar="DIR", help="folder of checkpoints, log and result")
+    add("--resume", nargs="?", const=AUTO, type=values.path, metavar="PATH",
         help="go on; auto: from the last checkpoint in --out")  # fmt: skip
     add("--save-every", type=values.count, metavar="N", help="steps between checkpoints [an epoch]")
     add("--keep", type=values.count, metavar="N", help="checkpoints to keep in --out [3]")
     add("--log-file", type=values.path, metavar="FILE", help=".jsonl or .csv [log.jsonl in --out]")
     add("--log-every", type=values.count, metavar="N", help="steps between rows of the log [50]")
     add("--percentiles", action="store_true", help="log those of every batch norm's input")
-    add("--tensorboard", type=values.folder, metavar="DIR", help="write for TensorBoard as well")
+    add("--tensorboard", type=values.path, metavar="DIR", help="write for TensorBoard as well")
     add("--quiet", action="store_true", help="print the JSON line only")
     add("--device", choices=_DEVICES, default="cpu", metavar="NAME",
         help="auto, cpu or cuda; auto: cuda if it can be [cpu]")  # fmt: skip
@@ -212,7 +211,7 @@ def _plot(commands: Any) -> None:
         "runs", nargs="+", type=values.path, metavar="RUN", help="folder of a run, or a log file"
     )
     plot.add_argument(
-        "--out", type=values.folder, metavar="DIR", help="folder for the PNG files [of the 1st run]"
+        "--out", type=values.path, metavar="DIR", help="folder for the PNG files [of the 1st run]"
     )
     plot.add_argument(
         "--data-dir", type=values.existing_folder, metavar="DIR", help="as in nbbn train"
@@ -228,5 +227,5 @@ def _data(commands: Any) -> None:
         help="mnist or fashion-mnist [mnist]",
     )  # fmt: skip
     data.add_argument(
-        "--dir", type=values.folder, metavar="DIR", help="folder for the four files [the cache]"
+        "--dir", type=values.path, metavar="DIR", help="folder for the four files [the cache]"
     )

@@ -18,8 +18,6 @@ from ..train.logs import read_log
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     """Draw what there is to draw, and print the names of the files."""

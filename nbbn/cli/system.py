@@ -10,8 +10,6 @@ from .. import __version__
 from ..errors import DataError
 from ..train.callbacks import StopOnSignal
 
-__all__ = ["data", "info", "warmup"]
-
 
 def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     """Print what will be used."""
@@ -51,7 +49,7 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     if hasattr(os, "getloadavg"):
         load = os.getloadavg()[0]
         # Threads that wait for one that has lost its core cost more than they bring. A load below 1
-        # may be the echo of one's own last run.
+        # may be the echo of your own last run.
         busy = ": busy, --threads 1 may train faster" if int(load) + threads > cores > 1 else ""
         rows.append(("load", f"{load:.1f} on {cores} cores{busy}"))
     rows += [

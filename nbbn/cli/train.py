@@ -8,17 +8,15 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, CheckpointError
 from ..train.callbacks import Callback, EarlyStopping, StopOnSignal
 from ..train.config import Config, Training
+from .parser import AUTO
 
 if TYPE_CHECKING:
     from ..train.checkpoint import Checkpoint, Checkpoints
-
-__all__ = ["run"]
 
 # What may change when a run goes on: how long it is, and where its data lies.
 _FREE = {"epochs", "until", "patience", "data"}
@@ -106,10 +104,10 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot work."""
     if arguments.out is None:
-        if arguments.resume == "auto":
+        if arguments.resume == AUTO:
             raise ArgumentError("--resume auto looks into the folder --out: name it")
         if arguments.resume is not None:
-            path = Path(arguments.resume)
+            path = arguments.resume
             arguments.out = path if path.is_dir() else path.parent
     for name, (others, advice) in _NEEDS.items():
         if getattr(arguments, name, None) and not any(getattr(arguments, o, None) for o in others):
@@ -121,7 +119,7 @@ def _checkpoint(arguments: argparse.Namespace) -> Checkpoint | None:
         return None
     from ..train import checkpoint
 
-    if arguments.resume == "auto":
+    if arguments.resume == AUTO:
         return checkpoint.latest(arguments.out)
     return checkpoint.load(arguments.resume)
 

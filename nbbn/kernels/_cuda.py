@@ -46,13 +46,7 @@ def device_function(function: Callable[..., Any]) -> Any:
 
 
 class Kernel:
-    """A kernel and all its variants.
-
-    Parameters
-    ----------
-    build : callable
-        Takes compile-time constants (numbers, bools and numba types) and returns the kernel.
-    """
+    """A kernel and all its variants: `build` takes compile-time constants and returns one."""
 
     def __init__(self, build: Callable[..., Any]) -> None:
         self.__name__, self.__doc__ = build.__name__, build.__doc__
@@ -71,10 +65,7 @@ class Kernel:
 class Elementwise:
     """A kernel that treats each element by itself: in whole lanes, one by one at the end.
 
-    Parameters
-    ----------
-    body : callable
-        `body(i, like, operands)` treats the elements from i on, as many as `like` has lanes.
+    `body(i, like, operands)` treats the elements from i on, as many as `like` has lanes.
     """
 
     def __init__(self, body: Callable[..., None]) -> None:
@@ -100,14 +91,7 @@ class Elementwise:
     def __call__(self, *operands: Any, aligned: tuple[Any, ...] = (), length: int = 0) -> None:
         """Run over the elements of the last of `aligned`: the arrays that move in whole lanes.
 
-        Parameters
-        ----------
-        *operands : array, int or NumPy float
-            What the body gets.
-        aligned : tuple of array
-            All operands if empty.
-        length : int
-            Lanes must not cross a multiple of it, if given.
+        That is all operands if it is empty. Lanes cross no multiple of `length`, if given.
         """
         aligned = aligned or operands
         size = aligned[-1].size
@@ -118,13 +102,7 @@ class Elementwise:
 
 
 class Variant:
-    """One kernel for one choice of its compile-time constants.
-
-    Parameters
-    ----------
-    kernel : Kernel
-    constants : tuple
-    """
+    """One kernel for one choice of its compile-time constants."""
 
     def __init__(self, kernel: Kernel, constants: tuple[Any, ...]) -> None:
         self.name = f"{kernel.build.__module__.rpartition('.')[2]}.{kernel.__name__}"
@@ -200,14 +178,9 @@ def vector_width(length: int, *arrays: Any) -> int:
 
 
 def packed(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:
-    """What a kernel is compiled for, and the values that the driver gets.
+    """Return what a kernel is compiled for, and the numbers that the driver gets, in their order.
 
-    Returns
-    -------
-    kinds : tuple
-        For each argument "int", "float32", "float32[]" ..., or a tuple of them.
-    fields : list
-        The numbers that stand for them, in their order.
+    Of each argument, the first is "int", "float32", "float32[]" ..., or a tuple of them.
     """
     fields: list[Any] = []
     return tuple([_pack(value, fields) for value in args]), fields
@@ -343,16 +316,7 @@ class _Loaded:
 
 
 class Memory:
-    """Device memory of this module's own.
-
-    Parameters
-    ----------
-    size : int
-        Elements.
-    dtype : dtype
-    pointer : int
-        Address.
-    """
+    """Device memory of this module's own: `size` elements of `dtype` at an address."""
 
     def __init__(self, size: int, dtype: Any, pointer: int) -> None:
         self.size, self.dtype, self.ptr = size, np.dtype(dtype), pointer

@@ -96,7 +96,7 @@ if SIMULATED:
         return np.full_like(v, total)
 
     def fma(a, b, c):
-        """A * b + c, rounded once (twice, in rare cases: enough for float32 in the simulator)."""
+        """a * b + c, rounded once (twice, in rare cases: enough for float32 in the simulator)."""
         return (a.astype(np.float64) * b + c).astype(a.dtype)
 
     exp, log, sqrt, tanh = np.exp, np.log, np.sqrt, np.tanh
@@ -365,7 +365,7 @@ else:
 
     @intrinsic
     def fma(typing_context, a, b, c):
-        """A * b + c, rounded once."""
+        """a * b + c, rounded once."""
 
         def generate(context, builder, signature, args):
             return _per_lane(builder, "fma", a, args)

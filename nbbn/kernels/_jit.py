@@ -134,13 +134,7 @@ def parallel_function(function: Callable[..., Any]) -> Any:
 
 
 class SerialKernel:
-    """A kernel too short to share out: one form only.
-
-    Parameters
-    ----------
-    function : callable
-        The kernel.
-    """
+    """A kernel too short to share out: one form only."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.__name__ = function.__name__
@@ -157,13 +151,7 @@ class SerialKernel:
 
 
 class Kernel(SerialKernel):
-    """One loop nest in its serial and parallel form.
-
-    Parameters
-    ----------
-    function : callable
-        The kernel, written with `numba.prange` over its blocks.
-    """
+    """One loop nest over `numba.prange` blocks, in its serial and parallel form."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         super().__init__(function)

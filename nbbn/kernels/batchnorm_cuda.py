@@ -104,7 +104,7 @@ def _merge_lanes(n, mean, m2):
 
 @device_function
 def _normalize_walk(x, residual, y, i, count, inner, step, jump, shift, scale, offset, relu):
-    """Y = relu((x - shift) * scale + offset + residual) along a walk, backwards, two at a time."""
+    """y = relu((x - shift) * scale + offset + residual) along a walk, backwards, two at a time."""
     if count == 0:
         return
     i, b = last_index(i, count, inner, step, jump), 0
@@ -157,7 +157,7 @@ def _gradient_sums(dy, x, y, i, count, inner, step, jump, shift):
 
 @device_function
 def _gradient_walk(dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level, fixed):
-    """Dx = scale * (g + slope * (x - shift) + level) along a walk, backwards, two at a time.
+    """dx = scale * (g + slope * (x - shift) + level) along a walk, backwards, two at a time.
 
     Fixed statistics pass scale * g, whatever x is.
     """
@@ -234,7 +234,7 @@ def _train(V, acc, planes):
 
 @Kernel
 def _normalize(V, acc, planes):
-    """Y = relu(gamma * (x - mean) / sqrt(var + eps) + beta + residual); x, y (N, C, S)."""
+    """y = relu(gamma * (x - mean) / sqrt(var + eps) + beta + residual); x, y (N, C, S)."""
 
     def kernel(x, residual, gamma, beta, mean, var, N, C, S, eps, relu, y):
         zero = lanes(acc(0), V)
@@ -250,7 +250,7 @@ def _normalize(V, acc, planes):
 
 @Kernel
 def _backward(V, acc, planes):
-    """Dgamma, dbeta (C,); dy, x, y (N, C, S). Dx too where a block has whole channels."""
+    """dgamma, dbeta (C,); dy, x, y (N, C, S). And dx, where a block has whole channels."""
     shared = shared_memory(V, acc)
 
     def kernel(
@@ -283,7 +283,7 @@ def _backward(V, acc, planes):
 
 @Kernel
 def _input_gradient(V, acc, planes):
-    """Dx from the sums that are in dgamma and dbeta; dy, x, y, dx (N, C, S)."""
+    """dx from the sums that are in dgamma and dbeta; dy, x, y, dx (N, C, S)."""
 
     def kernel(dy, x, y, gamma, mean, inv_std, dgamma, dbeta, N, C, S, fixed, dx):
         zero = lanes(acc(0), V)

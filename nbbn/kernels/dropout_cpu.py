@@ -37,7 +37,7 @@ def _philox(low, high, k0, k1):
 
 @Kernel
 def _dropout_mask(key, threshold, scale, threads, mask):
-    """Mask = 0 or scale; key (1,), mask (size,)."""
+    """mask = 0 or scale; key (1,), mask (size,)."""
     k0, k1 = np.uint32(key[0]), np.uint32(key[0] >> _HALF)
     kept, zero = mask.dtype.type(scale), mask.dtype.type(0)
     groups = (mask.size + 3) // 4

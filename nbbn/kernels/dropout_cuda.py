@@ -34,7 +34,7 @@ def _philox(counter, key):
 
 @Elementwise
 def _dropout_mask(i, like, operands):
-    """Mask = 0 or scale; key (1,), mask (size,)."""
+    """mask = 0 or scale; key (1,), mask (size,)."""
     key, threshold, scale, mask = operands
     # Lanes are a whole group of four, or part of one.
     words = _philox(uint64(i // 4), uint64(key[0]))

@@ -80,7 +80,7 @@ def _tanh_overload(x):
 
 @Kernel
 def _relu(x, threads, y):
-    """Y = max(x, 0), NaN kept; x, y (size,)."""
+    """y = max(x, 0), NaN kept; x, y (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.size)
         source, target = x[first:last], y[first:last]
@@ -91,7 +91,7 @@ def _relu(x, threads, y):
 
 @Kernel
 def _relu_backward(dy, y, threads, dx):
-    """Dx = dy where y > 0, else 0; dy, y, dx (size,)."""
+    """dx = dy where y > 0, else 0; dy, y, dx (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
@@ -103,7 +103,7 @@ def _relu_backward(dy, y, threads, dx):
 
 @Kernel
 def _masked(x, mask, threads, y):
-    """Y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
+    """y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.size)
         source, factor, target = x[first:last], mask[first:last], y[first:last]
@@ -115,7 +115,7 @@ def _masked(x, mask, threads, y):
 
 @Kernel
 def _sigmoid(x, threads, y):
-    """Y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
+    """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.size)
         source, target = x[first:last], y[first:last]
@@ -127,7 +127,7 @@ def _sigmoid(x, threads, y):
 
 @Kernel
 def _sigmoid_backward(dy, y, threads, dx):
-    """Dx = dy * y * (1 - y); dy, y, dx (size,)."""
+    """dx = dy * y * (1 - y); dy, y, dx (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
@@ -137,7 +137,7 @@ def _sigmoid_backward(dy, y, threads, dx):
 
 @Kernel
 def _tanh_forward(x, threads, y):
-    """Y = tanh(x); x, y (size,)."""
+    """y = tanh(x); x, y (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.size)
         source, target = x[first:last], y[first:last]
@@ -147,7 +147,7 @@ def _tanh_forward(x, threads, y):
 
 @Kernel
 def _tanh_backward(dy, y, threads, dx):
-    """Dx = dy * (1 - y^2); dy, y, dx (size,)."""
+    """dx = dy * (1 - y^2); dy, y, dx (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, y.size)
         gradient, output, target = dy[first:last], y[first:last], dx[first:last]
@@ -157,7 +157,7 @@ def _tanh_backward(dy, y, threads, dx):
 
 @Kernel
 def _add_bias(x, bias, threads, y):
-    """Y = x + bias; x, y (M, C), bias (C,)."""
+    """y = x + bias; x, y (M, C), bias (C,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.shape[0])
         for row in range(first, last):
@@ -168,7 +168,7 @@ def _add_bias(x, bias, threads, y):
 
 @SerialKernel
 def _bias_gradient(dy, wide, dbias):
-    """Dbias = sum of dy over rows, in float64; dy (M, C), dbias (C,)."""
+    """dbias = sum of dy over rows, in float64; dy (M, C), dbias (C,)."""
     C = dbias.size
     for j in range(C):
         wide[j] = 0.0

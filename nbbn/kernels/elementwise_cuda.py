@@ -14,21 +14,21 @@ from ._cuda_lanes import tanh as tanh_of
 
 @Elementwise
 def _relu(i, like, operands):
-    """Y = max(x, 0), NaN kept; x, y (size,)."""
+    """y = max(x, 0), NaN kept; x, y (size,)."""
     x, y = operands
     store(y, i, positive_part(load(x, i, like)))
 
 
 @Elementwise
 def _relu_backward(i, like, operands):
-    """Dx = dy where y > 0, else 0; dy, y, dx (size,)."""
+    """dx = dy where y > 0, else 0; dy, y, dx (size,)."""
     dy, y, dx = operands
     store(dx, i, choose(load(y, i, like), load(dy, i, like), spread(0, like)))
 
 
 @Elementwise
 def _masked(i, like, operands):
-    """Y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
+    """y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
     x, mask, y = operands
     factor = load(mask, i, like)
     store(y, i, choose(factor, load(x, i, like) * factor, spread(0, like)))
@@ -36,7 +36,7 @@ def _masked(i, like, operands):
 
 @Elementwise
 def _sigmoid(i, like, operands):
-    """Y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
+    """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
     x, y = operands
     value, one = load(x, i, like), spread(1, like)
     e = exp(choose(value, spread(0, like) - value, value))
@@ -45,7 +45,7 @@ def _sigmoid(i, like, operands):
 
 @Elementwise
 def _sigmoid_backward(i, like, operands):
-    """Dx = dy * y * (1 - y); dy, y, dx (size,)."""
+    """dx = dy * y * (1 - y); dy, y, dx (size,)."""
     dy, y, dx = operands
     output = load(y, i, like)
     store(dx, i, load(dy, i, like) * output * (spread(1, like) - output))
@@ -53,14 +53,14 @@ def _sigmoid_backward(i, like, operands):
 
 @Elementwise
 def _tanh(i, like, operands):
-    """Y = tanh(x); x, y (size,)."""
+    """y = tanh(x); x, y (size,)."""
     x, y = operands
     store(y, i, tanh_of(load(x, i, like)))
 
 
 @Elementwise
 def _tanh_backward(i, like, operands):
-    """Dx = dy * (1 - y^2); dy, y, dx (size,)."""
+    """dx = dy * (1 - y^2); dy, y, dx (size,)."""
     dy, y, dx = operands
     output = load(y, i, like)
     store(dx, i, load(dy, i, like) * (spread(1, like) - output * output))
@@ -68,7 +68,7 @@ def _tanh_backward(i, like, operands):
 
 @Elementwise
 def _add_bias(i, like, operands):
-    """Y = x + bias; x, y (M, C), bias (C,)."""
+    """y = x + bias; x, y (M, C), bias (C,)."""
     x, bias, y = operands
     store(y, i, load(x, i, like) + load_any(bias, i % bias.size, like))
 

@@ -243,17 +243,15 @@ def var(x, axis, ddof=0):
 
     Parameters
     ----------
-    x : ndarray of float or int
-        Any rank and strides. What is not C-contiguous is copied.
-    axis : int
+    x, axis
+        As for `mean`.
     ddof : int, default 0
         The sum of squared deviations is divided by the length of the axis minus this.
 
     Returns
     -------
-    ndarray, shape of `x` without `axis`
-        Computed in float64 and rounded to the type of `x` (float64 for integers). NaN along an axis
-        of length 0.
+    ndarray
+        As of `mean`.
     """
     values = _floating(x)
     _, biased, n = _stats_along(values, axis)
@@ -330,12 +328,8 @@ def affine(mean, var, gamma, beta, eps, out):
 
     Parameters
     ----------
-    mean, var : ndarray, shape (C,)
-        Statistics to normalize with.
-    gamma, beta : ndarray, shape (C,), or None
-        None means 1 and 0.
-    eps : float
-        Added to the variance.
+    mean, var, gamma, beta, eps
+        As for `batch_norm_infer`.
     out : ndarray, shape (3 * C,), type of the arrays to normalize
         Receives shift, scale and offset: ``y = (x - shift) * scale + offset``.
     """
@@ -380,12 +374,8 @@ def batch_norm_infer(x, mean, var, gamma, beta, eps, y):
     x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
     mean, var : ndarray, shape (C,)
         Statistics to normalize with.
-    gamma, beta : ndarray, shape (C,), or None
-        None means 1 and 0.
-    eps : float
-        Added to the variance.
-    y : ndarray, shape and type of `x`
-        Receives the result. It may be `x` itself, and must not overlap it otherwise.
+    gamma, beta, eps, y
+        As for `batch_norm_train`.
     """
     check_rank(x)
     check_vector(mean, x.shape[1])
@@ -465,20 +455,16 @@ def batch_norm_infer_backward(dy, x, mean, var, gamma, eps, dx, dgamma, dbeta):
 
     Parameters
     ----------
-    dy : ndarray, shape and type of `x`
-        Gradient of the loss with respect to the output.
-    x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
-        The forward's input.
-    mean, var : ndarray of float64, shape (C,)
+    dy, x
+        As for `batch_norm_backward`.
+    mean, var : ndarray, shape (C,)
         The statistics that the forward used.
-    gamma : ndarray, shape (C,), or None
-        The forward's scale.
+    gamma
+        The forward's scale, or None.
     eps : float
         The forward's eps.
-    dx : ndarray, shape and type of `x`
-        Receives the gradient of `x`. It may be `dy` or `x` itself.
-    dgamma, dbeta : ndarray, shape (C,)
-        Receive the gradients of gamma and beta.
+    dx, dgamma, dbeta
+        As for `batch_norm_backward`.
     """
     inv_std = np.empty(var.size)
     invert(var, eps, inv_std)

@@ -15,7 +15,7 @@ from ._jit import Kernel, bounds, workers
 
 @Kernel
 def _sgd(grad, hyper, threads, data, velocity):
-    """V = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
+    """v = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
     lr, momentum, decay, nesterov = hyper[0], hyper[1], hyper[2], hyper[3] != 0
     for t in prange(threads):
         first, last = bounds(t, threads, data.size)

@@ -12,7 +12,7 @@ from ._cuda_lanes import choose, load, spread, sqrt, store
 
 @Elementwise
 def _sgd(i, like, operands):
-    """V = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
+    """v = momentum * v + g; p -= lr * v; all (size,). velocity is empty without momentum."""
     grad, hyper, data, velocity = operands
     lr, momentum, decay = hyper[0], hyper[1], hyper[2]
     p = load(data, i, like)

@@ -54,7 +54,7 @@ def _weight_of(weight, j):
 
 @Kernel
 def _softmax(x, threads, y):
-    """Y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
+    """y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.shape[0])
         for i in range(first, last):
@@ -67,7 +67,7 @@ def _softmax(x, threads, y):
 
 @Kernel
 def _softmax_backward(dy, y, threads, dx):
-    """Dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
+    """dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
     for t in prange(threads):
         first, last = bounds(t, threads, y.shape[0])
         for i in range(first, last):
@@ -82,7 +82,7 @@ def _softmax_backward(dy, y, threads, dx):
 
 @Kernel
 def _log_softmax(x, threads, y):
-    """Y = x - log(sum(exp(x))) per row; x, y (M, K)."""
+    """y = x - log(sum(exp(x))) per row; x, y (M, K)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.shape[0])
         for i in range(first, last):
@@ -95,7 +95,7 @@ def _log_softmax(x, threads, y):
 
 @Kernel
 def _log_softmax_backward(dy, y, threads, dx):
-    """Dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
+    """dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
     for t in prange(threads):
         first, last = bounds(t, threads, y.shape[0])
         for i in range(first, last):
@@ -110,7 +110,7 @@ def _log_softmax_backward(dy, y, threads, dx):
 
 @Kernel
 def _cross_entropy(logits, labels, weight, ignored, smoothing, threads, loss):
-    """Loss = w[label] (1 - s) nll[label] + s / K sum(w nll), nll = -log(softmax(logits)), per row.
+    """loss = w[label] (1 - s) nll[label] + s / K sum(w nll), nll = -log(softmax(logits)), per row.
 
     logits (M, K), labels, loss (M,); weight w (K,) or empty, where it is 1; s the smoothing. Rows
     of the label `ignored` are 0.
@@ -140,7 +140,7 @@ def _cross_entropy(logits, labels, weight, ignored, smoothing, threads, loss):
 def _cross_entropy_backward(
     logits, labels, weight, ignored, smoothing, dloss, scale, threads, dlogits
 ):
-    """Dlogits = (softmax(logits) sum(c) - c) * dloss * scale; dloss (M,) or (1,).
+    """dlogits = (softmax(logits) sum(c) - c) * dloss * scale; dloss (M,) or (1,).
 
     c = w[label] (1 - s) onehot + s / K w are the coefficients of nll in the loss.
     """

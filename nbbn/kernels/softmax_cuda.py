@@ -59,7 +59,7 @@ def _largest_and_sum(x, start, K, memory, one):
 
 @Kernel
 def _softmax(acc):
-    """Y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
+    """y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
     threads = _cuda.THREADS
 
     def kernel(x, M, y):
@@ -75,7 +75,7 @@ def _softmax(acc):
 
 @Kernel
 def _softmax_backward(acc):
-    """Dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
+    """dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
     threads = _cuda.THREADS
 
     def kernel(dy, y, M, dx):
@@ -93,7 +93,7 @@ def _softmax_backward(acc):
 
 @Kernel
 def _log_softmax(acc):
-    """Y = x - log(sum(exp(x))) per row; x, y (M, K)."""
+    """y = x - log(sum(exp(x))) per row; x, y (M, K)."""
     threads = _cuda.THREADS
 
     def kernel(x, M, y):
@@ -109,7 +109,7 @@ def _log_softmax(acc):
 
 @Kernel
 def _log_softmax_backward(acc):
-    """Dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
+    """dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
     threads = _cuda.THREADS
 
     def kernel(dy, y, M, dx):
@@ -133,7 +133,7 @@ def _weight_of(weight, j, one):
 
 @Kernel
 def _cross_entropy(acc):
-    """Loss = w[label] (1 - s) nll[label] + s / K sum(w nll), nll = -log(softmax(logits)), per row.
+    """loss = w[label] (1 - s) nll[label] + s / K sum(w nll), nll = -log(softmax(logits)), per row.
 
     logits (M, K), labels, loss (M,); weight w (K,) or empty, where it is 1; s the smoothing. Rows
     of the label `ignored` are 0.
@@ -167,7 +167,7 @@ def _cross_entropy(acc):
 
 @Kernel
 def _cross_entropy_backward(acc):
-    """Dlogits = (softmax(logits) sum(c) - c) * dloss * scale; dloss (M,) or (1,).
+    """dlogits = (softmax(logits) sum(c) - c) * dloss * scale; dloss (M,) or (1,).
 
     c = w[label] (1 - s) onehot + s / K w are the coefficients of nll in the loss.
     """

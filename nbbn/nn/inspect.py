@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,199 +151,183 @@ def inspect(
     function(loss, "loss")
     warn = switch(warn, "warn")
     backend.not_recordable("nbbn.inspect looks at values")
-    watch = _Watch(model, evaluating=y is None)
-    watch.forward(as_tensor(x).detach())
-    value = None if y is None else watch.backward(as_tensor(x).detach(), y, loss)
-    found = Inspection(value, watch.layers(), tuple(watch.texts))
+    x, twin = as_tensor(x).detach(), copy.deepcopy(model)
+    texts = [
+        text
+        for name, layer in twin.named_modules()
+        if isinstance(layer, BatchNorm)
+        for text in _slips(_label(name, layer), layer, twin.training, evaluating=y is None)
+    ]
+    seen = _forward(model, twin, x, texts)
+    value = None if y is None else _backward(model, twin, x, y, loss, texts)
+    layers = []
+    for layer, found in seen:
+        norm = _norm([p.grad for p in _own(layer) if p.grad is not None])
+        if norm is not None and not math.isfinite(norm):
+            texts.append(f"the gradient of {_label(found.name, layer)} is not finite")
+        elif norm == 0:
+            texts.append(f"the gradient of {_label(found.name, layer)} is 0: it cannot learn")
+        layers.append(found._replace(grad_norm=norm))
+    result = Inspection(value, tuple(layers), tuple(dict.fromkeys(texts)))
     if warn:
-        for text in found.warnings:
+        for text in result.warnings:
             warnings.warn(text, InspectionWarning, stacklevel=2)
-    return found
+    return result
 
 
-class _Watch:
-    """A copy of the model, and what is seen of it."""
+def _slips(label: str, layer: BatchNorm, training: bool, *, evaluating: bool) -> Iterator[str]:
+    """Find modes that do not fit together."""
+    if layer.running_mean is None or layer.running_var is None:
+        return
+    moves = layer.training and not layer.frozen
+    if moves and not training:
+        yield f"{label} is in training mode inside a model in evaluation mode"
+    elif moves and evaluating:
+        yield (
+            f"{label} is in training mode, so that evaluation would use the batch's statistics "
+            "and move the running ones: call model.eval() before it"
+        )
+    mean, var = backend.host(layer.running_mean), backend.host(layer.running_var)
+    if not (moves or int(layer.num_batches_tracked or 0) or mean.any() or (var != 1).any()):
+        yield (
+            f"{label} normalizes with running statistics that have seen no batch: train first, "
+            "or load them"
+        )
+    parameters = layer.parameters()
+    if moves and parameters and not any(p.requires_grad for p in parameters):
+        yield (
+            f"{label} has frozen parameters, but its running statistics still move: set "
+            "frozen=True, or call layer.eval()"
+        )
 
-    def __init__(self, model: Module, *, evaluating: bool) -> None:
-        self.twin = copy.deepcopy(model)
-        self.evaluating = evaluating
-        self.texts: list[str] = []
-        self._seen: list[tuple[str, Module, dict[str, Any]]] = []
-        self._makers: dict[int, tuple[str, Module, Tensor]] = {}
-        self._wanted = [p.requires_grad for p in model.parameters()]
-        # The copy's running statistics have moved by the time that they are looked at.
-        self._before = dict(model.named_modules())
-        for name, layer in self.twin.named_modules():
-            if isinstance(layer, BatchNorm):
-                self._check_mode(name, layer)
 
-    def _warn(self, text: str) -> None:
-        if text not in self.texts:
-            self.texts.append(text)
+def _forward(
+    model: Module, twin: Module, x: Tensor, texts: list[str]
+) -> list[tuple[Module, LayerInspection]]:
+    """Run the copy once without a tape, look at every layer, and add to `texts`."""
+    found: list[tuple[Module, LayerInspection]] = []
+    # The Tensors too, or another one could get the same id.
+    makers: dict[int, tuple[str, Module, Tensor]] = {}
+    # The copy's running statistics have moved by the time that they are looked at.
+    before = dict(model.named_modules())
 
-    def _check_mode(self, name: str, layer: BatchNorm) -> None:
-        """Find modes that do not fit together."""
-        label = _label(name, layer)
-        if layer.running_mean is None or layer.running_var is None:
-            return
-        moves = layer.training and not layer.frozen
-        if moves and not self.twin.training:
-            self._warn(f"{label} is in training mode inside a model in evaluation mode")
-        elif moves and self.evaluating:
-            self._warn(
-                f"{label} is in training mode, so that evaluation would use the batch's statistics "
-                "and move the running ones: call model.eval() before it"
-            )
-        if not moves and not int(layer.num_batches_tracked or 0) and _untouched(layer):
-            self._warn(
-                f"{label} normalizes with running statistics that have seen no batch: train first, "
-                "or load them"
-            )
-        parameters = layer.parameters()
-        if moves and parameters and not any(p.requires_grad for p in parameters):
-            self._warn(
-                f"{label} has frozen parameters, but its running statistics still move: set "
-                "frozen=True, or call layer.eval()"
-            )
-
-    def forward(self, x: Tensor) -> None:
-        """Run once without a tape, and look at every layer."""
-        for parameter in self.twin.parameters():
-            parameter.requires_grad = False
-        for _, layer in self.twin.named_modules():
-            if isinstance(layer, BatchNorm):
-                # Past the attribute hook, which would make recorded steps record themselves again.
-                vars(layer)["on_single"] = "skip" if layer.running_mean is None else "eval"
-        with observed(self.twin, self._see), np.errstate(all="ignore"):
-            self.twin(x)
-
-    def _see(self, name: str, layer: Module, x: Tensor, y: Tensor) -> None:
+    def see(name: str, layer: Module, x: Tensor, y: Tensor) -> None:
         if any(True for _ in layer.children()) and not _own(layer):
             return
-        label = _label(name, layer)
+        label, own = _label(name, layer), before[name]
         output = backend.host(y.data).astype(np.float64)
-        seen: dict[str, Any] = {"mean": _mean(output), "std": _std(output), "dead": None}
-        if not np.isfinite(output).all() and not any("is not finite" in t for t in self.texts):
-            self._warn(f"the output of {label} is not finite")
-        fused = isinstance(layer, BatchNorm) and layer.activation == "relu"
-        if (fused or isinstance(layer, ReLU)) and output.ndim > 1 and output.size:
-            axis = layer.axis if isinstance(layer, BatchNorm) else 1
-            others = tuple(d for d in range(output.ndim) if d != axis % output.ndim)
-            seen["dead"] = float(np.mean((output <= 0).all(axis=others)))
-            enough = output.size // output.shape[axis] >= _ENOUGH
-            if seen["dead"] > _MANY_DEAD and enough:
-                self._warn(
-                    f"{label}: {seen['dead']:.0%} of its ReLUs are dead on this batch; a smaller "
-                    "learning rate or another initialization may help"
-                )
-        maker = self._makers.get(id(x))
-        before = self._before[name]
-        if isinstance(before, BatchNorm):
-            seen |= self._statistics(label, before, backend.host(x.data))
+        if not np.isfinite(output).all() and not any("is not finite" in t for t in texts):
+            texts.append(f"the output of {label} is not finite")
+        dead = _dead(label, layer, output, texts)
+        gaps: tuple[float | None, float | None] = None, None
+        if isinstance(own, BatchNorm):
+            gaps = _gaps(label, own, backend.host(x.data), texts)
+            maker = makers.get(id(x))
             if maker and isinstance(maker[1], Dense) and maker[1].bias is not None:
-                self._warn(
+                texts.append(
                     f"{_label(*maker[:2])} has a bias that {label} subtracts again: use bias=False"
                 )
         if isinstance(layer, Softmax) and x._logits is not None:
-            self._warn(f"{label} takes the softmax of a softmax: leave one of them out")
-        self._makers[id(y)] = name, layer, y
-        self._seen.append((name, layer, seen))
+            texts.append(f"{label} takes the softmax of a softmax: leave one of them out")
+        makers[id(y)] = name, layer, y
+        mean, std = (output.mean(), output.std()) if output.size else (math.nan, math.nan)
+        weight_norm = _norm([p.data for p in _own(layer)])
+        first_line = repr(layer).partition("\n")[0]
+        numbers = float(mean), float(std), dead, weight_norm, None, *gaps
+        found.append((layer, LayerInspection(name, first_line, *numbers)))
 
-    def _statistics(self, label: str, layer: BatchNorm, x: np.ndarray) -> dict[str, Any]:
-        """Compare the batch's statistics with the running ones."""
-        axis = layer.axis % x.ndim
-        others = tuple(d for d in range(x.ndim) if d != axis)
-        count = x.size // x.shape[axis]
-        moves = layer.training and not layer.frozen
-        if count == 1 and moves and layer.on_single is None:
-            self._warn(
-                f"{label} gets one value per channel, which has no variance: use a larger batch, "
-                "model.eval(), or on_single"
-            )
-        if layer.running_mean is None or layer.running_var is None or count < 2:
-            return {}
-        wide = x.astype(np.float64)
-        mean, std = wide.mean(axis=others), np.sqrt(wide.var(axis=others) + layer.eps)
-        own_mean, own_var = (backend.host(a) for a in (layer.running_mean, layer.running_var))
-        own_std = np.sqrt(own_var + layer.eps)
-        with np.errstate(all="ignore"):
-            mean_gap = math.sqrt(float(np.mean(((mean - own_mean) / own_std) ** 2)))
-            std_gap = math.exp(math.sqrt(float(np.mean(np.log(std / own_std) ** 2))))
-        if mean_gap > _FAR_MEAN or std_gap > _FAR_STD:
-            self._warn(
-                f"{label}: training and evaluation differ; the batch's mean is {mean_gap:.2g} "
-                f"deviations from the running one, its deviation a factor of {std_gap:.2g}: more "
-                "steps, larger batches or a faster momentum bring them together"
-            )
-        return {"mean_gap": mean_gap, "std_gap": std_gap}
+    for parameter in twin.parameters():
+        parameter.requires_grad = False
+    for _, layer in twin.named_modules():
+        if isinstance(layer, BatchNorm):
+            layer.on_single = "skip" if layer.running_mean is None else "eval"
+    with observed(twin, see), np.errstate(all="ignore"):
+        twin(x)
+    return found
 
-    def backward(self, x: Tensor, y: Any, loss: Callable[[Tensor, Any], Tensor]) -> float:
-        """Run forward and backward, for the gradients, and return the loss."""
-        for parameter, wanted in zip(self.twin.parameters(), self._wanted, strict=True):
-            parameter.requires_grad = wanted
-            parameter.grad = parameter._buffer = None
-        with warnings.catch_warnings(record=True) as caught, np.errstate(all="ignore"):
-            warnings.simplefilter("always")
-            with Tape() as tape:
-                value = loss(self.twin(x), y)
-            instance(value, Tensor, "the loss")
-            if any(self._wanted):
-                tape.backward(value)
-        for warning in caught:
-            if issubclass(warning.category, DoubleSoftmaxWarning):
-                self._warn(f"double softmax: {warning.message}")
-            else:
-                warnings.warn_explicit(
-                    warning.message, warning.category, warning.filename, warning.lineno
-                )
-        return value.item()
 
-    def layers(self) -> tuple[LayerInspection, ...]:
-        """Put together what was seen, and look at the gradients."""
-        found = []
-        for name, layer, seen in self._seen:
-            own = _own(layer)
-            gradients = [p.grad for p in own if p.grad is not None]
-            grad_norm = _norm(gradients)
-            if grad_norm is not None and not math.isfinite(grad_norm):
-                self._warn(f"the gradient of {_label(name, layer)} is not finite")
-            elif grad_norm == 0:
-                self._warn(f"the gradient of {_label(name, layer)} is 0: it cannot learn")
-            found.append(
-                LayerInspection(
-                    name=name,
-                    layer=repr(layer).partition("\n")[0],
-                    mean=seen["mean"],
-                    std=seen["std"],
-                    dead=seen["dead"],
-                    weight_norm=_norm([p.data for p in own]),
-                    grad_norm=grad_norm,
-                    mean_gap=seen.get("mean_gap"),
-                    std_gap=seen.get("std_gap"),
-                )
+def _dead(label: str, layer: Module, output: np.ndarray, texts: list[str]) -> float | None:
+    """Return the fraction of units that a ReLU kept at 0, if there is one."""
+    fused = isinstance(layer, BatchNorm) and layer.activation == "relu"
+    if not (fused or isinstance(layer, ReLU)) or output.ndim < 2 or not output.size:
+        return None
+    axis = layer.axis if isinstance(layer, BatchNorm) else 1
+    dead = float(np.mean((output <= 0).all(axis=_others(output, axis))))
+    if dead > _MANY_DEAD and output.size // output.shape[axis] >= _ENOUGH:
+        texts.append(
+            f"{label}: {dead:.0%} of its ReLUs are dead on this batch; a smaller "
+            "learning rate or another initialization may help"
+        )
+    return dead
+
+
+def _gaps(
+    label: str, layer: BatchNorm, x: np.ndarray, texts: list[str]
+) -> tuple[float | None, float | None]:
+    """Compare the batch's statistics with the running ones."""
+    count = x.size // x.shape[layer.axis]
+    if count == 1 and layer.training and not layer.frozen and layer.on_single is None:
+        texts.append(
+            f"{label} gets one value per channel, which has no variance: use a larger batch, "
+            "model.eval(), or on_single"
+        )
+    if layer.running_mean is None or layer.running_var is None or count < 2:
+        return None, None
+    wide, others = x.astype(np.float64), _others(x, layer.axis)
+    mean, std = wide.mean(axis=others), np.sqrt(wide.var(axis=others) + layer.eps)
+    running_mean = backend.host(layer.running_mean)
+    running_std = np.sqrt(backend.host(layer.running_var) + layer.eps)
+    with np.errstate(all="ignore"):
+        mean_gap = math.sqrt(float(np.mean(((mean - running_mean) / running_std) ** 2)))
+        std_gap = math.exp(math.sqrt(float(np.mean(np.log(std / running_std) ** 2))))
+    if mean_gap > _FAR_MEAN or std_gap > _FAR_STD:
+        texts.append(
+            f"{label}: training and evaluation differ; the batch's mean is {mean_gap:.2g} "
+            f"deviations from the running one, its deviation a factor of {std_gap:.2g}: more "
+            "steps, larger batches or a faster momentum bring them together"
+        )
+    return mean_gap, std_gap
+
+
+def _backward(
+    model: Module,
+    twin: Module,
+    x: Tensor,
+    y: Any,
+    loss: Callable[[Tensor, Any], Tensor],
+    texts: list[str],
+) -> float:
+    """Run the copy forward and backward, for the gradients, and return the loss."""
+    for parameter, original in zip(twin.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad = original.requires_grad
+        parameter.grad = parameter._buffer = None
+    with warnings.catch_warnings(record=True) as caught, np.errstate(all="ignore"):
+        warnings.simplefilter("always")
+        with Tape() as tape:
+            value = loss(twin(x), y)
+        instance(value, Tensor, "the loss")
+        if any(p.requires_grad for p in twin.parameters()):
+            tape.backward(value)
+    for warning in caught:
+        if issubclass(warning.category, DoubleSoftmaxWarning):
+            texts.append(f"double softmax: {warning.message}")
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
             )
-        return tuple(found)
+    return value.item()
 
 
 def _own(module: Module) -> list[Parameter]:
     return [value for value in vars(module).values() if isinstance(value, Parameter)]
 
 
-def _untouched(layer: BatchNorm) -> bool:
-    mean, var = (backend.host(array) for array in (layer.running_mean, layer.running_var))
-    return not mean.any() and bool((var == 1).all())
+def _others(array: np.ndarray, axis: int) -> tuple[int, ...]:
+    return tuple(d for d in range(array.ndim) if d != axis % array.ndim)
 
 
 def _label(name: str, layer: Module) -> str:
     return f"layer {name}, {layer!r}" if name else repr(layer)
-
-
-def _mean(array: np.ndarray) -> float:
-    return float(array.mean()) if array.size else math.nan
-
-
-def _std(array: np.ndarray) -> float:
-    return float(array.std()) if array.size else math.nan
 
 
 def _norm(arrays: list[Any]) -> float | None:

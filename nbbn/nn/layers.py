@@ -89,9 +89,6 @@ class ReLU(Module):
         """Return max(x, 0)."""
         return ops.relu(x)
 
-    def __repr__(self) -> str:
-        return "ReLU()"
-
 
 class Sigmoid(Module):
     """Logistic function."""
@@ -100,9 +97,6 @@ class Sigmoid(Module):
         """Return 1 / (1 + exp(-x))."""
         return ops.sigmoid(x)
 
-    def __repr__(self) -> str:
-        return "Sigmoid()"
-
 
 class Tanh(Module):
     """Hyperbolic tangent."""
@@ -110,9 +104,6 @@ class Tanh(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tanh(x)."""
         return ops.tanh(x)
-
-    def __repr__(self) -> str:
-        return "Tanh()"
 
 
 class Softmax(Module):
@@ -165,9 +156,6 @@ class Flatten(Module):
         if x.ndim == 0:
             raise ShapeError(f"Flatten takes (N, ...), got shape {x.shape}")
         return x if x.ndim == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
-
-    def __repr__(self) -> str:
-        return "Flatten()"
 
 
 class Sequential(Module):

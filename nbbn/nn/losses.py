@@ -1,4 +1,11 @@
-"""Losses: of classes, from logits and from probabilities; of numbers; of yes and no."""
+"""Losses: of classes, from logits and from probabilities; of numbers; of yes and no.
+
+Each returns a Tensor in the dtype of the model's output: 0-dimensional for the reductions "mean"
+and "sum", which are over all elements unless it says otherwise, and of the targets' shape for
+"none". It raises a ShapeError where shapes do not fit together or there are no elements to take the
+mean of, a DTypeError for operands of other types, and an ArgumentError for an unknown reduction and
+for labels, targets and settings out of their range.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +75,7 @@ def cross_entropy(
     Returns
     -------
     Tensor
-        0-dimensional, or of the labels' shape, (N, ...), for "none".
+        0-dimensional, or (N, ...) for "none".
 
     Warns
     -----
@@ -78,7 +85,6 @@ def cross_entropy(
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
-        Operands that do not fit together, a label out of range, an unknown reduction.
     """
     if isinstance(logits, Tensor) and logits._logits is not None:
         warnings.warn(
@@ -139,7 +145,6 @@ def nll(
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
-        Operands that do not fit together, a label out of range, an unknown reduction.
     """
     if not isinstance(probabilities, Tensor):
         checks.floating(probabilities, "probabilities")
@@ -164,19 +169,14 @@ def mse(
     output : Tensor, any shape
     targets : Tensor or ndarray of float, shape of `output`
     reduction : {"mean", "sum", "none"}, default "mean"
-        Over all elements.
 
     Returns
     -------
     Tensor
-        0-dimensional, or of the shape of `output` for "none", in its dtype.
 
     Raises
     ------
-    ShapeError
-        `targets` has another shape than `output`, or there are no elements to take the mean of.
-    DTypeError, ArgumentError
-        Operands of other types, an unknown reduction.
+    ShapeError, DTypeError, ArgumentError
     """
     output, targets = _pair("mse", output, targets, reduction)
     difference = output - targets
@@ -202,19 +202,14 @@ def huber(
     delta : float, default 1
         Above 0.
     reduction : {"mean", "sum", "none"}, default "mean"
-        Over all elements.
 
     Returns
     -------
     Tensor
-        0-dimensional, or of the shape of `output` for "none", in its dtype.
 
     Raises
     ------
-    ShapeError
-        `targets` has another shape than `output`, or there are no elements to take the mean of.
-    DTypeError, ArgumentError
-        Operands of other types, `delta` not above 0, an unknown reduction.
+    ShapeError, DTypeError, ArgumentError
     """
     output, targets = _pair("huber", output, targets, reduction)
     return _reduced(ops.huber(output - targets, delta), reduction)
@@ -244,12 +239,10 @@ def binary_cross_entropy(
     pos_weight : ndarray of float, broadcastable to `logits`, optional
         Factor of the loss of ones: the number of zeros by that of ones balances them.
     reduction : {"mean", "sum", "none"}, default "mean"
-        Over all elements.
 
     Returns
     -------
     Tensor
-        0-dimensional, or of the shape of `logits` for "none", in its dtype.
 
     Warns
     -----
@@ -258,10 +251,7 @@ def binary_cross_entropy(
 
     Raises
     ------
-    ShapeError
-        Shapes that do not fit together, or no elements to take the mean of.
-    DTypeError, ArgumentError
-        Operands of other types, targets outside [0, 1], an unknown reduction.
+    ShapeError, DTypeError, ArgumentError
     """
     if isinstance(logits, Tensor) and logits._of_sigmoid:
         warnings.warn(

@@ -62,6 +62,9 @@ class Module:
         """Apply `forward` to a Tensor or an array."""
         return self.forward(as_tensor(x))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute the output for `x`."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x)")

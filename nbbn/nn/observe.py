@@ -12,8 +12,6 @@ from .. import backend
 from ..autograd.tensor import Node, Position, Tape, Tensor
 from .module import Module
 
-__all__ = ["NonFinite", "first_nonfinite", "observed"]
-
 See = Callable[[str, Module, Tensor, Tensor], None]
 
 
@@ -21,18 +19,8 @@ See = Callable[[str, Module, Tensor, Tensor], None]
 def observed(model: Module, see: See) -> Iterator[None]:
     """Call ``see(name, module, x, y)`` after every forward of a module of `model`.
 
-    Steps that were recorded before are recorded again afterwards.
-
-    Parameters
-    ----------
-    model : Module
-    see : callable
-        Takes the name of the module as in the state dict ("" for the model itself), the module,
-        its input and its output.
-
-    Yields
-    ------
-    None
+    The name is that in the state dict, "" for the model itself. Steps that were recorded before are
+    recorded again afterwards.
     """
 
     def wrap(name: str, module: Module) -> Callable[..., Tensor]:
@@ -65,21 +53,9 @@ class NonFinite(NamedTuple):
 def first_nonfinite(
     model: Module, x: np.ndarray, y: np.ndarray, loss: Callable[[Tensor, Any], Tensor]
 ) -> NonFinite:
-    """Find where the first infinity or NaN of a loss comes from, and why.
+    """Find where the first infinity or NaN of ``loss(model(x), y)`` comes from, and why.
 
     The model computes in the mode that it is in; parameters and buffers stay as they are.
-
-    Parameters
-    ----------
-    model : Module
-    x, y : ndarray
-        A batch.
-    loss : callable
-        Maps (output Tensor, y) to a Tensor.
-
-    Returns
-    -------
-    NonFinite
     """
     for name, array in (("batch itself", x), ("targets", y)):
         if not _is_finite(array):

@@ -149,7 +149,7 @@ class Run:
         self._before, self._since = self.seconds, None
 
     def next_epoch(self) -> None:
-        """Begin to count anew."""
+        """Begin to count again."""
         self.epoch += 1
         self.total, self.count, self.position, self._before = 0.0, 0, 0, 0.0
         self.right = None if self.right is None else 0

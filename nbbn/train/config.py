@@ -67,8 +67,10 @@ class Training(NamedTuple):
 
 def sources(value: Any, name: str) -> tuple[str, ...]:
     """Check names or paths of data, as `nbbn.data.load` takes them."""
-    if not isinstance(value, tuple | list) or len(value) not in (1, 2):
-        raise ArgumentError(f"{name} must be a tuple of one or two names or paths, got {value!r}")
+    if not isinstance(value, tuple | list) or len(value) not in (1, 2) or "" in value:
+        raise ArgumentError(
+            f"{name} must be a name, one path, or those of images and labels, got {value!r}"
+        )
     for part in value:
         instance(part, str, f"a part of {name}")
     return tuple(value)
@@ -110,6 +112,11 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "seed": lambda value, name: integer(value, name, least=0),
 }
 _OPTIONAL = {"momentum", "until", "patience"}
+
+
+def check(name: str, value: Any, label: str) -> Any:
+    """Check a setting of `Config`; errors call it `label`."""
+    return _CHECKS[name](value, label)
 
 
 @dataclass(frozen=True)
@@ -171,11 +178,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
+        for name in _CHECKS:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 # JSON knows Python's own numbers alone.
-                object.__setattr__(self, name, check(value, name))
+                object.__setattr__(self, name, check(name, value, name))
         if self.momentum is not None and self.optimizer != "sgd":
             raise ArgumentError(
                 f"momentum belongs to the optimizer sgd, not to {self.optimizer}: leave it out"

@@ -113,7 +113,7 @@ def fit(
     model : Module
         Trained in place, and left in training mode.
     batches : Batches
-        Training data, shuffled anew for every epoch. Any iterable of pairs (x, y) that can be
+        Training data, shuffled again for every epoch. Any iterable of pairs (x, y) that can be
         iterated once per epoch will do.
     optimizer : Optimizer
         Of the model's parameters.
@@ -165,7 +165,10 @@ def fit(
         does not hold the best weights that are to be restored.
     """
     _check_callbacks(callbacks)
-    with _closing(callbacks):
+    with contextlib.ExitStack() as stack:
+        # Close every callback in the end, those behind one that fails too.
+        for callback in reversed(callbacks):
+            stack.callback(callback.close)
         epochs = positive(epochs, "epochs")
         if until is not None:
             until = fraction(until, "until")
@@ -194,7 +197,7 @@ def fit(
             _check_best(run, resume, restore_best, strict)
             checkpoint.restore(resume, model, optimizer, own, strict=strict)
             run.best_state = resume.best if restore_best else {}
-        # The last one first: Checkpoints refuse a folder before a log in it is begun anew.
+        # The last one first: Checkpoints refuse a folder before a log in it begins again.
         for callback in reversed(callbacks):
             callback.start(run)
         while run.epoch <= epochs and not run.stopped and not _reached(run, until):
@@ -248,15 +251,6 @@ def _check_best(run: Run, resume: Checkpoint, restore_best: bool, strict: bool) 
             f"{resume.path} does not hold the weights of epoch {best}, the best so far by "
             f"{run.watched}: resume without restore_best, or begin a new run"
         )
-
-
-@contextlib.contextmanager
-def _closing(callbacks: Sequence[Callback]) -> Iterator[None]:
-    """Close every callback in the end, those behind one that fails too."""
-    with contextlib.ExitStack() as stack:
-        for callback in reversed(callbacks):
-            stack.callback(callback.close)
-        yield
 
 
 class _Timed:

@@ -85,10 +85,8 @@ def class_scores(labels: Any, predicted: Any, *, classes: int | None = None) -> 
 
     Parameters
     ----------
-    labels, predicted : array_like of int, shape (N,)
-        Classes from 0: the right ones and those that were predicted.
-    classes : int, optional
-        Number of classes, K; by default one more than the highest that occurs.
+    labels, predicted, classes
+        As for `confusion_matrix`.
 
     Returns
     -------
@@ -97,7 +95,7 @@ def class_scores(labels: Any, predicted: Any, *, classes: int | None = None) -> 
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
-        As `confusion_matrix`.
+        As of `confusion_matrix`.
     """
     matrix = confusion_matrix(labels, predicted, classes=classes)
     right, taken, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)

@@ -80,9 +80,8 @@ class Step:
 
         Parameters
         ----------
-        x : ndarray of float, shape (N, ...)
-        y : ndarray
-            Targets, as the loss takes them.
+        x, y
+            As of a call.
 
         Returns
         -------
@@ -332,18 +331,7 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 
 def check_step(model: Any, loss: Any, optimizer: Any) -> None:
-    """Check what a training step is made of.
-
-    Parameters
-    ----------
-    model, loss, optimizer
-        What `record_step` takes.
-
-    Raises
-    ------
-    DTypeError, ArgumentError
-        As `record_step`.
-    """
+    """Check what a training step is made of, as `record_step` does."""
     if not isinstance(model, Module):
         raise DTypeError(f"model must be a Module, got {type(model).__name__}")
     if not callable(loss):

@@ -19,18 +19,15 @@ import functools
 import linecache
 import types
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
-
-__all__ = ["STATIC", "TENSOR", "VALUE", "Known", "Opaque", "read"]
 
 STATIC, TENSOR, VALUE = "static", "tensor", "value"
 _SHAPES = {"dtype", "ndim", "shape", "size"}
 # Of tensors, and of arrays: they change nothing, and what they compute by NumPy is seen later.
 _METHODS = {"detach", "exp", "log", "max", "mean", "reshape", "sum", "transpose"}
-_FUTURE = functools.reduce(
-    int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
-)
+# In a notebook, an earlier cell may have imported a feature: a flag that the source does not show.
+_FUTURE = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 
 
 class Known(NamedTuple):
@@ -44,21 +41,18 @@ class Opaque(Exception):  # noqa: N818 - not an error: the step runs eagerly
 
 
 def read(audit: Any, function: types.FunctionType, owner: Any, arguments: Mapping[str, Any]) -> Any:
-    """Return the kind of value that a function returns for arguments of these kinds.
+    """Return the kind of value that a function, perhaps of a class, returns for such arguments.
 
-    Parameters
-    ----------
-    audit : Audit
-        Says what objects, attributes and calls are.
-    function : function
-    owner : type or None
-        The class that it is a method of.
-    arguments : mapping of str to kind or Known
+    `audit` says what objects, attributes and calls are.
     """
     reader = _Reader(audit, function, owner, arguments)
     reader.block(reader.body)
-    kinds = set(reader.returned)
-    return kinds.pop() if len(kinds) == 1 else VALUE
+    return _common(reader.returned)
+
+
+def _common(kinds: Iterable[str]) -> str:
+    first, *others = {*kinds} or {VALUE}
+    return VALUE if others else first
 
 
 class _Reader:
@@ -147,9 +141,8 @@ class _Reader:
             raise self.fail(node)
         return kind
 
-    def all(self, *nodes: ast.expr | None) -> str:
-        kinds = {self.data(node) for node in nodes if node is not None}
-        return STATIC if kinds <= {STATIC} else VALUE
+    def all(self, *nodes: ast.expr) -> str:
+        return STATIC if {*map(self.data, nodes)} <= {STATIC} else VALUE
 
     def value(self, node: ast.expr) -> Any:
         match node:
@@ -179,10 +172,8 @@ class _Reader:
                 # A plain sequence could give a number that the batch has chosen.
                 if kind == TENSOR or at == STATIC:
                     return kind
-            case ast.Slice(lower, upper, step):
-                return self.all(lower, upper, step)
-            case ast.Tuple(parts):
-                return self.all(*parts)
+            case ast.Slice() | ast.Tuple():
+                return self.all(*_operands(node))
             case ast.UnaryOp(ast.USub() | ast.UAdd(), operand):
                 return self.data(operand)
             case ast.BinOp(left, _, right):
@@ -194,26 +185,20 @@ class _Reader:
                 if isinstance(base, Known):
                     return Known((base.value is None) != negated)
                 return STATIC
-            case ast.Compare(left, _, others) if self.all(left, *others) == STATIC:
-                return STATIC
-            case ast.BoolOp(_, parts) if self.all(*parts) == STATIC:
-                return STATIC
-            case ast.UnaryOp(ast.Not(), operand) if self.data(operand) == STATIC:
-                return STATIC
+            case ast.Compare() | ast.BoolOp() | ast.UnaryOp(ast.Not()):
+                if self.all(*_operands(node)) == STATIC:
+                    return STATIC
             case ast.IfExp(test, first, second):
-                kinds = {self.data(taken) for taken in self.branches(test, first, second)}
-                return kinds.pop() if len(kinds) == 1 else VALUE
+                return _common(map(self.data, self.branches(test, first, second)))
             case ast.Call():
                 return self.call(node)
         raise self.fail(node)
 
     def call(self, node: ast.Call) -> Any:
-        if any(isinstance(a, ast.Starred) for a in node.args) or not all(
-            keyword.arg for keyword in node.keywords
-        ):
+        named = {k.arg: k.value for k in node.keywords}
+        if None in named:
             raise self.fail(node)
-        function, named = node.func, {k.arg: k.value for k in node.keywords}
-        match function:
+        match node.func:
             case ast.Attribute(ast.Call(ast.Name("super"), []), name) if self.owner:
                 me = self.local.get(self.function.__code__.co_varnames[0])
                 callee = self.audit.inherited(me, self.owner, name)
@@ -222,7 +207,7 @@ class _Reader:
                     raise self.fail(node)
                 return self.data(owner)
             case _:
-                found = self.value(function)
+                found = self.value(node.func)
                 if not isinstance(found, Known):
                     raise self.fail(node)
                 callee = found.value
@@ -232,13 +217,16 @@ class _Reader:
     def argument(self, node: ast.expr) -> Any:
         """Return an argument of a call: an operation is Known, everything else is a value."""
         found = self.value(node)
-        return (
-            found if isinstance(found, Known) and self.audit.is_op(found.value) else self.data(node)
-        )
+        is_op = isinstance(found, Known) and self.audit.is_op(found.value)
+        return found if is_op else self.data(node)
 
     def is_data(self, node: ast.expr) -> bool:
         found = self.value(node)
         return not isinstance(found, Known) or self.audit.kind(found.value) is not None
+
+
+def _operands(node: ast.expr) -> list[ast.expr]:
+    return [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
 
 
 @functools.lru_cache(maxsize=256)
@@ -247,12 +235,11 @@ def _source(code: types.CodeType) -> Any:
     source = "".join(linecache.getlines(code.co_filename))
     try:
         tree = ast.parse(source)
-        whole = compile(
-            source, code.co_filename, "exec", code.co_flags & _FUTURE, dont_inherit=True
-        )
+        flags = code.co_flags & _FUTURE
+        whole = compile(source, code.co_filename, "exec", flags, dont_inherit=True)
     except (SyntaxError, ValueError):
         return None
-    if not any(code == other for other in _nested(whole)):
+    if code not in _nested(whole):
         return None
     positions = set(code.co_positions())
     for node in ast.walk(tree):

@@ -74,6 +74,8 @@ class Untrusted(Opaque):  # not an error: the step runs eagerly
 class Audit:
     """Looks at all Python that a replay of a step would skip.
 
+    Raises `Untrusted` with the name of what must not be skipped, and what helps.
+
     Parameters
     ----------
     model : Module
@@ -92,11 +94,6 @@ class Audit:
         Whether some of the code is trusted because its author says so.
     live : str or None
         Code of the user's that replays run, and that may look at gradients.
-
-    Raises
-    ------
-    Untrusted
-        With the name of what must not be skipped, and what helps.
     """
 
     def __init__(self, model: Module, loss: Callable[..., Any], optimizer: Optimizer) -> None:
@@ -208,7 +205,7 @@ class Audit:
         if name in _LIVE and isinstance(instance, Optimizer):
             self.live = label
             return
-        raise Untrusted(_advice(label, "it stands in for a method of nbbn's", kind))
+        raise Untrusted(_advice(label, "it replaces a method of nbbn's", kind))
 
     # ------------------------------------------------------------ what `transparent` asks
 

@@ -50,6 +50,16 @@ def test_the_command_line_says_what_is_missing(command):
     assert "pip install 'nbbn[cuda13]'" in line
 
 
+def test_the_simulator_has_no_device_outside_of_these_tests():
+    script = "import os; os.environ['NUMBA_ENABLE_CUDASIM'] = '1'\nfrom nbbn.cli import main\n"
+    done = python(script + "sys.exit(main(['train', '--device', 'cuda']))")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("nbbn: error: NUMBA_ENABLE_CUDASIM is set: in Numba's simulator")
+    assert done.stderr.endswith("unset it to use a device\n")
+    done = python(script + "from nbbn import backend; print(backend.choose('auto'))")
+    assert done.stdout == "cpu\n"
+
+
 def test_info_lists_what_is_missing():
     done = python("from nbbn.cli import main\nsys.exit(main(['info']))")
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,6 @@ from nbbn.errors import (
     CheckpointError,
     DeviceError,
     DTypeError,
-    NbbnError,
     ShapeError,
 )
 from nbbn.export.onnx import exporter
@@ -23,6 +22,8 @@ from nbbn.nn.variants import InPlaceBatchNorm
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
+from tests.helpers.onnx_backend import Backend  # noqa: E402 - needs onnx
+
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -102,7 +103,7 @@ def test_onnxruntime_computes_the_same(name, dtype, rng, tmp_path):
     loaded = nbbn.onnx.load(path)
     assert not loaded.training
     np.testing.assert_allclose(loaded(x).data, expected, rtol=1e-6, atol=1e-6)
-    ours = nbbn.onnx.Backend.run_model(onnx.load(path), [x])[0]
+    ours = Backend.run_model(onnx.load(path), [x])[0]
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -249,7 +250,7 @@ def test_models_of_other_makers(name, rng):
     loaded = nbbn.onnx.load(FOREIGN[name])
     expected = by_runtime(FOREIGN[name], x)
     np.testing.assert_allclose(loaded(x).data, expected, rtol=1e-5, atol=1e-6)
-    found = nbbn.onnx.Backend.run_model(FOREIGN[name], [x])[0]
+    found = Backend.run_model(FOREIGN[name], [x])[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -336,7 +337,7 @@ def test_a_damaged_tensor_is_named():
 def test_the_backend_runs_a_node():
     node = helper.make_node("Gemm", ["a", "b"], ["c"], transB=1)
     a, b = np.ones((2, 3), np.float32), np.full((4, 3), 2, np.float32)
-    (c,) = nbbn.onnx.Backend.run_node(node, [a, b], opset_version=13)
+    (c,) = Backend.run_node(node, [a, b], opset_version=13)
     np.testing.assert_array_equal(c, np.full((2, 4), 6))
 
 
@@ -346,10 +347,10 @@ def test_an_ignored_row_of_infinite_loss_counts_nothing(kind, reduction):
     scores = np.log(np.array([[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]], np.float32))
     labels = np.array([0, -1, 1])
     node = helper.make_node(kind, ["x", "t"], ["l"], reduction=reduction, ignore_index=-1)
-    expected = nbbn.onnx.Backend.run_node(node, [scores, labels], opset_version=13)[0]
+    expected = Backend.run_node(node, [scores, labels], opset_version=13)[0]
     assert np.isfinite(expected).all()
     scores[1, 0] = -np.inf
-    found = nbbn.onnx.Backend.run_node(node, [scores, labels], opset_version=13)[0]
+    found = Backend.run_node(node, [scores, labels], opset_version=13)[0]
     np.testing.assert_array_equal(found, expected)
 
 
@@ -360,7 +361,7 @@ def test_the_backend_normalizes_half_precision_and_one_axis(rng):
     node = helper.make_node(
         "BatchNormalization", list("xsbmv"), list("ypq"), training_mode=1, momentum=0.5
     )
-    y, mean, var = nbbn.onnx.Backend.run_node(node, [x, *vectors], opset_version=15)
+    y, mean, var = Backend.run_node(node, [x, *vectors], opset_version=15)
     wide = x.astype(np.float64)
     expected = 1.5 * (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5) + 0.5
     assert (y.dtype, mean.dtype) == (np.float16, np.float32)
@@ -379,8 +380,8 @@ def test_the_backend_normalizes_half_precision_and_one_axis(rng):
 )
 def test_what_the_backend_refuses(action, error, message):
     with pytest.raises(error, match=message):
-        action(nbbn.onnx.Backend)
-    assert not nbbn.onnx.Backend.supports_device("CUDA:1")
+        action(Backend)
+    assert not Backend.supports_device("CUDA:1")
 
 
 # ---------------------------------------------------------------------------------- the extra
@@ -397,18 +398,12 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     for action in (
         lambda: nbbn.onnx.export(model),
         lambda: nbbn.onnx.load("x"),
-        lambda: nbbn.onnx.Backend,
     ):
         with pytest.raises(ImportError, match=r"pip install 'nbbn\[onnx\]'"):
             action()
 
 
 def test_onnx_loads_when_it_is_needed():
-    script = (
-        "import nbbn.export.onnx, sys; print(sorted({'onnx', 'onnxruntime'} & set(sys.modules)))"
-    )
+    script = "import nbbn.export.onnx, sys; print({'onnx', 'onnxruntime'} & {*sys.modules})"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result.stderr
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = nbbn.onnx.nothing
-    assert issubclass(ArgumentError, NbbnError)
+    assert result.stdout.strip() == "set()", result.stderr

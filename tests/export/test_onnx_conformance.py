@@ -26,7 +26,7 @@ def test_the_page_lists_all_there_is():
     """Every case of the listed operators either runs or has its reason."""
     if onnx.__version__ != _VERSION:
         pytest.skip(f"the page is of ONNX {_VERSION}, installed is {onnx.__version__}")
-    assert conformance.page() == _TEXT, "run python tests/conformance.py"
+    assert conformance.page() == _TEXT, "run python -m tests.helpers.conformance"
     run, excluded = conformance.cases()
     assert set(_PASSED) == set(run)
     assert not set(run) & set(excluded)

@@ -45,10 +45,11 @@ else:
         (_cuda_reduction, "_FEW_ROWS", 4),
     ]
     if SIMULATED:
-        from tests.gpu import engine
+        from tests.gpu import engine, simulated
 
         collect_ignore = COMPILED
         engine.install()
+        simulated.install()
         SMALL += [
             (_cuda, "THREADS", 16),
             (_cuda_reduction, "RUN", 4),

@@ -1,6 +1,6 @@
 """ONNX's own tests of the operators that nbbn computes: which there are, and running them.
 
-Run it to write docs/conformance.md: python tests/conformance.py
+Run it to write docs/conformance.md: python -m tests.helpers.conformance
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import onnx
 from onnx.backend.test.loader import load_model_tests
 
-from nbbn.export.onnx import Backend
-from nbbn.export.onnx.operators import OPERATORS
+from tests.helpers.onnx_backend import Backend
+from tests.helpers.onnx_operators import OPERATORS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 
@@ -35,13 +35,13 @@ RANDOM = "drops at random in training: which elements depends on the generator"
 
 _HEAD = """# ONNX conformance
 
-`nbbn.onnx.Backend` runs the tests that ONNX {version} itself has for the operators of nbbn's layers
-and losses: every case of `onnx.backend.test` (node tests, models that PyTorch converted or wrote,
+ONNX {version}'s tests of the operators of nbbn's layers and losses run on a backend in the tests:
+every case of `onnx.backend.test` (node tests, models that PyTorch converted or wrote,
 simple models) in which one of them occurs. All run in the test suite, which fails if one of them
 does, or if this page does not list what there is.
 
 ```bash
-python tests/conformance.py
+python -m tests.helpers.conformance
 ```
 
 **{passed} cases run and pass**, with the tolerances of the ONNX tests; {excluded} are excluded.

@@ -1,4 +1,4 @@
-"""CUDA memory, streams and graphs through CuPy, or their stand-ins in Numba's simulator.
+"""CUDA memory, streams and graphs through CuPy, or through what the tests put in its place.
 
 Only `nbbn.backend` imports this module, once a device is asked for or a device array turns up.
 """
@@ -20,12 +20,16 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError
+from .. import arrays
 from . import cublas
 
-__all__ = ["Graph", "Memory", "missing", "ndarray", "xp"]
-
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
-xp: Any = importlib.import_module("nbbn.backend.device.simulated" if SIMULATED else "cupy")
+if SIMULATED and arrays.simulated is None:
+    raise DeviceError(
+        "NUMBA_ENABLE_CUDASIM is set: in Numba's simulator, device memory exists only in nbbn's "
+        "own tests; unset it to use a device"
+    )
+xp: Any = arrays.simulated if SIMULATED else importlib.import_module("cupy")
 ndarray: Any = xp.ndarray
 
 _INSTALL = "pip install 'nbbn[cuda13]' (or cuda12)"
@@ -62,8 +66,6 @@ def missing() -> str | None:
 
 def describe() -> list[str]:
     """One line per device, and one with the versions."""
-    if SIMULATED:
-        return ["cuda: simulated (NUMBA_ENABLE_CUDASIM is set)"]
     runtime = xp.cuda.runtime
     lines = []
     for number in range(runtime.getDeviceCount()):
@@ -108,8 +110,6 @@ def to_host(array: Any) -> np.ndarray:
 
 def check_current(array: Any) -> None:
     """Refuse an array of another device than the current one."""
-    if SIMULATED:
-        return
     current = xp.cuda.runtime.getDevice()
     if array.data.device_id != current:
         raise DeviceError(
@@ -178,15 +178,11 @@ class Memory:
     @staticmethod
     def array(shape: tuple[int, ...], dtype: Any, memory: Any, offset: int, strides: Any) -> Any:
         """Array at an offset of `memory`."""
-        if SIMULATED:
-            return ndarray(np.ndarray(shape, dtype, memory.host, offset, strides))
         return ndarray(shape, dtype, memory.data + offset, strides)
 
     @staticmethod
     def address(array: Any) -> int:
         """Address of the first element."""
-        if SIMULATED:
-            return int(array.host.__array_interface__["data"][0])
         return int(array.data.ptr)
 
     @staticmethod
@@ -235,16 +231,13 @@ def _matrices(array: Any, stack: tuple[int, ...]) -> Any:
 
 def add_at(target: Any, index: Any, values: Any) -> None:
     """As numpy.add.at."""
-    if SIMULATED:
-        np.add.at(target, index, values)
-    else:
-        xp.add.at(target, index, values)
+    xp.add.at(target, index, values)
 
 
 def launchers(module: types.ModuleType) -> Any:
     """Return the launchers of a kernel module, for device arrays."""
     if SIMULATED:
-        return _Unwrapping(module)
+        return xp.launchers(module)
     from ...kernels import _cuda as hooks
 
     hooks.current_stream = _current_stream
@@ -256,33 +249,11 @@ def _current_stream() -> int:
     return stream
 
 
-class _Unwrapping:
-    """Launchers of a kernel module that hand the simulator the NumPy arrays it wants."""
-
-    def __init__(self, module: types.ModuleType) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        launcher = getattr(self._module, name)
-
-        @functools.wraps(launcher)
-        def launch(*args: Any) -> None:
-            launcher(*xp.unwrap(args))
-
-        # Found directly from now on: a recorder compares launchers by identity.
-        setattr(self, name, launch)
-        return launch
-
-
 class Graph:
     """Launches that are submitted as one from now on.
 
-    Parameters
-    ----------
-    work : callable
-        Submits the launches. It is called once for real, and then once more to be captured.
-    capturable : bool
-        Whether it may be captured; if not, or if that fails, each launch is submitted by itself.
+    `work` submits them: it is called once for real, and, if it is capturable, once more to be
+    captured. Otherwise, or if that fails, each launch is submitted by itself.
     """
 
     def __init__(self, work: Callable[[], None], capturable: bool) -> None:

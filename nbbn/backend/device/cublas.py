@@ -16,8 +16,6 @@ import numpy as np
 
 from ...errors import DeviceError
 
-__all__ = ["TYPES", "forget", "gemm", "library"]
-
 # NVIDIA's advice for the Hopper generation; older ones need less.
 _WORKSPACE_BYTES = 32 << 20
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
@@ -27,17 +25,7 @@ TYPES = {np.dtype(np.float32): ("S", ctypes.c_float), np.dtype(np.float64): ("D"
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Load cuBLAS.
-
-    Returns
-    -------
-    CDLL
-
-    Raises
-    ------
-    DeviceError
-        It is not installed.
-    """
+    """Load cuBLAS; raises DeviceError where it is not installed."""
     try:
         finder = importlib.import_module("cuda.pathfinder")
         return ctypes.CDLL(finder.load_nvidia_dynamic_lib("cublas").abs_path)
@@ -46,7 +34,7 @@ def library() -> ctypes.CDLL:
         raise DeviceError(f"cuBLAS cannot be loaded ({reason}): install nvidia-cublas") from error
 
 
-# The handle is set up anew for each product: one at a time.
+# Each product sets the handle up again: one at a time.
 _lock = threading.Lock()
 _workspaces: dict[tuple[int, int], Any] = {}
 _PER_THREAD_STREAM = 2
@@ -96,22 +84,9 @@ def _operand(array: Any) -> tuple[int, int]:
 def gemm(a: Any, b: Any, out: Any, stream: int) -> None:
     """Write a @ b to out on a stream, in full precision of the type.
 
-    cuBLAS counts by columns, so it is asked for out.T = b.T @ a.T.
-
-    Parameters
-    ----------
-    a, b : device array, shapes (m, k) and (k, n)
-        By rows or by columns without gaps inside a row or column. Where out is a stack, also stacks
-        of as many matrices, or one matrix for all.
-    out : device array, shape (m, n) or (count, m, n)
-        C-contiguous, of a type in `TYPES`.
-    stream : int
-        CUDA stream.
-
-    Raises
-    ------
-    DeviceError
-        cuBLAS is missing or reports an error.
+    a (m, k) and b (k, n) lie by rows or by columns, without gaps inside one; out (m, n) is
+    C-contiguous, of a type in `TYPES`. Where out is a stack (count, m, n), a and b are stacks too,
+    or one matrix for all. cuBLAS counts by columns, so it is asked for out.T = b.T @ a.T.
     """
     letter, scalar = TYPES[out.dtype]
     stacked = out.ndim == 3

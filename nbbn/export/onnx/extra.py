@@ -7,22 +7,7 @@ from typing import Any
 
 
 def require(name: str) -> Any:
-    """Import a module of the extra ``onnx``.
-
-    Parameters
-    ----------
-    name : str
-        Such as "onnx.helper".
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    ImportError
-        The extra is not installed.
-    """
+    """Import a module of the extra ``onnx``; an ImportError says how to install it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -11,12 +11,7 @@ from .extra import require
 
 
 class Node:
-    """One operator of a graph.
-
-    Parameters
-    ----------
-    proto : onnx.NodeProto
-    """
+    """One operator of a graph, from an onnx.NodeProto."""
 
     def __init__(self, proto: Any) -> None:
         helper = require("onnx.helper")
@@ -41,12 +36,7 @@ class Node:
 
 
 class Graph:
-    """The graph of a model.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-    """
+    """The graph of an onnx.ModelProto."""
 
     def __init__(self, model: Any) -> None:
         self._to_array = require("onnx.numpy_helper").to_array
@@ -72,10 +62,6 @@ class Graph:
     def constant(self, name: str) -> np.ndarray | None:
         """Return a value that is known without running the graph, or None."""
         return self._constants.get(name)
-
-    def constants(self) -> dict[str, np.ndarray]:
-        """Return all of them."""
-        return dict(self._constants)
 
     def rank(self, name: str) -> int | None:
         """Return the number of axes of an input, or None if the graph does not say."""

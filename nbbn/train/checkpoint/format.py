@@ -1,6 +1,6 @@
 """The file format of checkpoints: one safetensors file that proves its own content.
 
-The model's arrays stand in the file under the names of its state dict, which are PyTorch's; what
+The file holds the model's arrays under the names of its state dict, which are PyTorch's; what
 else training needs lies beside them under ``training/``. The metadata holds the rest as JSON, and a
 SHA-256 over all arrays and metadata, since a flipped bit would otherwise load silently.
 """
@@ -64,22 +64,7 @@ class Checkpoint:
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
-    """Return the file's content.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-        Its path is not part of the content.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    DTypeError
-        It holds what JSON cannot.
-    """
+    """Return the file's content; raises DTypeError where it holds what JSON cannot."""
     from safetensors.numpy import save
 
     # safetensors writes the memory of an array as it lies: it must lie in C order.
@@ -98,21 +83,7 @@ def pack(checkpoint: Checkpoint) -> bytes:
 
 
 def unpack(path: Path) -> Checkpoint:
-    """Read a file and verify it.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    Checkpoint
-
-    Raises
-    ------
-    CheckpointError
-        It is missing, damaged, not a checkpoint, or of an unknown format.
-    """
+    """Read a file and verify it; raises CheckpointError unless it is a whole checkpoint."""
     metadata, arrays = _read(path)
     if "format" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of nbbn")

@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["lock_folder", "sweep"]
-
 
 def sweep(folder: Path) -> None:
     """Remove what `write_atomically` left in `folder` when its process was killed.
 
-    Parameters
-    ----------
-    folder : Path
-        One that no other process writes to.
+    No other process must write to it.
     """
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
@@ -23,19 +18,8 @@ def sweep(folder: Path) -> None:
 def lock_folder(folder: Path) -> int | None:
     """Take the lock of a folder, which the system gives back when the process ends.
 
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    int or None
-        The descriptor that holds the lock, to be closed; None where folders cannot be locked.
-
-    Raises
-    ------
-    BlockingIOError
-        Somebody else holds it.
+    Returns the descriptor that holds it, to be closed; None where folders cannot be locked. Raises
+    BlockingIOError where somebody else holds it.
     """
     try:
         import fcntl

@@ -14,16 +14,6 @@ from ...errors import CheckpointError
 from ...nn.module import Module
 from ...optim import Optimizer
 
-__all__ = [
-    "data_difference",
-    "describe",
-    "first_difference",
-    "generator_states",
-    "named_generators",
-    "restorer",
-    "without_data",
-]
-
 _PLAIN = (bool, int, float, str, type(None))
 # What changes while training, or does not matter to the numbers.
 _PASSING = {"training", "layout", "order", "position", "reuse", "device"}
@@ -34,16 +24,7 @@ def describe(
 ) -> dict[str, dict[str, Any]]:
     """Collect classes and plain settings, as JSON gives them back.
 
-    Parameters
-    ----------
-    model : Module
-    optimizer : Optimizer or None
-    batches : Batches or None
-
-    Returns
-    -------
-    dict
-        By the names model, optimizer, schedule, batches; each with "type" and settings.
+    By the names model, optimizer, schedule, batches; each with "type" and settings.
     """
     found: dict[str, dict[str, Any]] = {
         "model": {name or "itself": _settings(m) for name, m in model.named_modules()}
@@ -91,19 +72,7 @@ def _data(batches: Batches) -> dict[str, Any]:
 
 
 def data_difference(saved: Mapping[str, Any], batches: Batches | None) -> tuple[str, str] | None:
-    """Say how the data of a checkpoint differ from those of batches.
-
-    Parameters
-    ----------
-    saved : mapping
-        What `describe` found for the batches that were saved.
-    batches : Batches or None
-
-    Returns
-    -------
-    (str, str) or None
-        What the data are there and here; None if they are the same, as far as is known.
-    """
+    """Say what the data are in a checkpoint and in batches; None if they seem to be the same."""
     own = {} if batches is None else _data(batches)
     different = {name for name in own if saved.get(name, own[name]) != own[name]}
     if not different:
@@ -116,16 +85,7 @@ def data_difference(saved: Mapping[str, Any], batches: Batches | None) -> tuple[
 
 
 def without_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of the settings of batches what `data_difference` compares.
-
-    Parameters
-    ----------
-    settings : mapping
-
-    Returns
-    -------
-    dict
-    """
+    """Leave out of the settings of batches what `data_difference` compares."""
     data = ("examples", "features", "fingerprint")
     return {name: value for name, value in settings.items() if name not in data}
 
@@ -146,18 +106,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def first_difference(saved: Any, own: Any, name: str = "") -> str | None:
-    """Say in which setting two descriptions differ first.
-
-    Parameters
-    ----------
-    saved, own : dict
-    name : str
-        Where the descriptions stand.
-
-    Returns
-    -------
-    str or None
-    """
+    """Say in which setting two descriptions of `name` differ first, or None."""
     if not isinstance(own, dict) or not isinstance(saved, dict):
         return None if saved == own else f"{name} is {own!r} here and {saved!r} there"
     for key in [*own, *(key for key in saved if key not in own)]:
@@ -172,17 +121,7 @@ def first_difference(saved: Any, own: Any, name: str = "") -> str | None:
 
 
 def named_generators(model: Module, batches: Batches | None) -> dict[str, np.random.Generator]:
-    """Find the random generators of a model and its batches; several names may share one.
-
-    Parameters
-    ----------
-    model : Module
-    batches : Batches or None
-
-    Returns
-    -------
-    dict of str to Generator
-    """
+    """Find the random generators of a model and its batches; several names may share one."""
     found = {} if batches is None else {"batches": batches.rng}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
@@ -192,17 +131,7 @@ def named_generators(model: Module, batches: Batches | None) -> dict[str, np.ran
 
 
 def generator_states(generators: Mapping[str, np.random.Generator]) -> dict[str, Any]:
-    """Return the state of each generator once, and which name uses which.
-
-    Parameters
-    ----------
-    generators : mapping of str to Generator
-
-    Returns
-    -------
-    dict
-        "states", a list, and "users", positions in it by name.
-    """
+    """Return "states", each generator's once, and "users", the positions in it by name."""
     unique = list({id(g): g for g in generators.values()}.values())
     order = {id(g): position for position, g in enumerate(unique)}
     return {
@@ -214,24 +143,10 @@ def generator_states(generators: Mapping[str, np.random.Generator]) -> dict[str,
 def restorer(
     where: Path, saved: Mapping[str, Any], generators: Mapping[str, np.random.Generator]
 ) -> Callable[[], None]:
-    """Check that the saved states fit, and return what sets them.
+    """Return what sets the states that `generator_states` saved.
 
-    Parameters
-    ----------
-    where : Path
-        For messages.
-    saved : mapping
-        What `generator_states` returned.
-    generators : mapping of str to Generator
-
-    Returns
-    -------
-    callable
-
-    Raises
-    ------
-    CheckpointError
-        Other generators, or shared in another way.
+    Raises a CheckpointError that names the file where there are other generators, or shared in
+    another way.
     """
     own = generator_states(generators)
     users = {name: number for name, number in saved["users"].items() if name in own["users"]}

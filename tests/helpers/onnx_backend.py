@@ -10,21 +10,15 @@ import onnx
 from onnx.backend.base import Backend as _Base
 from onnx.backend.base import BackendRep
 
-from ...errors import ArgumentError, DeviceError
-from .graph import Graph
-from .operators import OPERATORS
+from nbbn.errors import ArgumentError, DeviceError
+from nbbn.export.onnx.graph import Graph
+from tests.helpers.onnx_operators import OPERATORS
 
 __all__ = ["Backend", "Prepared"]
 
 
-class Prepared(BackendRep):  # type: ignore[misc]
-    """A graph that is ready to run.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-    device : str
-    """
+class Prepared(BackendRep):
+    """A graph that is ready to run."""
 
     def __init__(self, model: onnx.ModelProto, device: str) -> None:
         if not Backend.supports_device(device):
@@ -37,19 +31,7 @@ class Prepared(BackendRep):  # type: ignore[misc]
     def run(
         self, inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray], **kwargs: Any
     ) -> tuple[Any, ...]:
-        """Compute the outputs.
-
-        Parameters
-        ----------
-        inputs : sequence of ndarray, or mapping of str to ndarray
-            In the order of the graph's inputs, or by name.
-        **kwargs
-            Ignored.
-
-        Returns
-        -------
-        tuple of ndarray
-        """
+        """Compute the outputs from inputs in the order of the graph's, or by name."""
         graph = self._graph
         given = (
             inputs if isinstance(inputs, Mapping) else dict(zip(graph.inputs, inputs, strict=True))
@@ -57,62 +39,31 @@ class Prepared(BackendRep):  # type: ignore[misc]
         missing = [name for name in graph.inputs if name not in given]
         if missing:
             raise ArgumentError(f"the graph needs the inputs {missing}")
-        values = {**graph.constants(), **{n: np.asarray(v) for n, v in given.items()}, "": None}
+        values = {name: np.asarray(value) for name, value in given.items()}
+
+        def value(name: str) -> Any:
+            return values[name] if name in values else graph.constant(name)
+
         for node in graph.nodes:
-            if graph.fold_constant(node):
-                values.update({name: graph.constant(name) for name in node.outputs})
-                continue
-            count, compute = OPERATORS[node.op]
-            operands = [values[node.input(i)] for i in range(count)]
-            for name, value in zip(
-                node.outputs, compute(node, operands, graph.opset), strict=False
-            ):
-                values[name] = value
-        return tuple(values[name] for name in graph.outputs)
+            if not graph.fold_constant(node):
+                count, compute = OPERATORS[node.op]
+                operands = [value(node.input(i)) for i in range(count)]
+                found = compute(node, operands, graph.opset)
+                values.update(zip(node.outputs, found, strict=False))
+        return tuple(map(value, graph.outputs))
 
 
-class Backend(_Base):  # type: ignore[misc]
+class Backend(_Base):
     """Runs ONNX models of nbbn's operators on the CPU; see ``onnx.backend.base.Backend``."""
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> Prepared:
-        """Check a model and make it ready to run.
-
-        Parameters
-        ----------
-        model : onnx.ModelProto
-        device : str, default "CPU"
-            Nothing else is supported.
-        **kwargs
-            Ignored.
-
-        Returns
-        -------
-        Prepared
-            ``prepare(model).run(inputs)`` gives the outputs.
-
-        Raises
-        ------
-        ArgumentError
-            An operator that nbbn does not compute.
-        DeviceError
-            Another device.
-        """
+        """Check a model and make it ready to run."""
         onnx.checker.check_model(model)
         return Prepared(model, device)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Say whether models run on a device.
-
-        Parameters
-        ----------
-        device : str
-
-        Returns
-        -------
-        bool
-        """
         return device.partition(":")[0] == "CPU"
 
     @classmethod
@@ -120,22 +71,7 @@ class Backend(_Base):  # type: ignore[misc]
         cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU",
         outputs_info: Any = None, **kwargs: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
-        """Run one operator.
-
-        Parameters
-        ----------
-        node : onnx.NodeProto
-        inputs : sequence of ndarray
-        device : str, default "CPU"
-        outputs_info : optional
-            Ignored.
-        **kwargs
-            ``opset_version`` decides the meaning of the operator, by default the newest.
-
-        Returns
-        -------
-        tuple of ndarray
-        """
+        """Run one operator, by default of the newest opset."""
         helper = onnx.helper
         arrays = {name: np.asarray(value) for name, value in zip(node.input, inputs, strict=True)}
         version = kwargs.get("opset_version", onnx.defs.onnx_opset_version())

@@ -7,29 +7,69 @@ is filled with NaN bits, so that reading what nobody wrote shows.
 
 from __future__ import annotations
 
+import functools
+import sys
+import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-__all__ = ["asarray", "asnumpy", "empty", "from_dlpack", "ndarray"]
+from nbbn.backend import arrays
 
 _POISON = 0xFF
 
+__version__ = "simulated"
+add = np.add
+
+
+class Runtime:
+    """What nbbn asks CUDA's runtime about."""
+
+    @staticmethod
+    def getDevice() -> int:  # noqa: N802 - CUDA's name
+        return 0
+
+    @staticmethod
+    def getDeviceCount() -> int:  # noqa: N802
+        return 1
+
+    @staticmethod
+    def getDeviceProperties(number: int) -> dict[str, Any]:  # noqa: N802
+        return {"name": b"Numba's simulator", "major": 0, "minor": 0, "totalGlobalMem": 0}
+
+    @staticmethod
+    def driverGetVersion() -> int:  # noqa: N802
+        return 0
+
+    runtimeGetVersion = driverGetVersion  # noqa: N815
+
+
+cuda = types.SimpleNamespace(runtime=Runtime)
+
+
+class Pointer:
+    """A place in the simulated memory of an array."""
+
+    device_id = 0
+
+    def __init__(self, host: np.ndarray, offset: int = 0) -> None:
+        self.host, self.offset = host, offset
+        self.ptr = host.__array_interface__["data"][0] + offset
+
+    def __add__(self, offset: int) -> Pointer:
+        return Pointer(self.host, self.offset + offset)
+
 
 class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
-    """An array in simulated device memory.
+    """An array at a place in simulated device memory."""
 
-    Parameters
-    ----------
-    host : ndarray
-        Where the elements are.
-    base : simulated ndarray, optional
-        The array that this one is a view of.
-    """
+    __module__ = "cupy"  # nbbn tells device arrays by their package
 
-    def __init__(self, host: np.ndarray, base: ndarray | None = None) -> None:
-        self.host, self.base = host, base
+    def __init__(self, shape: Any, dtype: Any, memory: Pointer, strides: Any = None) -> None:
+        self.host = np.ndarray(shape, dtype, memory.host, memory.offset, strides)
+        self.base = None
 
     shape: Any = property(lambda self: self.host.shape)
     dtype: Any = property(lambda self: self.host.dtype)
@@ -38,6 +78,7 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     nbytes: Any = property(lambda self: self.host.nbytes)
     strides: Any = property(lambda self: self.host.strides)
     flags: Any = property(lambda self: self.host.flags)
+    data: Any = property(lambda self: Pointer(self.host))
     T: Any = property(lambda self: self._view(self.host.T))
 
     @property
@@ -67,57 +108,46 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
 
     def _view(self, host: np.ndarray) -> ndarray:
         root = self if self.base is None else self.base
-        return ndarray(host, root if np.may_share_memory(host, root.host) else None)
+        return wrap(host, root if np.may_share_memory(host, root.host) else None)
 
     def reshape(self, *shape: Any) -> ndarray:
-        """As NumPy's."""
         return self._view(self.host.reshape(*shape))
 
     def transpose(self, *axes: Any) -> ndarray:
-        """As NumPy's."""
         return self._view(self.host.transpose(*axes))
 
     def swapaxes(self, first: int, second: int) -> ndarray:
-        """As NumPy's."""
         return self._view(self.host.swapaxes(first, second))
 
     def ravel(self, order: str = "C") -> ndarray:
-        """As NumPy's."""
-        return self._view(self.host.ravel(order))  # type: ignore[arg-type]
+        return self._view(self.host.ravel(order))
 
     def view(self, dtype: Any) -> ndarray:
-        """As NumPy's."""
         return self._view(self.host.view(dtype))
 
     def astype(self, dtype: Any) -> ndarray:
-        """As NumPy's."""
-        return ndarray(self.host.astype(dtype))
+        return wrap(self.host.astype(dtype))
 
     def copy(self, order: str = "C") -> ndarray:
-        """As NumPy's."""
-        return ndarray(self.host.copy(order))  # type: ignore[arg-type]
+        return wrap(self.host.copy(order))
 
     def fill(self, value: Any) -> None:
-        """As NumPy's."""
         self.host.fill(value)
 
     def argmax(self, axis: int | None = None) -> ndarray:
-        """As NumPy's."""
-        return ndarray(np.asarray(self.host.argmax(axis)))
+        return wrap(np.asarray(self.host.argmax(axis)))
 
     def get(self) -> np.ndarray:
-        """Copy to the host."""
         return self.host.copy()
 
     def set(self, values: np.ndarray) -> None:
-        """Copy from the host."""
         np.copyto(self.host, values, casting="no")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         _own(inputs)
         _own(options)
         result = getattr(ufunc, method)(*_unwrap(inputs), **_unwrap(options))
-        return options["out"][0] if "out" in options else _wrap(result)
+        return options["out"][0] if "out" in options else _wrapped(result)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
         _own(args)
@@ -129,7 +159,14 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
                 written = value
         if function is np.broadcast_to:
             return args[0]._view(result)
-        return written if written is not None else _wrap(result)
+        return written if written is not None else _wrapped(result)
+
+
+def wrap(host: np.ndarray, base: ndarray | None = None) -> ndarray:
+    """The array whose elements are in `host`, perhaps a view of another one."""
+    array = ndarray.__new__(ndarray)
+    array.host, array.base = host, base
+    return array
 
 
 def _own(value: Any) -> Any:
@@ -154,22 +191,35 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _wrap(value: Any) -> Any:
+def _wrapped(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
-        return ndarray(np.asarray(value))
+        return wrap(np.asarray(value))
     return value
 
 
-def unwrap(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of a launcher as the simulator takes them: NumPy arrays."""
-    return tuple(_unwrap(value) for value in args)
+class launchers:  # noqa: N801 - a function to its caller
+    """Launchers of a kernel module that hand the simulator the NumPy arrays it wants."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        launcher = getattr(self._module, name)
+
+        @functools.wraps(launcher)
+        def launch(*args: Any) -> None:
+            launcher(*_unwrap(args))
+
+        # Found directly from now on: a recorder compares launchers by identity.
+        setattr(self, name, launch)
+        return launch
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> ndarray:
     """Allocate, filled with bits that are NaN in every floating type."""
     host = np.empty(shape, dtype)
     host.reshape(-1).view(np.uint8)[...] = _POISON
-    return ndarray(host)
+    return wrap(host)
 
 
 def asarray(value: Any) -> ndarray:
@@ -179,16 +229,21 @@ def asarray(value: Any) -> ndarray:
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
         owner = type("Memory", (), {"__array_interface__": interface, "owner": value})()
-        return ndarray(np.asarray(owner))
+        return wrap(np.asarray(owner))
     value = np.asarray(value)
-    return ndarray(np.array(value, order="F" if value.flags.fnc else "C"))
+    return wrap(np.array(value, order="F" if value.flags.fnc else "C"))
 
 
 def from_dlpack(value: Any) -> ndarray:
     """View an object that speaks DLPack."""
-    return ndarray(np.from_dlpack(value))
+    return wrap(np.from_dlpack(value))
 
 
 def asnumpy(value: ndarray) -> np.ndarray:
     """Copy to the host."""
     return value.get()
+
+
+def install() -> None:
+    """Use these arrays where nbbn would use CuPy's."""
+    arrays.simulated = sys.modules[__name__]

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import functional as F  # noqa: N812 - the usual name
-from ...autograd import ops
-from ...autograd.op import Context
-from .graph import Node
+from nbbn import functional as F  # noqa: N812 - the usual name
+from nbbn.autograd import ops
+from nbbn.autograd.op import Context
+from nbbn.export.onnx.graph import Node
 
 __all__ = ["OPERATORS", "Inputs"]
 
