@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
-from ...autograd import ops
+from ...autograd import functions as ops
 from ...autograd.op import Context
 from .graph import Node
 
