@@ -13,40 +13,24 @@ import numpy as np
 from .. import functional as F  # noqa: N812 - the usual name
 from .._validation import fraction, positive, real
 from ..errors import ArgumentError, DTypeError
-from .ops import (
-    Add,
-    BatchNormInfer,
-    BatchNormTrain,
+from .ops.activation import ReLU, Sigmoid, Softplus, Tanh
+from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
+from .ops.batchnorm import BatchNormInfer, BatchNormTrain
+from .ops.batchnorm_variants import (
     BatchRenorm,
-    CrossEntropy,
-    Divide,
-    Dropout,
-    Exp,
     GhostBatchNorm,
-    Huber,
-    Index,
     InPlaceBatchNorm,
-    Linear,
-    Log,
-    LogSoftmax,
-    MatMul,
-    Max,
-    Mean,
-    Multiply,
-    Power,
-    ReLU,
-    Reshape,
-    Sigmoid,
-    Softmax,
-    Softplus,
-    Subtract,
-    Sum,
-    Tanh,
-    To,
-    Transpose,
+    Released,
     WeightedBatchNorm,
 )
-from .ops.batchnorm_variants import Released
+from .ops.dropout import Dropout
+from .ops.index import Index
+from .ops.linear import Linear
+from .ops.losses import CrossEntropy, Huber
+from .ops.matmul import MatMul
+from .ops.reductions import Max, Mean, Sum
+from .ops.shapes import Reshape, To, Transpose
+from .ops.softmax import LogSoftmax, Softmax
 from .tensor import Tensor, apply, apply_with_context
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.

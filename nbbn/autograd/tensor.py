@@ -22,23 +22,11 @@ from .. import backend
 from .._validation import as_array, switch
 from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
 from .op import Context, Op
-from .ops import (
-    Add,
-    Divide,
-    Exp,
-    Index,
-    Log,
-    MatMul,
-    Max,
-    Mean,
-    Multiply,
-    Power,
-    Reshape,
-    Subtract,
-    Sum,
-    To,
-    Transpose,
-)
+from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
+from .ops.index import Index
+from .ops.matmul import MatMul
+from .ops.reductions import Max, Mean, Sum
+from .ops.shapes import Reshape, To, Transpose
 
 __all__ = ["Parameter", "Tape", "Tensor", "apply"]
 

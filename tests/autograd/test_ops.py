@@ -40,7 +40,7 @@ def differentiate(case: Case, arrays: list[np.ndarray], weights=None):
 
 
 def test_every_operation_has_a_case(rng):
-    catalogue = {getattr(nbbn.autograd.ops, name) for name in nbbn.autograd.ops.__all__}
+    catalogue = {op for op in vars(ops).values() if inspect.isclass(op) and issubclass(op, nbbn.Op)}
     used = set()
     for case in CASES:
         with Tape() as tape:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbbn import functional as F  # noqa: N812 - the usual name
-from nbbn.autograd import ops
+from nbbn.autograd import functions as ops
 from nbbn.autograd.op import Context
 from nbbn.export.onnx.graph import Node
 
