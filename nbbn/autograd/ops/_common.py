@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,23 +21,6 @@ class RecordableOp(Op):
     """An operation that computes through `backend.run` alone."""
 
     recordable = True
-
-
-class OfOutput(RecordableOp):
-    """y = f(x), whose gradient follows from y: a subclass names the functional pair."""
-
-    fresh = True
-    pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
-
-    @classmethod
-    def forward(cls, ctx: Any, x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
-        ctx.options = {} if axis is None else {"axis": axis}
-        ctx.y = cls.pair[0](x, **ctx.options)
-        return ctx.y  # type: ignore[no-any-return]
-
-    @classmethod
-    def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.y, **ctx.options)
 
 
 def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional import checks
-from ._common import OfOutput, RecordableOp, compute
+from ._common import RecordableOp, compute
 from .masks import through_relu
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+
+
+class OfOutput(RecordableOp):
+    """y = f(x), whose gradient follows from y: a subclass names the functional pair."""
+
+    fresh = True
+    pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
+
+    @classmethod
+    def forward(cls, ctx: Any, x: np.ndarray) -> np.ndarray:
+        ctx.y = cls.pair[0](x)
+        return ctx.y  # type: ignore[no-any-return]
+
+    @classmethod
+    def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
+        return cls.pair[1](dy, ctx.y)
 
 
 class ReLU(OfOutput):
