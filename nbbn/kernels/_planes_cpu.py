@@ -157,6 +157,13 @@ def unit(u, grid, shape):
     return n0, n1, s0, s1
 
 
+@register_jitable
+def scratch_of_train_planes(C, grid):
+    """Sizes of `wide` and `narrow` for `train_planes`: each unit its own, then shift to offset."""
+    units = grid[0] * grid[1]
+    return 4 * C * units, 3 * C * units
+
+
 @Kernel
 def train_planes(
     x, residual, gamma, beta, eps, relu, threads, grid, y, mean, var, inv_std, wide, narrow
@@ -180,6 +187,12 @@ def train_planes(
         for back in range(stop - start):
             n0, n1, s0, s1 = unit(stop - 1 - back, grid, x.shape)
             normalize_planes(x, residual, relu, narrow[: 3 * C], y, n0, n1, 0, C, s0, s1)
+
+
+@register_jitable
+def scratch_of_train_slabs(C):
+    """Sizes of `wide`, which there is none of, and `narrow` for `train_slabs`."""
+    return 0, 3 * C
 
 
 @Kernel
@@ -282,6 +295,12 @@ def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
                     target[i] = a * (gradient[i] + (b * (source[i] - shift) + d))
 
 
+@register_jitable
+def scratch_of_backward_planes(C, grid):
+    """Sizes of `wide` and `narrow` for `backward_planes`."""
+    return 2 * C * grid[0] * grid[1], 4 * C
+
+
 @Kernel
 def backward_planes(
     dy, x, y, gamma, mean, inv_std, fixed, threads, grid, dx, dgamma, dbeta, wide, narrow
@@ -304,6 +323,12 @@ def backward_planes(
         for back in range(stop - start):
             n0, n1, s0, s1 = unit(stop - 1 - back, grid, x.shape)
             _input_gradient_planes(dy, x, y, fixed, narrow[: 4 * C], dx, n0, n1, 0, C, s0, s1)
+
+
+@register_jitable
+def scratch_of_backward_slabs(C):
+    """Sizes of `wide` and `narrow` for `backward_slabs`."""
+    return 2 * C, 4 * C
 
 
 @Kernel

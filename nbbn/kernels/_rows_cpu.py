@@ -183,6 +183,12 @@ def normalize_rows(x, residual, relu, narrow, y, first, last):
                 target[j] = zero if relu & (value < zero) else value
 
 
+@register_jitable
+def scratch_of_train_rows(C, blocks):
+    """Sizes of `wide` and `narrow` for `train_rows`: each block its own, then shift to offset."""
+    return 4 * C * blocks, 3 * C * blocks
+
+
 @Kernel
 def train_rows(
     x, residual, gamma, beta, eps, relu, threads, blocks, y, mean, var, inv_std, wide, narrow
@@ -335,6 +341,12 @@ def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
         else:
             for j in range(C):
                 target[j] = a[j] * (gradient[j] + (b[j] * (source[j] - shift[j]) + d[j]))
+
+
+@register_jitable
+def scratch_of_backward_rows(C, blocks):
+    """Sizes of `wide` and `narrow` for `backward_rows`: shift, a, b, d, then each block its own."""
+    return 2 * C * blocks, (4 + 2 * blocks) * C
 
 
 @Kernel

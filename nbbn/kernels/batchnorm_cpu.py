@@ -27,11 +27,22 @@ from ._planes_cpu import (
     backward_slabs,
     grid_of_planes,
     infer_planes,
+    scratch_of_backward_planes,
+    scratch_of_backward_slabs,
+    scratch_of_train_planes,
+    scratch_of_train_slabs,
     slabs_of_channels,
     train_planes,
     train_slabs,
 )
-from ._rows_cpu import backward_rows, blocks_of_rows, infer_rows, train_rows
+from ._rows_cpu import (
+    backward_rows,
+    blocks_of_rows,
+    infer_rows,
+    scratch_of_backward_rows,
+    scratch_of_train_rows,
+    train_rows,
+)
 
 # ---------------------------------------------------------------- kernels: statistics
 
@@ -90,14 +101,14 @@ def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
     results = (y, mean, var, inv_std)
     if x.ndim == 2:
         blocks = blocks_of_rows(*x.shape)
-        wide, narrow = scratch(4 * C * blocks, 3 * C * blocks, x.dtype)
+        wide, narrow = scratch(*scratch_of_train_rows(C, blocks), x.dtype)
         train_rows(threads, *operands, blocks, *results, wide, narrow)
     elif slabs := slabs_of_channels(x, 1):
-        train_slabs(threads, *operands, slabs, *results, scratch(0, 3 * C, x.dtype)[1])
+        _, narrow = scratch(*scratch_of_train_slabs(C), x.dtype)
+        train_slabs(threads, *operands, slabs, *results, narrow)
     else:
         grid = grid_of_planes(x.shape)
-        parts = grid[0] * grid[1]
-        wide, narrow = scratch(4 * C * parts, 3 * C * parts, x.dtype)
+        wide, narrow = scratch(*scratch_of_train_planes(C, grid), x.dtype)
         train_planes(threads, *operands, grid, *results, wide, narrow)
 
 
@@ -125,14 +136,14 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
     results = (dx, dgamma, dbeta)
     if x.ndim == 2:
         blocks = blocks_of_rows(*x.shape)
-        wide, narrow = scratch(2 * C * blocks, (4 + 2 * blocks) * C, x.dtype)
+        wide, narrow = scratch(*scratch_of_backward_rows(C, blocks), x.dtype)
         backward_rows(threads, *operands, blocks, *results, wide, narrow)
     elif slabs := slabs_of_channels(x, 2 if y.size == 0 else 3):
-        wide, narrow = scratch(2 * C, 4 * C, x.dtype)
+        wide, narrow = scratch(*scratch_of_backward_slabs(C), x.dtype)
         backward_slabs(threads, *operands, slabs, *results, wide, narrow)
     else:
         grid = grid_of_planes(x.shape)
-        wide, narrow = scratch(2 * C * grid[0] * grid[1], 4 * C, x.dtype)
+        wide, narrow = scratch(*scratch_of_backward_planes(C, grid), x.dtype)
         backward_planes(threads, *operands, grid, *results, wide, narrow)
 
 

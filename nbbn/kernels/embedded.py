@@ -18,6 +18,10 @@ from ._planes_cpu import (
     backward_slabs,
     grid_of_planes,
     normalize_planes,
+    scratch_of_backward_planes,
+    scratch_of_backward_slabs,
+    scratch_of_train_planes,
+    scratch_of_train_slabs,
     slabs_of_channels,
     stats_planes,
     train_planes,
@@ -29,6 +33,8 @@ from ._rows_cpu import (
     backward_rows,
     blocks_of_rows,
     normalize_rows,
+    scratch_of_backward_rows,
+    scratch_of_train_rows,
     stats_rows,
     train_rows,
     variances_rows,
@@ -59,11 +65,16 @@ def _floating_overload(x):
 
 
 @register_jitable
+def _scratch(sizes, x):
+    return np.empty(sizes[0]), np.empty(sizes[1], x.dtype)
+
+
+@register_jitable
 def _stats_of_rows(x, mean, var):
     M, C = x.shape
     blocks = blocks_of_rows(M, C)
-    wide = np.empty(4 * C * blocks)
-    shift = np.empty(C, x.dtype)
+    wide, narrow = _scratch(scratch_of_train_rows(C, blocks), x)
+    shift = narrow[:C]
     for b in range(blocks):
         first, last = bounds(b, blocks, M)
         stats_rows(x, first, last, shift, wide[4 * C * b : 4 * C * (b + 1)])
@@ -79,7 +90,7 @@ def _stats_of_planes(x, mean, var):
         stats_planes(x, 0, N, 0, C, 0, S, shift, mean, var)
     else:
         grid = grid_of_planes(x.shape)
-        wide = np.empty(4 * C * grid[0] * grid[1])
+        wide, _ = _scratch(scratch_of_train_planes(C, grid), x)
         for u in range(grid[0] * grid[1]):
             n0, n1, s0, s1 = unit(u, grid, x.shape)
             own = wide[4 * C * u : 4 * C * u + 2 * C]
@@ -298,7 +309,7 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
         return
     if x.ndim == 2:
         blocks = blocks_of_rows(x.shape[0], C)
-        wide, narrow = np.empty(4 * C * blocks), np.empty(3 * C * blocks, x.dtype)
+        wide, narrow = _scratch(scratch_of_train_rows(C, blocks), x)
         _train_rows(
             x, x[:0], scale, shift, float(eps), False, 1, blocks,
             y, mean, var, inv_std, wide, narrow,
@@ -307,15 +318,14 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
         planes = np.ascontiguousarray(x)
         slabs = slabs_of_channels(planes, 1)
         if slabs > 0:
-            narrow = np.empty(3 * C, x.dtype)
+            _, narrow = _scratch(scratch_of_train_slabs(C), x)
             _train_slabs(
                 planes, planes[:0], scale, shift, float(eps), False, 1, slabs,
                 y, mean, var, inv_std, narrow,
             )  # fmt: skip
         else:
             grid = grid_of_planes(x.shape)
-            parts = grid[0] * grid[1]
-            wide, narrow = np.empty(4 * C * parts), np.empty(3 * C * parts, x.dtype)
+            wide, narrow = _scratch(scratch_of_train_planes(C, grid), x)
             _train_planes(
                 planes, planes[:0], scale, shift, float(eps), False, 1, grid,
                 y, mean, var, inv_std, wide, narrow,
@@ -404,23 +414,22 @@ def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
         return
     if x.ndim == 2:
         blocks = blocks_of_rows(x.shape[0], C)
-        wide, narrow = np.empty(2 * C * blocks), np.empty((4 + 2 * blocks) * C, x.dtype)
+        wide, narrow = _scratch(scratch_of_backward_rows(C, blocks), x)
         _backward_rows(
             dy, x, x[:0], scale, mean, inv_std, fixed, 1, blocks, dx, dgamma, dbeta, wide, narrow
         )
     else:
         planes, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
         slabs = slabs_of_channels(planes, 2)
-        narrow = np.empty(4 * C, x.dtype)
         if slabs > 0:
-            wide = np.empty(2 * C)
+            wide, narrow = _scratch(scratch_of_backward_slabs(C), x)
             _backward_slabs(
                 gradient, planes, planes[:0], scale, mean, inv_std, fixed, 1, slabs,
                 dx, dgamma, dbeta, wide, narrow,
             )  # fmt: skip
         else:
             grid = grid_of_planes(x.shape)
-            wide = np.empty(2 * C * grid[0] * grid[1])
+            wide, narrow = _scratch(scratch_of_backward_planes(C, grid), x)
             _backward_planes(
                 gradient, planes, planes[:0], scale, mean, inv_std, fixed, 1, grid,
                 dx, dgamma, dbeta, wide, narrow,
