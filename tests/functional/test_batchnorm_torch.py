@@ -17,15 +17,8 @@ batch_norm = torch.nn.functional.batch_norm
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 DTYPES = list(TOLERANCE)
 SHAPES = [
-    (64, 100),
-    (5, 7),
-    (300, 1),
-    (8, 5, 11),
-    (1, 6, 9),
-    (4, 16, 9, 9),
-    (2, 3, 4, 5, 6),
-    (1024, 100),
-]
+    (64, 100), (5, 7), (300, 1), (8, 5, 11), (1, 6, 9), (4, 16, 9, 9), (2, 3, 4, 5, 6), (1024, 100),
+]  # fmt: skip
 
 
 class Peers:
