@@ -16,15 +16,21 @@ import pytest
 
 SUITE = Path(__file__).resolve().parents[1] / "asv_benchmarks"
 MODULES = ("accuracy", "batchnorm", "ops", "startup", "training")
-# A cold compile and a whole epoch take their time.
-SLOW = ("FirstCallBenchmark", "EpochBenchmark", "AccuracyAfterOneEpochBenchmark")
+# A cold compile takes its time.
+SLOW = ("FirstCallBenchmark",)
 
 # Runs the classes of a module on the first of each parameter. In a process of its own, because the
 # suite sets the environment and shares threads with BLAS.
 RUN_ONCE = """
 import importlib, inspect, subprocess, sys, textwrap
+import numpy as np
+from nbbn.data import Dataset
 
 module = importlib.import_module(f"benchmarks.{sys.argv[1]}")
+# Epochs of something shorter than MNIST.
+images = np.random.default_rng(0).integers(0, 256, (500, 28, 28), np.uint8)
+labels = np.arange(500) % 10
+module._mnist = lambda: Dataset(images, labels, images, labels)
 for name, benchmark in inspect.getmembers(module, inspect.isclass):
     if benchmark.__module__ != module.__name__ or (name in sys.argv[3:]) != (sys.argv[2] == "slow"):
         continue
@@ -69,7 +75,6 @@ def test_every_module_is_tested():
     [
         *((name, "quick") for name in MODULES),
         pytest.param("startup", "slow", marks=pytest.mark.slow),
-        pytest.param("training", "slow", marks=pytest.mark.slow),
     ],
 )
 def test_every_class_runs_on_its_smallest_parameters(module, speed):

@@ -78,18 +78,6 @@ def torch_dtype(torch, dtype):
 # --------------------------------------------------------------------- layers against torch
 
 
-@every_dtype
-@pytest.mark.parametrize("bias", [True, False])
-def test_dense_matches_torch(bias, dtype, rng):
-    torch = pytest.importorskip("torch")
-    model = nbbn.Dense(5, 4, bias=bias, rng=1, dtype=dtype)
-    if bias:
-        model.bias.data[...] = rng.normal(size=4)
-    twin = torch.nn.Linear(5, 4, bias=bias, dtype=torch_dtype(torch, dtype))
-    copy_to_torch(torch, model, twin)
-    assert_matches_torch(torch, model, twin, rng.normal(size=(7, 5)).astype(dtype), dtype)
-
-
 SHAPES = {1: (9, 3), 2: (4, 3, 5, 2), 3: (3, 3, 2, 4, 2)}
 OPTIONS = [
     {},
@@ -119,14 +107,6 @@ def test_batch_norm_matches_torch(options, rank, dtype, rng):
         twin.train(training)
         x = (2 * rng.normal(size=SHAPES[rank]) + 1).astype(dtype)
         assert_matches_torch(torch, model, twin, x, dtype)
-
-
-@every_dtype
-def test_batch_norm_of_sequences_matches_torch(dtype, rng):
-    torch = pytest.importorskip("torch")
-    model = nbbn.BatchNorm(3, dtype=dtype)
-    twin = torch.nn.BatchNorm1d(3, dtype=torch_dtype(torch, dtype))
-    assert_matches_torch(torch, model, twin, rng.normal(size=(4, 3, 6)).astype(dtype), dtype)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 5, 3), -1), ((3, 8), 0), ((2, 4, 3, 5), 2)])
@@ -575,15 +555,6 @@ def test_mlp_passes_its_options_on():
 # ----------------------------------------------------------------------------------- losses
 
 
-@every_dtype
-@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
-def test_cross_entropy_takes_every_integer_type(kind, dtype, rng):
-    logits = Tensor(rng.normal(size=(6, 4)).astype(dtype))
-    labels = np.arange(6) % 4
-    found = losses.cross_entropy(logits, labels.astype(kind))
-    assert found.data.tobytes() == losses.cross_entropy(logits, labels).data.tobytes()
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @every_dtype
 def test_nll_of_a_softmax_equals_cross_entropy_of_its_logits(dtype, reduction, rng):
@@ -649,15 +620,10 @@ def test_the_warning_points_at_the_caller(rng):
 X = np.ones((4, 3), np.float32)
 
 REFUSED = [
-    ("nbbn.Dense(0, 3)", ArgumentError, "in_features.*at least 1.*0"),
-    ("nbbn.Dense(3, -1)", ArgumentError, "out_features.*-1"),
-    ("nbbn.Dense(2.5, 3)", DTypeError, "in_features.*float"),
     ('nbbn.Dense(2, 3, init="hee")', ArgumentError, "init.*he.*glorot.*hee"),
     ("nbbn.Dense(2, 3, init=-0.1)", ArgumentError, "deviation.*-0.1"),
     ("nbbn.Dense(2, 3, init=np.nan)", ArgumentError, "init.*nan"),
     ("nbbn.Dense(2, 3, init=None)", DTypeError, "init.*NoneType"),
-    ('nbbn.Dense(2, 3, rng="seed")', DTypeError, "rng.*Generator"),
-    ("nbbn.Dense(2, 3, rng=-1)", ArgumentError, "rng.*at least 0.*-1"),
     ("nbbn.Dense(2, 3, dtype=int)", DTypeError, "float32 or float64.*int"),
     ('nbbn.Dense(2, 3, dtype="f2")', DTypeError, "float32 or float64.*f2"),
     ('nbbn.Dense(2, 3, dtype="x")', DTypeError, "float32 or float64.*x"),
@@ -666,34 +632,15 @@ REFUSED = [
     ("nbbn.Dense(3, 2)(np.ones((4, 3), int))", DTypeError, "int64"),
     ("nbbn.Dense(3, 2)(X * 1j)", DTypeError, "complex"),
     ("nbbn.Dense(2**24, 2**23)", ArgumentError, "8388608, 16777216.*512 TiB.*smaller sizes"),
-    ("nbbn.Dense(True, 3)", DTypeError, "in_features.*integer, got bool"),
-    ('nbbn.Dense(3, "3")', DTypeError, "out_features.*integer, got str"),
-    ("nbbn.Dense(3, -2)", ArgumentError, "out_features.*least 1, got -2"),
     ("nbbn.BatchNorm(10**20)", ArgumentError, "BatchNorm.*100000000000000000000.*TiB"),
-    ("nbbn.BatchNorm(True)", DTypeError, "channels.*integer, got bool"),
-    ("nbbn.BatchNorm(3.0)", DTypeError, "channels.*integer, got float"),
-    ("nbbn.BatchNorm(-1)", ArgumentError, "channels.*least 1, got -1"),
     ("nbbn.mlp((784, 2**62, 10))", ArgumentError, "Dense.*TiB"),
-    ("nbbn.BatchNorm(0)", ArgumentError, "channels.*at least 1"),
-    ("nbbn.BatchNorm(3, eps=0)", ArgumentError, "eps.*> 0.*0"),
-    ("nbbn.BatchNorm(3, eps=-1e-5)", ArgumentError, "eps.*-1e-05"),
-    ("nbbn.BatchNorm(3, eps=np.nan)", ArgumentError, "eps.*nan"),
-    ('nbbn.BatchNorm(3, eps="1e-5")', DTypeError, "eps.*str"),
-    ("nbbn.BatchNorm(3, momentum=1.1)", ArgumentError, "momentum.*1.1"),
-    ("nbbn.BatchNorm(3, momentum=-1)", ArgumentError, "momentum"),
-    ('nbbn.BatchNorm(3, momentum=float("nan"))', ArgumentError, "momentum.*nan"),
     ('nbbn.BatchNorm(3, activation="tanh")', ArgumentError, "activation.*relu.*tanh"),
-    ('nbbn.BatchNorm(3, axis="c")', DTypeError, "axis.*str"),
     ("nbbn.BatchNorm(4)(X)", ShapeError, r"4 channels.*\(4, 3\)"),
     ("nbbn.BatchNorm(3, axis=2)(X)", ShapeError, r"axis 2.*\(4, 3\)"),
     ("nbbn.BatchNorm(3)(X[:1])", ShapeError, "more than 1 value"),
     ("nbbn.BatchNorm(3, track_running_stats=False).eval()(X[:1])", ShapeError, "more than 1 value"),
     ("nbbn.BatchNorm(3)(np.ones(3))", ShapeError, r"\(3,\)"),
     ("nbbn.BatchNorm(3)(X, X[:2])", ShapeError, r"\(2, 3\)"),
-    ("nbbn.Dropout(1.5)", ArgumentError, r"at least 0 and at most 1, got 1\.5"),
-    ("nbbn.Dropout(-0.5)", ArgumentError, r"at least 0 and at most 1, got -0\.5"),
-    ('nbbn.Dropout(float("nan"))', ArgumentError, "nan"),
-    ('nbbn.Dropout("0.5")', DTypeError, "str"),
     ("nbbn.Softmax(axis=2)(X)", ShapeError, r"axis 2.*\(4, 3\)"),
     ("nbbn.Flatten()(np.ones(()))", ShapeError, r"\(\)"),
     ("nbbn.mlp((784,))", ArgumentError, r"\(784,\)"),
