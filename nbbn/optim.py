@@ -18,17 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import backend
-from ._validation import (
-    fraction,
-    instance,
-    integer,
-    iterate,
-    mapping,
-    positive,
-    possible,
-    real,
-    switch,
-)
+from ._validation import fraction, integer, iterate, mapping, positive, possible, real, switch
 from .autograd.tensor import Parameter
 from .errors import ArgumentError, DeviceError, DTypeError, NbbnError, ShapeError
 from .functional import checks
@@ -798,7 +788,8 @@ def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
     DTypeError, ArgumentError
         A `model` that is not a Module, a `weight_decay` that is no number of at least 0.
     """
-    instance(model, Module, "model")
+    if not isinstance(model, Module):
+        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
     decay = _nonnegative(weight_decay, "weight_decay")
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

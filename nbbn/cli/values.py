@@ -64,9 +64,12 @@ class Source(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, given: Any, option: Any = None) -> None:
         """Store one or two."""
         try:
-            setattr(namespace, self.dest, _checked(sources, given))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
+            setattr(namespace, self.dest, sources(given, _NAME))
+        except NbbnError:
+            found = len(given) if all(given) else "''"
+            raise argparse.ArgumentError(
+                self, f"expected a name, one path, or those of images and labels, got {found}"
+            ) from None
 
 
 def _checked(check: Callable[..., Any], *args: Any) -> Any:

@@ -68,9 +68,7 @@ class Training(NamedTuple):
 def sources(value: Any, name: str) -> tuple[str, ...]:
     """Check names or paths of data, as `nbbn.data.load` takes them."""
     if not isinstance(value, tuple | list) or len(value) not in (1, 2) or "" in value:
-        raise ArgumentError(
-            f"{name} must be a name, one path, or those of images and labels, got {value!r}"
-        )
+        raise ArgumentError(f"{name} must be a tuple of one or two names or paths, got {value!r}")
     for part in value:
         instance(part, str, f"a part of {name}")
     return tuple(value)

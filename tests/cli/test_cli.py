@@ -58,7 +58,7 @@ def test_help_fits_on_one_screen(capsys, monkeypatch):
         (["--dropout", "1"], "must be at least 0 and below 1, got 1.0"),
         (["--momentum", "0.5"], "momentum belongs to the optimizer sgd, not to adam"),
         (["--data", "imagenet"], "there is no data set imagenet: expected mnist, fashion-mnist"),
-        (["--data", "a", "b", "c"], "--data: the value must be a name, one path, or those of"),
+        (["--data", "a", "b", "c"], "expected a name, one path, or those of"),
         (["--data-dir", "/does/not/exist"], "--data-dir: there is no folder /does/not/exist"),
         (["--resume"], "--resume auto looks into the folder --out: name it"),
         (["--resume", "/does/not/exist"], "there is no checkpoint /does/not/exist"),

@@ -314,9 +314,9 @@ def test_a_folder_for_data_belongs_to_a_named_data_set(own, trained, tmp_path, c
 
 def test_three_sources(trained, capsys):
     error = refused(capsys, "eval", trained, "--data", "a", "b", "c")
-    assert "a name, one path, or those of images and labels, got ['a', 'b', 'c']" in error
+    assert "expected a name, one path, or those of images and labels, got 3" in error
     error = refused(capsys, "eval", trained, "--data", "")
-    assert "a name, one path, or those of images and labels, got ['']" in error
+    assert "expected a name, one path, or those of images and labels, got ''" in error
 
 
 def test_an_archive_is_named_alone(own, trained, tmp_path, capsys):
