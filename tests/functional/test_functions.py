@@ -373,6 +373,7 @@ def test_cross_entropy_of_no_rows():
     logits, labels = np.empty((0, 5), np.float32), np.empty(0, np.int64)
     assert fn.cross_entropy(logits, labels, reduction="none").shape == (0,)
     assert fn.cross_entropy(logits, labels, reduction="sum") == 0
+    assert np.isnan(fn.cross_entropy(logits, labels))
     for reduction in ("mean", "sum", "none"):
         assert fn.cross_entropy_backward(logits, labels, reduction=reduction).shape == (0, 5)
 
