@@ -28,7 +28,7 @@ def fit(mnist, device, make_optimizer, monkeypatch, images=IMAGES, **options):
         steps.append(record(*args))
         return steps[0]
 
-    monkeypatch.setattr(train, "record_step", remember)
+    monkeypatch.setattr(train.loop, "record_step", remember)
     model = nbbn.mlp((784, 8, 10), rng=4, **options).to(device)
     place = {"reuse": True, "device": device}
     batches = data.Batches(
