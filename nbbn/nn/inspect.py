@@ -255,7 +255,7 @@ class _Watch:
         others = tuple(d for d in range(x.ndim) if d != axis)
         count = x.size // x.shape[axis]
         moves = layer.training and not layer.frozen
-        if count == 1 and moves and layer.on_single is None:
+        if count == 1 and moves and layer.on_single in ("error", "normalize"):
             self._warn(
                 f"{label} gets one value per channel, which has no variance: use a larger batch, "
                 "model.eval(), or on_single"

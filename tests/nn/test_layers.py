@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import Parameter, Tape, Tensor, initializers, losses, optim
+from nbbn import Convention, Parameter, Tape, Tensor, initializers, losses, optim
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from nbbn.nn.losses import DoubleSoftmaxWarning
 from tests.helpers import reference
@@ -97,8 +97,16 @@ OPTIONS = [
     {"eps": 1e-2},
     {"affine": False},
     {"track_running_stats": False},
-    {"affine": False, "track_running_stats": False, "momentum": None},
+    {"momentum": None, "affine": False, "track_running_stats": False},
 ]
+
+
+def like_torch(dtype, eps=1e-5, momentum=0.1, affine=True, **options):
+    """Build the layer for the arguments of PyTorch's."""
+    convention = Convention(eps, momentum)
+    return nbbn.BatchNorm(
+        3, convention=convention, scale=affine, shift=affine, dtype=dtype, **options
+    )
 
 
 @every_dtype
@@ -107,7 +115,7 @@ OPTIONS = [
 def test_batch_norm_matches_torch(options, rank, dtype, rng):
     """Three training batches, then evaluation, then training again."""
     torch = pytest.importorskip("torch")
-    model = nbbn.BatchNorm(3, dtype=dtype, **options)
+    model = like_torch(dtype, **options)
     if model.gamma is not None:
         model.gamma.data[...] = rng.uniform(0.5, 1.5, 3)
         model.beta.data[...] = rng.normal(size=3)
@@ -132,7 +140,10 @@ def test_batch_norm_of_sequences_matches_torch(dtype, rng):
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_over_another_axis(shape, axis, training, rng):
     x = rng.normal(size=shape)
-    layers = [nbbn.BatchNorm(3, axis=a, dtype=np.float64).train(training) for a in (axis, 1)]
+    layers = [
+        nbbn.BatchNorm(3, convention=Convention(axis=a), dtype=np.float64).train(training)
+        for a in (axis, 1)
+    ]
     found = gradients(layers[0], x, np.cos(x))
     moved = np.moveaxis(x, axis, 1)
     expected = gradients(layers[1], moved, np.cos(moved))
@@ -682,18 +693,38 @@ REFUSED = {
     "BatchNorm, negative": (lambda: nbbn.BatchNorm(-1), ArgumentError, "channels.*least 1, got -1"),
     "mlp, beyond memory": (lambda: nbbn.mlp((784, 2**62, 10)), ArgumentError, "Dense.*TiB"),
     "BatchNorm, 0 channels": (lambda: nbbn.BatchNorm(0), ArgumentError, "channels.*at least 1"),
-    "BatchNorm, eps 0": (lambda: nbbn.BatchNorm(3, eps=0), ArgumentError, "eps.*> 0.*0"),
-    "BatchNorm, eps < 0": (lambda: nbbn.BatchNorm(3, eps=-1e-5), ArgumentError, "eps.*-1e-05"),
-    "BatchNorm, eps nan": (lambda: nbbn.BatchNorm(3, eps=np.nan), ArgumentError, "eps.*nan"),
-    "BatchNorm, eps text": (lambda: nbbn.BatchNorm(3, eps="1e-5"), DTypeError, "eps.*str"),
+    "BatchNorm, eps 0": (
+        lambda: nbbn.BatchNorm(3, convention=Convention(eps=0)),
+        ArgumentError,
+        "eps.*> 0.*0",
+    ),
+    "BatchNorm, eps < 0": (
+        lambda: nbbn.BatchNorm(3, convention=Convention(eps=-1e-5)),
+        ArgumentError,
+        "eps.*-1e-05",
+    ),
+    "BatchNorm, eps nan": (
+        lambda: nbbn.BatchNorm(3, convention=Convention(eps=np.nan)),
+        ArgumentError,
+        "eps.*nan",
+    ),
+    "BatchNorm, eps text": (
+        lambda: nbbn.BatchNorm(3, convention=Convention(eps="1e-5")),
+        DTypeError,
+        "eps.*str",
+    ),
     "BatchNorm, momentum": (
-        lambda: nbbn.BatchNorm(3, momentum=1.1),
+        lambda: nbbn.BatchNorm(3, convention=Convention(momentum=1.1)),
         ArgumentError,
         "momentum.*1.1",
     ),
-    "BatchNorm, momentum < 0": (lambda: nbbn.BatchNorm(3, momentum=-1), ArgumentError, "momentum"),
+    "BatchNorm, momentum < 0": (
+        lambda: nbbn.BatchNorm(3, convention=Convention(momentum=-1)),
+        ArgumentError,
+        "momentum",
+    ),
     "BatchNorm, momentum nan": (
-        lambda: nbbn.BatchNorm(3, momentum=float("nan")),
+        lambda: nbbn.BatchNorm(3, convention=Convention(momentum=float("nan"))),
         ArgumentError,
         "momentum.*nan",
     ),
@@ -702,9 +733,17 @@ REFUSED = {
         ArgumentError,
         "activation.*relu.*tanh",
     ),
-    "BatchNorm, axis type": (lambda: nbbn.BatchNorm(3, axis="c"), DTypeError, "axis.*str"),
+    "BatchNorm, axis type": (
+        lambda: nbbn.BatchNorm(3, convention=Convention(axis="c")),
+        DTypeError,
+        "axis.*str",
+    ),
     "BatchNorm, channels": (lambda: nbbn.BatchNorm(4)(X), ShapeError, r"4 channels.*\(4, 3\)"),
-    "BatchNorm, axis": (lambda: nbbn.BatchNorm(3, axis=2)(X), ShapeError, r"axis 2.*\(4, 3\)"),
+    "BatchNorm, axis": (
+        lambda: nbbn.BatchNorm(3, convention=Convention(axis=2))(X),
+        ShapeError,
+        r"axis 2.*\(4, 3\)",
+    ),
     "BatchNorm, one row": (lambda: nbbn.BatchNorm(3)(X[:1]), ShapeError, "more than 1 value"),
     "BatchNorm, one row untracked": (
         lambda: nbbn.BatchNorm(3, track_running_stats=False).eval()(X[:1]),
