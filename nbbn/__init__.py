@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .functional.warmup import warmup
     from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
-    from .nn.batchnorm import BatchNorm
+    from .nn.batchnorm import BatchNorm, Convention
     from .nn.inspect import inspect
     from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
     from .nn.module import Module
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchNorm",
     "BatchRenorm",
+    "Convention",
     "Dense",
     "Dropout",
     "Flatten",
@@ -90,6 +91,7 @@ __all__ = [
 _HOMES = {
     "BatchNorm": "nn.batchnorm:BatchNorm",
     "BatchRenorm": "nn.variants:BatchRenorm",
+    "Convention": "nn.batchnorm:Convention",
     "Dense": "nn.layers:Dense",
     "Dropout": "nn.layers:Dropout",
     "Flatten": "nn.layers:Flatten",

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import _validation, callbacks, checkpoint, convert, data, initializers, logs, optim, pool
+from nbbn import (
+    Convention,
+    _validation,
+    callbacks,
+    checkpoint,
+    convert,
+    data,
+    initializers,
+    logs,
+    optim,
+    pool,
+)
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.errors import ArgumentError, DTypeError
 from nbbn.kernels import _cache
@@ -47,7 +58,7 @@ def fit(**options: Any) -> Any:
 # What takes an integer: the name in the message, the least one that will do, a call.
 INTEGERS: list[tuple[str, int | None, Call]] = [
     ("channels", 1, nbbn.BatchNorm),
-    ("axis", None, lambda v: nbbn.BatchNorm(4, axis=v)),
+    ("axis", None, lambda v: nbbn.BatchNorm(4, convention=Convention(axis=v))),
     ("channels", 1, nbbn.BatchRenorm),
     ("channels", 1, lambda v: nbbn.GhostBatchNorm(v, 2)),
     ("size", 1, lambda v: nbbn.GhostBatchNorm(4, v)),
@@ -90,9 +101,9 @@ INTEGERS: list[tuple[str, int | None, Call]] = [
 
 # What takes a real number: a value that is out of range, None where all are in it.
 REALS: list[tuple[str, float | None, Call]] = [
-    ("eps", 0.0, lambda v: nbbn.BatchNorm(4, eps=v)),
-    ("momentum", 1.5, lambda v: nbbn.BatchNorm(4, momentum=v)),
-    ("momentum", -0.5, lambda v: nbbn.BatchNorm(4, momentum=v)),
+    ("eps", 0.0, lambda v: nbbn.BatchNorm(4, convention=Convention(eps=v))),
+    ("momentum", 1.5, lambda v: nbbn.BatchNorm(4, convention=Convention(momentum=v))),
+    ("momentum", -0.5, lambda v: nbbn.BatchNorm(4, convention=Convention(momentum=v))),
     ("r_max", 0.5, lambda v: nbbn.BatchRenorm(4, r_max=v)),
     ("d_max", -0.5, lambda v: nbbn.BatchRenorm(4, d_max=v)),
     ("slope", 0.0, lambda v: nbbn.InPlaceBatchNorm(4, slope=v)),
@@ -155,9 +166,10 @@ PATHS: list[tuple[str, Call]] = [
 
 SWITCHES: list[tuple[str, Call]] = [
     *((name, lambda v, name=name: nbbn.BatchNorm(4, **{name: v})) for name in (
-        "unbiased", "zero_debias", "affine", "scale", "shift", "track_running_stats", "frozen",
-        "skip_nonfinite",
+        "scale", "shift", "track_running_stats", "frozen", "skip_nonfinite",
     )),
+    ("unbiased", lambda v: nbbn.BatchNorm(4, convention=Convention(unbiased=v))),
+    ("zero_debias", lambda v: nbbn.BatchNorm(4, convention=Convention(zero_debias=v))),
     ("bias", lambda v: nbbn.Dense(3, 2, bias=v)),
     ("batch_norm", lambda v: nbbn.mlp((4, 2), batch_norm=v)),
     ("requires_grad", lambda v: nbbn.Tensor(X, requires_grad=v)),

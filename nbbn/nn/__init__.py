@@ -1,6 +1,6 @@
 """What a model is made of: modules, layers, batch normalization and its variants, losses."""
 
-from .batchnorm import BatchNorm
+from .batchnorm import BatchNorm, Convention
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
 from .module import Module
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
@@ -8,6 +8,7 @@ from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recal
 __all__ = [
     "BatchNorm",
     "BatchRenorm",
+    "Convention",
     "Dense",
     "Dropout",
     "Flatten",

@@ -21,36 +21,67 @@ __all__ = ["CONVENTIONS", "BatchNorm", "Convention"]
 
 
 class Convention(NamedTuple):
-    """What a framework means by batch normalization.
+    """What is meant by batch normalization: PyTorch's meaning, unless told otherwise.
+
+    ``Convention(eps=1e-3)`` is PyTorch's with another eps, and
+    ``Convention.of("keras", momentum=0.9)`` Keras' with another momentum.
+
+    ======================= ========= ============ ============
+    field                   "torch"   "keras"      "onnx"
+    ======================= ========= ============ ============
+    `eps`                   1e-5      1e-3         1e-5
+    `momentum`              0.1       0.99         0.9
+    `momentum_weighs`       "new"     "old"        "old"
+    `axis`                  1         -1           1
+    `unbiased`              True      False        False
+    `on_single`             "error"   "normalize"  "normalize"
+    ======================= ========= ============ ============
 
     Attributes
     ----------
     eps : float
         Added to the variance.
-    momentum : float
-        Speed of the running statistics.
+    momentum : float or None
+        Speed of the running statistics; None averages all batches equally (a = 1 / k for the k-th).
     momentum_weighs : {"new", "old"}
-        Which value of the running average `momentum` is the weight of.
+        Whether a, the weight of a batch in the running statistics, is `momentum` or one minus it.
     axis : int
         The channel axis.
     unbiased : bool
         Whether the running variance takes the batch's variance times m / (m - 1).
-    single : bool
-        Whether one value per channel may be normalized in training.
+    on_single : {"error", "normalize", "eval", "skip"}
+        What to do in training with one value per channel, whose variance is 0 and whose unbiased
+        variance does not exist: raise, normalize it like any other batch, which gives beta (and
+        raises where `unbiased`), normalize with the running statistics, or pass `x` on without
+        gamma and beta (residual and activation apply). The last two leave the running statistics
+        and the batch counter alone.
+    zero_debias : bool
+        Start the running averages from nothing instead of from 0 and 1, with
+        a / (1 - (1 - a)^k) in place of a for the k-th batch.
+    framework : {"torch", "keras", "onnx"}
+        Whose it is: weights from there leave the layer its eps and momentum. With "onnx" and one
+        channel, `x` may have one dimension.
     """
 
-    eps: float
-    momentum: float
-    momentum_weighs: str
-    axis: int
-    unbiased: bool
-    single: bool
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    momentum_weighs: str = "new"
+    axis: int = 1
+    unbiased: bool = True
+    on_single: str = "error"
+    zero_debias: bool = False
+    framework: str = "torch"
+
+    @classmethod
+    def of(cls, framework: str, **fields: Any) -> Convention:
+        """Return a framework's convention, with other values in some of its fields."""
+        return CONVENTIONS[choice(framework, tuple(CONVENTIONS), "framework")]._replace(**fields)
 
 
 CONVENTIONS = {
-    "torch": Convention(1e-5, 0.1, "new", 1, True, False),
-    "keras": Convention(1e-3, 0.99, "old", -1, False, True),
-    "onnx": Convention(1e-5, 0.9, "old", 1, False, True),
+    "torch": Convention(),
+    "keras": Convention(1e-3, 0.99, "old", -1, False, "normalize", framework="keras"),
+    "onnx": Convention(1e-5, 0.9, "old", 1, False, "normalize", framework="onnx"),
 }
 
 
@@ -62,39 +93,16 @@ class BatchNorm(Module):
 
     In training the batch's statistics normalize and the running ones move towards them:
     ``running = (1 - a) * running + a * batch``. In evaluation the running ones normalize.
-    `convention` decides what is not given: what a framework's layer of the same arguments does,
-    this one does.
-
-    ============ ===== ======== ===== ==== ================ =================
-    convention   eps   momentum a     axis running variance one value a channel
-    ============ ===== ======== ===== ==== ================ =================
-    ``"torch"``  1e-5  0.1      m     1    unbiased         an error
-    ``"keras"``  1e-3  0.99     1 - m -1   biased           gives beta
-    ``"onnx"``   1e-5  0.9      1 - m 1    biased           gives beta
-    ============ ===== ======== ===== ==== ================ =================
+    `convention` says what frameworks differ in: with a framework's, this layer does what that
+    framework's does.
 
     Parameters
     ----------
     channels : int
         Length of the channel axis, C.
-    convention : {"torch", "keras", "onnx"}, default "torch"
-        Where the defaults of the next five come from. With "onnx" and one channel, `x` may have one
-        dimension.
-    eps : float, optional
-        Added to the variance.
-    momentum : float or None, optional
-        Speed of the running statistics; None averages all batches equally (a = 1 / k for the k-th).
-    momentum_weighs : {"new", "old"}, optional
-        Whether a is `momentum` or one minus it.
-    axis : int, optional
-        The channel axis.
-    unbiased : bool, optional
-        Whether the running variance takes the batch's variance times m / (m - 1).
-    zero_debias : bool, default False
-        Start the running averages from nothing instead of from 0 and 1, with
-        a / (1 - (1 - a)^k) in place of a for the k-th batch.
-    affine : bool, default True
-        Whether `scale` and `shift` are there at all.
+    convention : {"torch", "keras", "onnx"} or Convention, default "torch"
+        Its values become attributes of their names, to be changed at any time; `convention` is then
+        the name of its framework.
     scale, shift : bool, default True
         Learn gamma, and beta.
     track_running_stats : bool, default True
@@ -104,11 +112,6 @@ class BatchNorm(Module):
         still learn. An attribute, to be changed at any time.
     activation : {None, "relu"}, default None
         Applied in the same pass over memory.
-    on_single : {"error", "eval", "skip"}, optional
-        What to do in training with one value per channel, which has no variance: raise, normalize
-        with the running statistics, or pass `x` on without gamma and beta (residual and activation
-        apply). The last two leave the running statistics and the batch counter alone. By default
-        what the convention does.
     skip_nonfinite : bool, default False
         Guard the running statistics: a batch with a NaN or Inf leaves them alone and is counted.
     dtype : {float32, float64}
@@ -137,41 +140,30 @@ class BatchNorm(Module):
         self,
         channels: int,
         *,
-        convention: str = "torch",
-        eps: float | None = None,
-        momentum: float | str | None = "default",
-        momentum_weighs: str | None = None,
-        axis: int | None = None,
-        unbiased: bool | None = None,
-        zero_debias: bool = False,
-        affine: bool = True,
+        convention: str | Convention = "torch",
         scale: bool = True,
         shift: bool = True,
         track_running_stats: bool = True,
         frozen: bool = False,
         activation: str | None = None,
-        on_single: str | None = None,
         skip_nonfinite: bool = False,
         dtype: Any = np.float32,
     ) -> None:
         channels = positive(channels, "channels")
         dtype = float_type(dtype)
         possible((channels,), dtype, "a BatchNorm with parameters")
-        default = CONVENTIONS[choice(convention, tuple(CONVENTIONS), "convention")]
-        self.convention = convention
-        self.eps = checks.epsilon(default.eps if eps is None else eps, zero_allowed=False)
-        if isinstance(momentum, str) and momentum == "default":
-            momentum = default.momentum
+        if not isinstance(convention, Convention):
+            convention = CONVENTIONS[choice(convention, tuple(CONVENTIONS), "convention")]
+        self.convention = choice(convention.framework, tuple(CONVENTIONS), "framework")
+        self.eps = checks.epsilon(convention.eps, zero_allowed=False)
+        momentum = convention.momentum
         self.momentum = None if momentum is None else fraction(momentum, "momentum")
-        self.momentum_weighs = choice(
-            default.momentum_weighs if momentum_weighs is None else momentum_weighs,
-            ("new", "old"),
-            "momentum_weighs",
-        )
-        self.axis = default.axis if axis is None else integer(axis, "axis")
-        self.unbiased = default.unbiased if unbiased is None else switch(unbiased, "unbiased")
-        self.zero_debias = switch(zero_debias, "zero_debias")
-        if zero_debias and not self.weight_of_new(1):
+        self.momentum_weighs = choice(convention.momentum_weighs, ("new", "old"), "momentum_weighs")
+        self.axis = integer(convention.axis, "axis")
+        self.unbiased = switch(convention.unbiased, "unbiased")
+        self.on_single = choice(convention.on_single, (*ON_SINGLE, "normalize"), "on_single")
+        self.zero_debias = switch(convention.zero_debias, "zero_debias")
+        if self.zero_debias and not self.weight_of_new(1):
             raise ArgumentError(
                 "zero_debias needs running statistics that move: momentum gives new values weight 0"
             )
@@ -180,19 +172,16 @@ class BatchNorm(Module):
         if frozen and not track_running_stats:
             raise ArgumentError("frozen=True normalizes with running statistics: track them")
         self.activation = choice(activation, (None, "relu"), "activation")
-        affine = switch(affine, "affine")
-        scale, shift = affine and switch(scale, "scale"), affine and switch(shift, "shift")
-        self.gamma = Parameter(np.ones(channels, dtype)) if scale else None
-        self.beta = Parameter(np.zeros(channels, dtype)) if shift else None
+        self.gamma = Parameter(np.ones(channels, dtype)) if switch(scale, "scale") else None
+        self.beta = Parameter(np.zeros(channels, dtype)) if switch(shift, "shift") else None
         self.running_mean = np.zeros(channels, dtype) if track_running_stats else None
         self.running_var = np.ones(channels, dtype) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
         self.num_batches_skipped = (
             np.zeros((), np.int64) if switch(skip_nonfinite, "skip_nonfinite") else None
         )
-        self.on_single = choice(on_single, (None, *ON_SINGLE), "on_single")
-        if not track_running_stats and (on_single == "eval" or skip_nonfinite):
-            option = 'on_single="eval"' if on_single == "eval" else "skip_nonfinite"
+        if not track_running_stats and (self.on_single == "eval" or skip_nonfinite):
+            option = 'on_single="eval"' if self.on_single == "eval" else "skip_nonfinite"
             raise ArgumentError(f"{option} needs running statistics: set track_running_stats=True")
         self._channels = channels
         # Where `recalibrate` collects statistics instead of moving the running ones.
@@ -201,14 +190,14 @@ class BatchNorm(Module):
     @property
     def _takes_single(self) -> bool:
         # The running variance of one value per channel exists if it is the biased one.
-        return CONVENTIONS[self.convention].single and not self.unbiased
+        return self.on_single == "normalize" and not self.unbiased
 
     @property
     def refuses_single(self) -> bool:
         """Whether one value per channel is an error in training."""
         if self.frozen and self.running_mean is not None:
             return False
-        return self.on_single == "error" or (self.on_single is None and not self._takes_single)
+        return self.on_single in ("error", "normalize") and not self._takes_single
 
     def forward(
         self,
@@ -237,8 +226,7 @@ class BatchNorm(Module):
             return self._with_running_stats(x, residual)
         if policy == "skip":
             return self._pass_on(x, residual)
-        single = policy is None and self._takes_single
-        y, stats = self._with_batch_stats(x, residual, weights, single)
+        y, stats = self._with_batch_stats(x, residual, weights, self._takes_single)
         if self.training:
             self._follow(stats)
         return y

@@ -266,7 +266,8 @@ def _gaps(
 ) -> tuple[float | None, float | None]:
     """Compare the batch's statistics with the running ones."""
     count = x.size // x.shape[layer.axis]
-    if count == 1 and layer.training and not layer.frozen and layer.on_single is None:
+    moves = layer.training and not layer.frozen
+    if count == 1 and moves and layer.on_single in ("error", "normalize"):
         texts.append(
             f"{label} gets one value per channel, which has no variance: use a larger batch, "
             "model.eval(), or on_single"

@@ -390,7 +390,7 @@ def _check_batch_size(model: Module, batches: Batches) -> None:
         if isinstance(layer, BatchNorm) and layer.refuses_single:
             raise ArgumentError(
                 f"layer {name}, {layer!r}, cannot normalize a single example, but {reason}: "
-                f"{advice} or on_single='eval'"
+                f"{advice} or Convention(on_single='eval')"
             )
 
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import nbbn
-from nbbn import convert
+from nbbn import Convention, convert
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from nbbn.export import BatchNormState
 from nbbn.nn.variants import InPlaceBatchNorm
@@ -46,7 +46,7 @@ def state_of(model) -> dict[str, bytes]:
 def test_the_other_framework_would_have_recorded_the_same(updates, target, old, rng):
     """The weight of the initial variance differs from one: after 3 updates it is a third."""
     batches = [rng.normal(2, 3, size=(5, 4)) for _ in range(updates)]
-    layer = nbbn.BatchNorm(4, momentum=1 - old, dtype=np.float64)
+    layer = nbbn.BatchNorm(4, convention=Convention(momentum=1 - old), dtype=np.float64)
     for x in batches:
         layer(x)
     state = BatchNormState.of(layer)
@@ -63,7 +63,7 @@ def test_the_other_framework_would_have_recorded_the_same(updates, target, old, 
 
 
 def test_a_cumulative_average_converts_too(rng):
-    layer = nbbn.BatchNorm(3, momentum=None, dtype=np.float64)
+    layer = nbbn.BatchNorm(3, convention=Convention(momentum=None), dtype=np.float64)
     batches = [rng.normal(size=(4, 3)) for _ in range(5)]
     for x in batches:
         layer(x)
@@ -92,7 +92,7 @@ def test_without_updates_the_statistics_count_as_settled():
 
 
 def test_a_state_goes_into_a_layer_and_out_again(rng):
-    a, b = nbbn.BatchNorm(3, eps=1e-2, momentum=0.3), nbbn.BatchNorm(3)
+    a, b = nbbn.BatchNorm(3, convention=Convention(eps=1e-2, momentum=0.3)), nbbn.BatchNorm(3)
     for _ in range(3):
         a(rng.normal(size=(4, 3)).astype(np.float32))
     BatchNormState.of(a).to("keras", count=4).assign(b, count=4)
@@ -105,17 +105,25 @@ def test_a_state_goes_into_a_layer_and_out_again(rng):
 def test_layers_of_two_conventions_record_the_same(rng):
     """Trained on the same batches, each holds what the other's state converts to."""
     batches = [rng.normal(2, 3, size=(6, 4)) for _ in range(4)]
-    torch = nbbn.BatchNorm(4, dtype=np.float64, momentum=0.2)
-    keras = nbbn.BatchNorm(4, dtype=np.float64, convention="keras", momentum=0.8)
-    mixed = nbbn.BatchNorm(4, dtype=np.float64, convention="onnx", momentum=0.8, unbiased=True)
-    debiased = nbbn.BatchNorm(4, dtype=np.float64, momentum=0.2, zero_debias=True)
+    torch = nbbn.BatchNorm(4, convention=Convention(momentum=0.2), dtype=np.float64)
+    keras = nbbn.BatchNorm(4, convention=Convention.of("keras", momentum=0.8), dtype=np.float64)
+    mixed = nbbn.BatchNorm(
+        4,
+        convention=Convention.of("onnx", momentum=0.8, unbiased=True),
+        dtype=np.float64,
+    )
+    debiased = nbbn.BatchNorm(
+        4, convention=Convention(momentum=0.2, zero_debias=True), dtype=np.float64
+    )
     for x in batches:
         for layer in (torch, keras, mixed, debiased):
             layer(x)
     for source in (torch, keras, mixed):
         for like in (torch, keras, mixed):
             target = nbbn.BatchNorm(
-                4, dtype=np.float64, convention=like.convention, unbiased=like.unbiased
+                4,
+                convention=Convention.of(like.convention, unbiased=like.unbiased),
+                dtype=np.float64,
             )
             BatchNormState.of(source).assign(target, count=6)
             np.testing.assert_allclose(target.running_var, like.running_var, rtol=1e-12)
@@ -174,7 +182,11 @@ def test_a_keras_layer_goes_on_where_torch_left_off():
         (lambda s: s.to("keras", count=2.5), DTypeError, "count must be an integer"),
         (lambda s: s.assign(nbbn.Dense(2, 2)), DTypeError, "layer must be a BatchNorm, got Dense"),
         (lambda s: s.assign(nbbn.BatchNorm(4)), ShapeError, "gamma of the layer must have shape"),
-        (lambda s: s.assign(nbbn.BatchNorm(3, affine=False)), ArgumentError, "no place for the ga"),
+        (
+            lambda s: s.assign(nbbn.BatchNorm(3, scale=False, shift=False)),
+            ArgumentError,
+            "no place for the ga",
+        ),
         (lambda s: s._replace(mean=None).assign(nbbn.BatchNorm(3)), ArgumentError, "is missing"),
         (lambda s: s._replace(momentum=2.0).assign(nbbn.BatchNorm(3)), ArgumentError, "momentum"),
     ],
@@ -185,7 +197,7 @@ def test_states_that_do_not_fit(action, error, message):
 
 
 def test_options_build_the_same_layer_elsewhere():
-    layer = nbbn.BatchNorm(3, eps=2e-5, momentum=0.25)
+    layer = nbbn.BatchNorm(3, convention=Convention(eps=2e-5, momentum=0.25))
     assert convert.options(layer, "torch") == {
         "eps": 2e-5, "momentum": 0.25, "affine": True, "track_running_stats": True,
     }  # fmt: skip
@@ -194,7 +206,7 @@ def test_options_build_the_same_layer_elsewhere():
     }  # fmt: skip
     assert convert.options(layer, "onnx") == {"epsilon": 2e-5, "momentum": 0.75}
     with pytest.raises(ArgumentError, match="onnx normalizes axis 1 and this layer axis 2"):
-        convert.options(nbbn.BatchNorm(3, axis=2), "onnx")
+        convert.options(nbbn.BatchNorm(3, convention=Convention(axis=2)), "onnx")
     with pytest.raises(ArgumentError, match="keras has no batch normalization without running"):
         convert.options(nbbn.BatchNorm(3, track_running_stats=False), "keras")
 
@@ -273,10 +285,10 @@ def test_the_bias_in_front_of_untracked_statistics_is_dropped(rng):
 
 
 def test_a_batch_norm_without_state_is_skipped(rng):
-    model = net(affine=False, track_running_stats=False)
+    model = net(scale=False, shift=False, track_running_stats=False)
     state = convert.to_torch(model)
     assert list(state) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    other = net(affine=False, track_running_stats=False)
+    other = net(scale=False, shift=False, track_running_stats=False)
     other[0].weight.data[...] = 0
     convert.load_torch(other, state)
     assert state_of(other) == state_of(model)
@@ -308,7 +320,12 @@ def torch_of_an_age(request, monkeypatch):
 def test_options_build_the_same_module_in_torch(scale, shift, tracked, torch_of_an_age, rng):
     """It learns what the layer learns, under the same names, and trains alike."""
     torch, age = torch_of_an_age
-    model = net(scale=scale, shift=shift, track_running_stats=tracked, eps=1e-2, momentum=0.3)
+    model = net(
+        convention=Convention(eps=1e-2, momentum=0.3),
+        scale=scale,
+        shift=shift,
+        track_running_stats=tracked,
+    )
     inexact = (scale, shift) == (False, True) or (
         (scale, shift) == (True, False) and age == "older"
     )

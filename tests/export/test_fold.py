@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbbn
-from nbbn import BatchNorm, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh
+from nbbn import BatchNorm, Convention, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh
 from nbbn.errors import ArgumentError, DTypeError
 from nbbn.export import fold as folding
 from nbbn.nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
@@ -47,7 +47,7 @@ FOLDABLE = {
     "behind, no bias": ((dense(5, 4, bias=False), norm(4)), (7, 5), 1),
     "behind, with relu": ((dense(5, 4), norm(4, activation="relu"), dense(4, 3)), (7, 5), 3),
     "behind, relu after": ((dense(5, 4), norm(4), ReLU(), dense(4, 3)), (7, 5), 3),
-    "behind, not affine": ((dense(5, 4), norm(4, affine=False), Tanh()), (7, 5), 2),
+    "behind, not affine": ((dense(5, 4), norm(4, scale=False, shift=False), Tanh()), (7, 5), 2),
     "behind, scale only": ((dense(5, 4), norm(4, shift=False)), (7, 5), 1),
     "behind, shift only": ((dense(5, 4), norm(4, scale=False)), (7, 5), 1),
     "behind, keras": ((dense(5, 4), norm(4, convention="keras"), Sigmoid()), (7, 5), 2),
@@ -63,7 +63,9 @@ FOLDABLE = {
     "both sides": ((norm(5), dense(5, 4), norm(4)), (7, 5), 1),
     "both sides, with relu": ((norm(5), dense(5, 4), norm(4, activation="relu")), (7, 5), 2),
     "planes": ((norm(3), Flatten(), dense(12, 4)), (7, 3, 2, 2), 2),
-    "planes, channels last": ((norm(3, axis=-1), Flatten(), dense(12, 4)), (7, 2, 2, 3), 2),
+    "planes, channels last": (
+        (norm(3, convention=Convention(axis=-1)), Flatten(), dense(12, 4)), (7, 2, 2, 3), 2,
+    ),
     "planes, both sides": (
         (norm(3), Flatten(), dense(12, 4), norm(4), dense(4, 2)), (7, 3, 4), 3,
     ),
@@ -167,7 +169,7 @@ REFUSED = {
     ),
     "it keeps no running statistics": (dense(5, 4), norm(4, track_running_stats=False)),
     "its leaky ReLU has no layer": (dense(5, 4), InPlaceBatchNorm(4, **WIDE)),
-    "it normalizes axis 2": (norm(5, axis=2), Flatten(), dense(10, 4)),
+    "it normalizes axis 2": (norm(5, convention=Convention(axis=2)), Flatten(), dense(10, 4)),
     "'1': the forward of Residual says how its BatchNorm is used": (dense(5, 4), Residual(4)),
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import convert
+from nbbn import Convention, convert
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.export.test_conventions import net, state_of
 
@@ -64,7 +64,8 @@ def test_what_goes_out_is_a_copy():
 
 def test_scale_and_center_may_be_off(rng):
     model = nbbn.Sequential(
-        nbbn.BatchNorm(4, affine=False, dtype=np.float64), nbbn.Dense(4, 2, dtype=np.float64)
+        nbbn.BatchNorm(4, scale=False, shift=False, dtype=np.float64),
+        nbbn.Dense(4, 2, dtype=np.float64),
     )
     weights = [rng.normal(size=4), rng.uniform(1, 2, 4), rng.normal(size=(4, 2)), np.zeros(2)]
     convert.load_keras(model, weights)
@@ -145,6 +146,7 @@ def test_keras_itself_agrees(rng, monkeypatch):
 def convert_options(layer) -> dict:
     """Arguments of a BatchNorm like a Keras layer."""
     return {
-        "convention": "keras", "eps": layer.epsilon, "momentum": layer.momentum,
-        "scale": layer.scale, "shift": layer.center,
-    }  # fmt: skip
+        "convention": Convention.of("keras", eps=layer.epsilon, momentum=layer.momentum),
+        "scale": layer.scale,
+        "shift": layer.center,
+    }

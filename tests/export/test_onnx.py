@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import BatchNorm, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh
+from nbbn import (
+    BatchNorm,
+    Convention,
+    Dense,
+    Dropout,
+    Flatten,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
 from nbbn.errors import (
     ArgumentError,
     CheckpointError,
@@ -64,9 +75,9 @@ MODELS = {
         lambda d: [
             BatchNorm(6, convention="keras", dtype=d),
             BatchNorm(6, convention="onnx", activation="relu", dtype=d),
-            BatchNorm(6, affine=False, dtype=d),
+            BatchNorm(6, scale=False, shift=False, dtype=d),
             BatchNorm(6, scale=False, dtype=d),
-            BatchNorm(6, eps=0.5, momentum=None, shift=False, dtype=d),
+            BatchNorm(6, convention=Convention(eps=0.5, momentum=None), shift=False, dtype=d),
         ],
         (3, 6),
     ),
@@ -75,11 +86,21 @@ MODELS = {
         (4, 3, 2, 4),
     ),
     "channels last": (
-        lambda d: [BatchNorm(3, axis=-1, activation="relu", dtype=d), Sigmoid(), Flatten()],
+        lambda d: [
+            BatchNorm(3, convention=Convention(axis=-1), activation="relu", dtype=d),
+            Sigmoid(),
+            Flatten(),
+        ],
         (4, 2, 4, 3),
     ),
-    "channels between": (lambda d: [BatchNorm(3, axis=2, dtype=d), Flatten()], (4, 2, 3, 4)),
-    "volumes": (lambda d: [BatchNorm(3, axis=-1, dtype=d), Flatten()], (2, 2, 3, 2, 3)),
+    "channels between": (
+        lambda d: [BatchNorm(3, convention=Convention(axis=2), dtype=d), Flatten()],
+        (4, 2, 3, 4),
+    ),
+    "volumes": (
+        lambda d: [BatchNorm(3, convention=Convention(axis=-1), dtype=d), Flatten()],
+        (2, 2, 3, 2, 3),
+    ),
     "nested": (
         lambda d: [Sequential(Dense(6, 5, rng=0, dtype=d), Sequential(BatchNorm(5, dtype=d)))],
         (3, 6),
@@ -157,7 +178,10 @@ class Residual(nbbn.Module):
         (Sequential(ReLU()), {}, ArgumentError, "no layer tells the shape of the input"),
         (Sequential(Dense(6, 5), Dense(6, 4)), {}, ShapeError, "'1', Dense.* cannot take .*5,"),
         (Sequential(Dense(6, 5), BatchNorm(6)), {}, ShapeError, "has 6 channels on axis 1, and"),
-        (Sequential(BatchNorm(6, axis=0)), {}, ShapeError, "has 6 channels on axis 0, and"),
+        (
+            Sequential(BatchNorm(6, convention=Convention(axis=0))), {},
+            ShapeError, "has 6 channels on axis 0, and",
+        ),
         (Sequential(Dense(6, 5), Softmax(2)), {}, ShapeError, "has no such axis"),
         (Sequential(Dense(6, 5)), {"input_shape": 6}, DTypeError, "input_shape must be a list"),
         (Sequential(Dense(6, 5)), {"input_shape": (0,)}, ArgumentError, "must be at least 1"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import nbbn
+from nbbn import Convention
 from nbbn import functional as fn
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from tests.helpers import reference
@@ -277,11 +278,15 @@ RANK_1 = {
     "batch_norm": lambda x, axis: fn.batch_norm(x, axis=axis),
     "batch_norm_backward": lambda x, axis: fn.batch_norm_backward(x, x, STATS, axis=axis),
     "weighted": lambda x, axis: fn.weighted_batch_norm_train(x, STATISTIC, axis=axis),
-    "layer": lambda x, axis: nbbn.BatchNorm(4, axis=axis)(x),
-    "keras layer": lambda x, axis: nbbn.BatchNorm(4, convention="keras", axis=axis)(x),
-    "layer of other channels": lambda x, axis: nbbn.BatchNorm(3, axis=axis)(x),
-    "ghost": lambda x, axis: nbbn.GhostBatchNorm(4, 2, axis=axis)(x),
-    "evaluation": lambda x, axis: nbbn.BatchNorm(4, axis=axis).eval()(x),
+    "layer": lambda x, axis: nbbn.BatchNorm(4, convention=Convention(axis=axis))(x),
+    "keras layer": lambda x, axis: nbbn.BatchNorm(4, convention=Convention.of("keras", axis=axis))(
+        x
+    ),
+    "layer of other channels": lambda x, axis: nbbn.BatchNorm(3, convention=Convention(axis=axis))(
+        x
+    ),
+    "ghost": lambda x, axis: nbbn.GhostBatchNorm(4, 2, convention=Convention(axis=axis))(x),
+    "evaluation": lambda x, axis: nbbn.BatchNorm(4, convention=Convention(axis=axis)).eval()(x),
 }
 
 

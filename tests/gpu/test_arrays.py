@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import Parameter, Tape, Tensor, backend, losses, optim, train
+from nbbn import Convention, Parameter, Tape, Tensor, backend, losses, optim, train
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.backend.recorder import GraphPlan
 from nbbn.errors import ArgumentError, DeviceError, DivergenceError, DTypeError
@@ -535,7 +535,7 @@ def test_momentum_of_none_counts_on_in_replayed_steps(rng):
     batches = [batch(rng) for _ in range(5)]
     results = []
     for device in ("cpu", "cuda"):
-        norm = nbbn.BatchNorm(4, momentum=None)
+        norm = nbbn.BatchNorm(4, convention=Convention(momentum=None))
         model = nbbn.Sequential(norm, nbbn.Dense(4, 3, rng=2)).to(device)
         step = train.record_step(
             model, losses.cross_entropy, optim.SGD(model.parameters(), momentum=0.9)

@@ -9,7 +9,7 @@ import pytest
 
 import nbbn
 import nbbn.functional as F  # noqa: N812
-from nbbn import losses, optim, train
+from nbbn import Convention, losses, optim, train
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.helpers import reference
 
@@ -216,10 +216,11 @@ def test_an_empty_batch_is_not_a_bad_one():
 
 def test_layer_options_are_checked():
     with pytest.raises(ArgumentError, match=r"on_single.*'drop'"):
-        nbbn.BatchNorm(3, on_single="drop")
-    for options in ({"on_single": "eval"}, {"skip_nonfinite": True}):
-        with pytest.raises(ArgumentError, match=f"{next(iter(options))}.*track_running_stats"):
-            nbbn.BatchNorm(3, track_running_stats=False, **options)
+        nbbn.BatchNorm(3, convention=Convention(on_single="drop"))
+    with pytest.raises(ArgumentError, match=r"on_single.*track_running_stats"):
+        nbbn.BatchNorm(3, convention=Convention(on_single="eval"), track_running_stats=False)
+    with pytest.raises(ArgumentError, match=r"skip_nonfinite.*track_running_stats"):
+        nbbn.BatchNorm(3, skip_nonfinite=True, track_running_stats=False)
 
 
 def gradients(layer, x, residual=None):
@@ -232,7 +233,7 @@ def gradients(layer, x, residual=None):
 
 
 def test_layer_eval_on_a_single_value(rng):
-    layer = nbbn.BatchNorm(3, on_single="eval", dtype=np.float64)
+    layer = nbbn.BatchNorm(3, convention=Convention(on_single="eval"), dtype=np.float64)
     layer(rng.normal(size=(8, 3)))
     before = layer.state_dict()
     x = rng.normal(size=(1, 3))
@@ -252,8 +253,8 @@ def test_layer_policy_comes_before_the_convention():
     x = np.ones((1, 3), np.float32)
     np.testing.assert_array_equal(nbbn.BatchNorm(3, convention="keras")(x).data, np.zeros((1, 3)))
     with pytest.raises(ShapeError, match="more than 1 value"):
-        nbbn.BatchNorm(3, convention="keras", on_single="error")(x)
-    layer = nbbn.BatchNorm(3, convention="keras", on_single="skip")
+        nbbn.BatchNorm(3, convention=Convention.of("keras", on_single="error"))(x)
+    layer = nbbn.BatchNorm(3, convention=Convention.of("keras", on_single="skip"))
     np.testing.assert_array_equal(layer(x).data, x)
 
 
@@ -261,7 +262,7 @@ def test_layer_policy_comes_before_the_convention():
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_layer_skip_on_a_single_value(rng, activation, tracked):
     options = {"activation": activation, "track_running_stats": tracked, "dtype": np.float64}
-    layer = nbbn.BatchNorm(3, on_single="skip", **options)
+    layer = nbbn.BatchNorm(3, convention=Convention(on_single="skip"), **options)
     layer.beta.data[...] = 5
     x, residual = rng.normal(size=(2, 1, 3, 1))
     before = layer.state_dict()
@@ -279,12 +280,20 @@ def test_layer_skip_on_a_single_value(rng, activation, tracked):
 @pytest.mark.parametrize("x", [np.ones(3), np.ones((1, 3), int), np.ones((1, 3, 1, 1, 1, 1))])
 def test_layer_skip_checks_its_input(x):
     with pytest.raises((ShapeError, DTypeError)):
-        nbbn.BatchNorm(3, on_single="skip", axis=1 if x.ndim > 1 else 0)(x)
+        nbbn.BatchNorm(3, convention=Convention(on_single="skip", axis=1 if x.ndim > 1 else 0))(x)
     with pytest.raises(ShapeError, match="residual"):
-        nbbn.BatchNorm(3, on_single="skip")(np.ones((1, 3)), np.ones((4, 3)))
+        nbbn.BatchNorm(3, convention=Convention(on_single="skip"))(np.ones((1, 3)), np.ones((4, 3)))
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"zero_debias": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"convention": Convention(momentum=None)},
+        {"convention": Convention(zero_debias=True)},
+    ],
+    ids=str,
+)
 def test_layer_guard_equals_leaving_the_batch_out(rng, options):
     guarded = nbbn.BatchNorm(3, skip_nonfinite=True, **options)
     plain = nbbn.BatchNorm(3, **options)
@@ -336,7 +345,10 @@ def eager(model, optimizer, x, y):
 @pytest.mark.parametrize("optimizer", [optim.SGD, optim.Adam])
 def test_recorded_steps_follow_the_policy(rng, on_single, optimizer):
     """Batches of 6 and of 1 in turn, some poisoned after the step was recorded."""
-    options = {"on_single": on_single, "skip_nonfinite": True, "momentum": None}
+    options = {
+        "convention": Convention(on_single=on_single, momentum=None),
+        "skip_nonfinite": True,
+    }
     models = [small_model(**options) for _ in range(2)]
     optimizers = [optimizer(model.parameters(), 0.1) for model in models]
     step = train.record_step(models[0], losses.cross_entropy, optimizers[0])
@@ -410,8 +422,8 @@ def test_fit_refuses_single_examples_before_its_first_step(count, size, options,
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        (normed(on_single="eval"), {}),
-        (normed(on_single="skip"), {}),
+        (normed(convention=Convention(on_single="eval")), {}),
+        (normed(convention=Convention(on_single="skip")), {}),
         (normed(convention="keras"), {}),
         (normed(frozen=True), {}),
         (Planes(), {}),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import Parameter, Tape
+from nbbn import Convention, Parameter, Tape
 from nbbn.errors import ArgumentError, ShapeError
 from nbbn.nn.batchnorm import CONVENTIONS
 from tests.helpers import reference
@@ -63,7 +63,7 @@ def test_a_convention_decides_everything_at_once(convention, shape, rng):
 
 
 @pytest.mark.parametrize(
-    ("options", "weight", "unbiased", "eps", "axis"),
+    ("parts", "weight", "unbiased", "eps", "axis"),
     [
         ({"momentum": 0.9}, 0.1, False, 1e-3, -1),
         ({"momentum": 0.2, "momentum_weighs": "new"}, 0.2, False, 1e-3, -1),
@@ -74,8 +74,8 @@ def test_a_convention_decides_everything_at_once(convention, shape, rng):
     ],
     ids=str,
 )
-def test_each_part_of_a_convention_can_be_overridden(options, weight, unbiased, eps, axis, rng):
-    layer = make(3, convention="keras", **options)
+def test_each_part_of_a_convention_can_be_replaced(parts, weight, unbiased, eps, axis, rng):
+    layer = make(3, convention=Convention.of("keras", **parts))
     x = rng.normal(size=(5, 3, 3))
     want, stats = reference.batch_norm_train(x, eps=eps, axis=axis)
     assert_close(layer(x).data, want)
@@ -84,10 +84,22 @@ def test_each_part_of_a_convention_can_be_overridden(options, weight, unbiased, 
     assert_close(layer.running_var, var)
 
 
+def test_a_convention_of_ones_own(rng):
+    """PyTorch's, but for one value per channel and the variance that it needs."""
+    x = rng.normal(size=(1, 3))
+    layer = make(3, convention=Convention(unbiased=False, on_single="normalize"))
+    np.testing.assert_array_equal(layer(x).data, np.zeros((1, 3)))
+    np.testing.assert_array_equal(layer.running_var, np.full(3, 0.9))
+    with pytest.raises(ShapeError, match="more than 1 value"):
+        make(3, convention=Convention(on_single="normalize"))(x)
+    with pytest.raises(ShapeError, match="more than 1 value"):
+        make(3, convention=Convention(unbiased=False))(x)
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1)])
 @pytest.mark.parametrize("convention", ["keras", "onnx"])
 def test_one_value_per_channel_gives_beta(convention, shape, rng):
-    layer = make(3, convention=convention, axis=1, momentum=0.75)
+    layer = make(3, convention=Convention.of(convention, axis=1, momentum=0.75))
     layer.beta.data[...] = [1.0, 2.0, 3.0]
     x = rng.normal(size=shape)
     y, dx, (dgamma, dbeta) = run(layer, x)
@@ -120,11 +132,13 @@ def test_onnx_takes_one_dimension_as_one_channel(rng):
     ("options", "words"),
     [
         ({"convention": "caffe"}, "convention.*torch.*keras.*onnx.*caffe"),
-        ({"momentum_weighs": "both"}, "momentum_weighs.*both"),
-        ({"momentum": 1.5}, "momentum.*1.5"),
-        ({"eps": 0.0}, "eps.*> 0"),
+        ({"convention": (1e-5, 0.1)}, "convention.*torch.*keras.*onnx.*0.1"),
+        ({"convention": Convention(framework="caffe")}, "framework.*torch.*keras.*onnx.*caffe"),
+        ({"convention": Convention(momentum_weighs="both")}, "momentum_weighs.*both"),
+        ({"convention": Convention(momentum=1.5)}, "momentum.*1.5"),
+        ({"convention": Convention(eps=0.0)}, "eps.*> 0"),
         ({"frozen": True, "track_running_stats": False}, "frozen.*track"),
-        ({"zero_debias": True, "momentum": 0.0}, "zero_debias.*weight 0"),
+        ({"convention": Convention(zero_debias=True, momentum=0.0)}, "zero_debias.*weight 0"),
     ],
 )
 def test_wrong_options_are_refused(options, words):
@@ -137,7 +151,7 @@ def test_wrong_options_are_refused(options, words):
 
 def test_zero_debiased_statistics_are_adam_s(rng):
     """Averages that start at 0, divided by the total weight that they have seen."""
-    layer = make(3, momentum=0.1, zero_debias=True)
+    layer = make(3, convention=Convention(momentum=0.1, zero_debias=True))
     mean, var = np.zeros(3), np.zeros(3)
     for k in range(1, 8):
         x = rng.normal(size=(6, 3)) + 5
@@ -149,7 +163,7 @@ def test_zero_debiased_statistics_are_adam_s(rng):
 
 
 def test_a_cumulative_average_weighs_all_batches_equally(rng):
-    layer = make(3, momentum=None, convention="keras")
+    layer = make(3, convention=Convention.of("keras", momentum=None))
     seen = [rng.normal(size=(6, 3)) for _ in range(5)]
     for x in seen:
         layer(x)
@@ -163,7 +177,6 @@ def test_a_cumulative_average_weighs_all_batches_equally(rng):
         ({}, ["weight", "bias"]),
         ({"shift": False}, ["weight"]),
         ({"scale": False}, ["bias"]),
-        ({"affine": False}, []),
         ({"scale": False, "shift": False}, []),
     ],
     ids=str,
@@ -209,8 +222,9 @@ def test_every_convention_is_tested():
 # ------------------------------------------------------------------------------ edges, as PyTorch
 
 
-def twins(torch, **options):
-    return make(3, **options), torch.nn.BatchNorm1d(3, dtype=torch.float64, **options)
+def twins(torch, momentum=0.1):
+    layer = make(3, convention=Convention(momentum=momentum))
+    return layer, torch.nn.BatchNorm1d(3, dtype=torch.float64, momentum=momentum)
 
 
 def assert_same_buffers(layer, twin):

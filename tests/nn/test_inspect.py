@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import BatchNorm, Dense, Dropout, ReLU, Sequential, Softmax, losses, optim, train
+from nbbn import (
+    BatchNorm,
+    Convention,
+    Dense,
+    Dropout,
+    ReLU,
+    Sequential,
+    Softmax,
+    losses,
+    optim,
+    train,
+)
 from nbbn.errors import DTypeError
 from nbbn.nn.inspect import InspectionWarning
 
@@ -75,7 +86,7 @@ def test_dead_units_are_counted_by_channel(rng):
     x = rng.normal(size=(8, 4, 3)).astype(np.float32)
     x[:, 1] = -1
     assert nbbn.inspect(ReLU(), x, warn=False).layers[0].dead == 0.25
-    last = BatchNorm(4, axis=-1, activation="relu").eval()
+    last = BatchNorm(4, convention=Convention(axis=-1), activation="relu").eval()
     last.beta.data[:3] = -100
     found = nbbn.inspect(last, x.transpose(0, 2, 1), warn=False)
     assert found.layers[0].dead == 0.75
@@ -184,7 +195,10 @@ def test_a_batch_of_one(model, batch):
     assert found.layers[1].mean_gap is None
     assert found.loss > 0
     assert "one value per channel" not in warnings_of(model.eval(), x, y)
-    asked = settled(Sequential(BatchNorm(6, on_single="eval")), np.random.default_rng(0))
+    asked = settled(
+        Sequential(BatchNorm(6, convention=Convention(on_single="eval"))),
+        np.random.default_rng(0),
+    )
     assert "one value per channel" not in warnings_of(asked, x, y)
 
 

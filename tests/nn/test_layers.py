@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import Parameter, Tape, Tensor, initializers, losses, optim
+from nbbn import Convention, Parameter, Tape, Tensor, initializers, losses, optim
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from nbbn.nn.losses import DoubleSoftmaxWarning
 from tests.helpers import reference
@@ -86,8 +86,16 @@ OPTIONS = [
     {"eps": 1e-2},
     {"affine": False},
     {"track_running_stats": False},
-    {"affine": False, "track_running_stats": False, "momentum": None},
+    {"momentum": None, "affine": False, "track_running_stats": False},
 ]
+
+
+def like_torch(dtype, eps=1e-5, momentum=0.1, affine=True, **options):
+    """Build the layer for the arguments of PyTorch's."""
+    convention = Convention(eps, momentum)
+    return nbbn.BatchNorm(
+        3, convention=convention, scale=affine, shift=affine, dtype=dtype, **options
+    )
 
 
 @every_dtype
@@ -96,7 +104,7 @@ OPTIONS = [
 def test_batch_norm_matches_torch(options, rank, dtype, rng):
     """Three training batches, then evaluation, then training again."""
     torch = pytest.importorskip("torch")
-    model = nbbn.BatchNorm(3, dtype=dtype, **options)
+    model = like_torch(dtype, **options)
     if model.gamma is not None:
         model.gamma.data[...] = rng.uniform(0.5, 1.5, 3)
         model.beta.data[...] = rng.normal(size=3)
@@ -113,7 +121,10 @@ def test_batch_norm_matches_torch(options, rank, dtype, rng):
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_over_another_axis(shape, axis, training, rng):
     x = rng.normal(size=shape)
-    layers = [nbbn.BatchNorm(3, axis=a, dtype=np.float64).train(training) for a in (axis, 1)]
+    layers = [
+        nbbn.BatchNorm(3, convention=Convention(axis=a), dtype=np.float64).train(training)
+        for a in (axis, 1)
+    ]
     found = gradients(layers[0], x, np.cos(x))
     moved = np.moveaxis(x, axis, 1)
     expected = gradients(layers[1], moved, np.cos(moved))
@@ -636,7 +647,7 @@ REFUSED = [
     ("nbbn.mlp((784, 2**62, 10))", ArgumentError, "Dense.*TiB"),
     ('nbbn.BatchNorm(3, activation="tanh")', ArgumentError, "activation.*relu.*tanh"),
     ("nbbn.BatchNorm(4)(X)", ShapeError, r"4 channels.*\(4, 3\)"),
-    ("nbbn.BatchNorm(3, axis=2)(X)", ShapeError, r"axis 2.*\(4, 3\)"),
+    ("nbbn.BatchNorm(3, convention=Convention(axis=2))(X)", ShapeError, r"axis 2.*\(4, 3\)"),
     ("nbbn.BatchNorm(3)(X[:1])", ShapeError, "more than 1 value"),
     ("nbbn.BatchNorm(3, track_running_stats=False).eval()(X[:1])", ShapeError, "more than 1 value"),
     ("nbbn.BatchNorm(3)(np.ones(3))", ShapeError, r"\(3,\)"),

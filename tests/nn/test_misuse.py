@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import losses, optim, plots, train
+from nbbn import Convention, losses, optim, plots, train
 from nbbn.data import Batches, split
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from nbbn.train.callbacks import EarlyStopping
@@ -79,10 +79,12 @@ MISUSES = {
     ),
     "patience of a truth": (lambda: EarlyStopping(True), DTypeError, "patience must.*bool"),
     "momentum of each channel": (
-        lambda: nbbn.BatchNorm(3, momentum=np.ones(3)), DTypeError, "momentum.*ndarray"
+        lambda: nbbn.BatchNorm(3, convention=Convention(momentum=np.ones(3))),
+        DTypeError, "momentum.*ndarray",
     ),
     "weighs nothing": (
-        lambda: nbbn.BatchNorm(3, momentum_weighs=""), ArgumentError, "momentum_weighs must be one"
+        lambda: nbbn.BatchNorm(3, convention=Convention(momentum_weighs="")),
+        ArgumentError, "momentum_weighs must be one",
     ),
     "std of no float": (lambda: Batches(X, Y, 5, std=10**400), ArgumentError, "std must be finite"),
     "format of many": (lambda: f"{nbbn.Tensor(X):.3f}", ShapeError, "one element"),

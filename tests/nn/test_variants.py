@@ -10,7 +10,7 @@ import pytest
 
 import nbbn
 import nbbn.functional as F  # noqa: N812 - the usual name
-from nbbn import Parameter, Tape, losses, optim
+from nbbn import Convention, Parameter, Tape, losses, optim
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from tests.helpers import reference
 
@@ -127,7 +127,7 @@ def test_a_mask_passes_the_gradients_of_what_it_shows(order, padding, rng):
 
 def test_a_mask_in_keras_s_convention(rng):
     """Keras divides by sum(w) + 1e-7, which is below the sixth digit of any mask."""
-    layer = nbbn.BatchNorm(3, convention="keras", momentum=0.75, dtype=np.float64)
+    layer = nbbn.BatchNorm(3, convention=Convention.of("keras", momentum=0.75), dtype=np.float64)
     layer.gamma.data[...], layer.beta.data[...] = rng.uniform(0.5, 2, 3), rng.normal(size=3)
     x, mask = rng.normal(size=(4, 7, 3)), rng.random((4, 7)) < 0.7
     w = mask[..., None].astype(np.float64)
@@ -328,8 +328,8 @@ def weighted_results():
 
 @pytest.mark.parametrize(("shape", "axis"), [((10, 3), 1), ((10, 2, 3), -1), ((3, 10), 0)])
 def test_a_ghost_norm_normalizes_groups_and_remembers_the_whole(shape, axis, rng):
-    ghost = nbbn.GhostBatchNorm(3, 4, axis=axis, dtype=np.float64)
-    whole = nbbn.BatchNorm(3, axis=axis, dtype=np.float64)
+    ghost = nbbn.GhostBatchNorm(3, 4, convention=Convention(axis=axis), dtype=np.float64)
+    whole = nbbn.BatchNorm(3, convention=Convention(axis=axis), dtype=np.float64)
     for _ in range(3):
         x = rng.normal(size=shape) + 4 * rng.normal(size=shape[0] // 3 or 1)[0]
         y = ghost(x).data
@@ -446,7 +446,10 @@ def test_renorm_starts_as_batch_norm(rng):
         (lambda: nbbn.GhostBatchNorm(3, 0), "size.*0"),
         (lambda: nbbn.InPlaceBatchNorm(3, slope=0), "slope.*0"),
         (lambda: nbbn.InPlaceBatchNorm(3, activation="relu"), "leaky"),
-        (lambda: nbbn.InPlaceBatchNorm(3, on_single="skip"), "skip.*activation"),
+        (
+            lambda: nbbn.InPlaceBatchNorm(3, convention=Convention(on_single="skip")),
+            "skip.*activation",
+        ),
         (lambda: nbbn.InPlaceBatchNorm(3)(np.ones((4, 3)), np.ones((4, 3))), "residual"),
         (lambda: nbbn.GhostBatchNorm(3, 2)(np.ones((4, 3)), weights=np.ones(4)), "no weights"),
     ],
@@ -566,7 +569,7 @@ def network(rng, **options):
 @pytest.mark.parametrize("convention", ["torch", "keras"])
 def test_recalibration_is_exact(convention, rng):
     """Of the first layer, whose input does not depend on batches, over batches of any sizes."""
-    model = network(0, convention=convention, axis=1)
+    model = network(0, convention=Convention.of(convention, axis=1))
     x = rng.normal(size=(50, 4))
     parts = np.split(x, [7, 30, 48])
     model.training = False
@@ -592,7 +595,7 @@ def test_recalibration_over_many_batches(rng):
 
 
 def test_recalibration_over_one_batch_makes_evaluation_equal_training(rng):
-    model = network(0, convention="keras", axis=1)
+    model = network(0, convention=Convention.of("keras", axis=1))
     x = rng.normal(size=(30, 4))
     nbbn.recalibrate(model, [x])
     model[2].eval()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import losses, ops, optim
+from nbbn import Convention, losses, ops, optim
 from nbbn.train.loop import record_step
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
 
@@ -44,12 +44,16 @@ MODELS = {
     ],
     "no affine": lambda: [
         nbbn.Dense(FEATURES, 9, rng=1),
-        nbbn.BatchNorm(9, affine=False, track_running_stats=False),
+        nbbn.BatchNorm(9, scale=False, shift=False, track_running_stats=False),
         nbbn.Tanh(),
         nbbn.Dense(9, CLASSES, rng=2),
     ],
-    "cumulative average": lambda: with_norm(nbbn.BatchNorm(9, momentum=None)),
-    "zero-debiased average": lambda: with_norm(nbbn.BatchNorm(9, zero_debias=True)),
+    "cumulative average": lambda: with_norm(
+        nbbn.BatchNorm(9, convention=Convention(momentum=None))
+    ),
+    "zero-debiased average": lambda: with_norm(
+        nbbn.BatchNorm(9, convention=Convention(zero_debias=True))
+    ),
     "virtual batches": lambda: with_norm(nbbn.GhostBatchNorm(9, 5, activation="relu")),
     "renormalization": lambda: with_norm(
         nbbn.BatchRenorm(9, r_max=nbbn.Ramp(1, 2, 1, 5), d_max=nbbn.Ramp(0, 1, 2, 6))
@@ -64,7 +68,7 @@ class Weighted(nbbn.Module):
     """Weighs the examples of a batch, some of them with 0."""
 
     def __init__(self):
-        self.norm = nbbn.BatchNorm(9, momentum=None)
+        self.norm = nbbn.BatchNorm(9, convention=Convention(momentum=None))
         self.weights = np.arange(16) % 4
 
     def forward(self, x):

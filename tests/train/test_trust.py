@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import Tensor, backend, losses, ops, optim
+from nbbn import Convention, Tensor, backend, losses, ops, optim
 from nbbn.train.loop import record_step
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
 
@@ -770,7 +770,8 @@ class Gate(nbbn.Module):
 
 PIECES = [
     nbbn.ReLU, nbbn.Tanh, Composed, Gate, lambda: nbbn.Dropout(0.3, rng=4),
-    lambda: nbbn.BatchNorm(6, momentum=None), lambda: Residual(nbbn.Dense(6, 6, rng=1)),
+    lambda: nbbn.BatchNorm(6, convention=Convention(momentum=None)),
+    lambda: Residual(nbbn.Dense(6, 6, rng=1)),
     TutorialNorm, Growing, Noise, ByValue, Counting, WithDoubled, FalseNorm, Replacing, OwnFollow,
 ]  # fmt: skip
 OPTIMIZERS = [

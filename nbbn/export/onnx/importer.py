@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ArgumentError, CheckpointError, DTypeError, NbbnError
+from ...nn.batchnorm import Convention
 from ...nn.layers import (
     BatchNorm,
     Dense,
@@ -196,10 +197,12 @@ def _batch_norm(chain: _Chain, node: Node) -> None:
     state = {name: chain.constant(node, i + 1, name) for i, name in enumerate(names)}
     layer = BatchNorm(
         len(state["weight"]),
-        convention="onnx",
-        eps=_decimal(node.attribute("epsilon", 1e-5)),
-        momentum=_decimal(node.attribute("momentum", 0.9)),
-        axis=1 if chain.axes is None else chain.axes[1],
+        convention=Convention.of(
+            "onnx",
+            eps=_decimal(node.attribute("epsilon", 1e-5)),
+            momentum=_decimal(node.attribute("momentum", 0.9)),
+            axis=1 if chain.axes is None else chain.axes[1],
+        ),
         dtype=np.result_type(*state.values()),
     )
     try:
