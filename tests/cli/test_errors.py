@@ -58,8 +58,14 @@ def things(trained, own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("data.npz", "is no checkpoint, or damaged: expected a .safetensors file that nbbn train"),
-        ("text.txt", "is no checkpoint, or damaged: expected a .safetensors file that nbbn train"),
+        (
+            "data.npz",
+            "is not a checkpoint, or damaged: expected a .safetensors file that nbbn train",
+        ),
+        (
+            "text.txt",
+            "is not a checkpoint, or damaged: expected a .safetensors file that nbbn train",
+        ),
         ("cut.safetensors", "is damaged or cut short"),
         ("empty.safetensors", "is damaged or cut short"),
         ("folder", "there is no checkpoint in the folder"),

@@ -57,7 +57,9 @@ def digest() -> str:
     optim_cpu.adam(x.ravel()[:5000], hyper, flat, state, other)
     mask = np.empty(5000, np.float32)
     dropout_cpu.dropout_mask(np.full(1, 7, np.uint64), 0.3, mask)
-    results += [x, flat, state, other, mask]
+    kept = np.empty(5000, np.float32)
+    elementwise_cpu.masked(flat, mask, kept)
+    results += [x, flat, state, other, mask, kept]
     images = rng.integers(0, 255, (50, 64), dtype=np.uint8)
     bytes_ = labels[:50].astype(np.uint8)
     results += [x for x, _ in Batches(images, bytes_, 25, rng=1)]
