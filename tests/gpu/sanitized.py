@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-import device_checks  # noqa: E402
+from tests.gpu import device_checks  # noqa: E402
 import numpy as np  # noqa: E402
 
 from nbbn import backend  # noqa: E402

@@ -9,8 +9,6 @@ import numba
 import numpy as np
 import pytest
 from numba import cuda
-from test_cuda_batchnorm import Problem, check_against_the_reference
-from test_cuda_elementwise import unweighted
 
 from nbbn.jit import cuda as jit_cuda
 from nbbn.kernels import (
@@ -26,6 +24,8 @@ from tests.gpu import ptx, ptx_engine
 from tests.gpu.every_launch import every_launch
 from tests.gpu.ptx_floats import errors_of
 from tests.gpu.storage import DTYPES, ROUNDING, error, poisoned, stored, values
+from tests.gpu.test_cuda_batchnorm import Problem, check_against_the_reference
+from tests.gpu.test_cuda_elementwise import unweighted
 from tests.helpers import reference
 
 pytestmark = pytest.mark.usefixtures("interpreter")
