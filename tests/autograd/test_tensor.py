@@ -555,6 +555,17 @@ def test_changing_a_gradient_in_place_changes_no_later_one():
     np.testing.assert_array_equal(w.grad, [220, 220])
 
 
+def test_a_gradient_that_two_results_share_is_not_added_to_in_place():
+    a, b = Parameter(np.ones(2)), Parameter(np.ones(2))
+    with Tape() as tape:
+        u, v = a * 2, b * 3
+        late = u * 5
+        loss = (late + (u + v)).sum()
+    tape.backward(loss)
+    np.testing.assert_array_equal(a.grad, [12, 12])
+    np.testing.assert_array_equal(b.grad, [3, 3])
+
+
 @pytest.mark.parametrize("leaf", [np.float32, np.float64])
 @pytest.mark.parametrize("start", [np.float32, np.float64])
 def test_a_gradient_has_the_dtype_of_its_leaf(leaf, start):

@@ -346,6 +346,16 @@ def test_extreme_values_stay_in_their_channel(rng, kind, shape, dtype):
         np.testing.assert_allclose(y[:, 1], wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(40, 3), (4, 3, 20), (2, 3, 3000)])
+@pytest.mark.parametrize("name", ["train, fused", "infer, fused"])
+def test_a_nan_passes_a_fused_relu(rng, name, shape):
+    x, residual = rng.normal(size=(2, *shape)).astype(np.float32)
+    residual[1, 2] = np.nan
+    ones = np.ones(3, np.float32)
+    a = types.SimpleNamespace(x=x, residual=residual, gamma=ones, beta=ones, mean=ones, var=ones)
+    np.testing.assert_array_equal(np.isnan(CALLS[name](a, axis=1)), np.isnan(residual))
+
+
 # ------------------------------------------------------------------------- refusals
 
 

@@ -340,6 +340,20 @@ class Diary(Callback):
         self.entries.append("close")
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_examples(rng):
+    class Losses(Callback):
+        def step(self, run):
+            seen.append((run.loss, len(run.y)))
+
+    seen = []
+    model, optimizer = adam_mlp()
+    images = rng.normal(size=(20, FEATURES)).astype(np.float32)
+    train = Batches(images, rng.integers(0, CLASSES, 20), 8, rng=0)
+    (epoch,) = fit(model, train, optimizer, epochs=1, callbacks=[Losses()])
+    assert [count for _, count in seen] == [8, 8, 4]
+    assert epoch.loss == pytest.approx(sum(loss * count for loss, count in seen) / 20, rel=1e-12)
+
+
 def test_callbacks_are_told_everything_in_order(rng):
     model, optimizer = adam_mlp()
     images = rng.normal(size=(20, FEATURES)).astype(np.float32)
