@@ -8,10 +8,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from tests.gpu import device_checks  # noqa: E402
 import numpy as np  # noqa: E402
 
 from nbbn import backend  # noqa: E402
+from tests.gpu import device_checks  # noqa: E402
 
 # CuPy's pool would hide an access behind the end of an array.
 backend.device_module().xp.cuda.set_allocator(None)
