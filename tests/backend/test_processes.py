@@ -60,7 +60,8 @@ def truth() -> str:
 @pytest.fixture(params=["workqueue", "omp", "tbb"])
 def layer(request) -> str:
     reason = loads(request.param)
-    if reason:
+    # This one needs no library: if it does not load, the test itself is wrong.
+    if reason and request.param != "workqueue":
         pytest.skip(f"{request.param} does not load: {reason}")
     return request.param
 
