@@ -81,7 +81,7 @@ class Cosine:
     final : float, default 0
         Lowest rate.
     warmup : int, default 0
-        Steps over which the rate first rises linearly to `lr`.
+        As for `StepDecay`.
     """
 
     def __init__(self, lr: float, total: int, *, final: float = 0.0, warmup: int = 0) -> None:
@@ -409,13 +409,9 @@ class Optimizer:
             group.step = value
 
     def arrays(self) -> list[np.ndarray]:
-        """Return every array that belongs to this optimizer.
+        """Return every array of this optimizer: flat parameters, gradients, state, step numbers.
 
-        Returns
-        -------
-        list of ndarray
-            Flat ones: parameters, gradients, state and the numbers of a step. ``data`` and ``grad``
-            of parameters are views into them.
+        ``data`` and ``grad`` of parameters are views into them.
         """
         return [
             array
@@ -424,19 +420,10 @@ class Optimizer:
         ]
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Take more parameters, such as those of layers that thaw later.
+        """Take a group of more parameters, such as those of layers that thaw later.
 
-        Parameters
-        ----------
-        group : mapping
-            As for the constructor.
-
-        Raises
-        ------
-        ArgumentError
-            No "params", none in it, one that has a group already, an unknown key or a bad value.
-        DTypeError
-            Something of another type.
+        An ArgumentError for one without "params", with a parameter that has a group already, an
+        unknown key or a bad value; a DTypeError for something of another type.
         """
         if not isinstance(group, Mapping):
             raise DTypeError(f"a group must be a dict with 'params', got {type(group).__name__}")
@@ -559,17 +546,7 @@ class Optimizer:
         return state
 
     def expected(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return `state_dict`, but no counts where `state` was saved before they were.
-
-        Parameters
-        ----------
-        state : mapping
-            What a `state_dict` of this or an earlier version returned.
-
-        Returns
-        -------
-        dict of str to ndarray
-        """
+        """Return `state_dict`, but no counts where `state`, of earlier versions, has none."""
         mapping(state, "state", "arrays")
         own = self.state_dict()
         if "counts" not in state:
@@ -577,18 +554,11 @@ class Optimizer:
         return own
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned. Nothing is changed unless everything fits.
 
-        Nothing is changed unless everything fits. States of earlier versions have no counts: there
-        every parameter has made all steps.
-
-        Raises
-        ------
-        ArgumentError
-            The state belongs to another optimizer or another set of parameters, or its step count
-            is no count.
-        DTypeError
-            It is no mapping, or holds something else than numbers.
+        States of earlier versions have no counts: there every parameter has made all steps. The
+        state of another optimizer or of other parameters, and a step count that is none, raise an
+        ArgumentError; no mapping, and something else than numbers in it, a DTypeError.
         """
         checks.mapping(state, "state")
         own = self.expected(state)
@@ -731,14 +701,10 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019). Otherwise as `Adam`.
 
     Parameters
     ----------
-    parameters, lr
-        See `Optimizer`.
-    betas : (float, float), default (0.9, 0.999)
-    eps : float, default 1e-8
     weight_decay : float, default 0.01
         Each step first scales the parameters by ``1 - lr * weight_decay``.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,22 @@ def documented(lines: list[str]) -> list[str]:
     return [name.strip() for line in heads for name in line.split(" : ")[0].split(",")]
 
 
+def referred(value: object) -> object | None:
+    """What a docstring names for all that it does not say itself: "Otherwise as `relu`"."""
+    found = re.search(r"(?:Otherwise\s+as|Differentiable)\s+`([\w.]+)`", value.__doc__)
+    if found is None:
+        return None
+    home, _, name = found[1].rpartition(".")
+    return getattr(importlib.import_module(home or value.__module__), name)
+
+
+def parameters(value: object) -> set[str]:
+    """Names that a docstring documents, or what it refers to."""
+    own = documented(sections(inspect.cleandoc(value.__doc__)).get("Parameters", []))
+    other = referred(value)
+    return {*own, *(() if other is None else parameters(other))}
+
+
 def signature(value: object) -> list[str]:
     """Parameters of a function, or of the constructor of a class, with their stars."""
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -144,12 +161,15 @@ def test_public_things_document_their_parameters(name):
         assert documented(found["Attributes"]) == list(value._fields)
     elif inspect.isclass(value) and "__init__" not in vars(value):
         assert "Parameters" not in found or documented(found["Parameters"]) == signature(value)
-    else:
+    elif referred(value) is None:
         assert documented(found.get("Parameters", [])) == signature(value)
+    else:
+        assert set(documented(found.get("Parameters", []))) <= {*signature(value)}
+        assert {*signature(value)} <= parameters(value)
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if inspect.isfunction(PUBLIC[name])])
 def test_public_functions_document_what_they_return(name):
     found = sections(inspect.cleandoc(PUBLIC[name].__doc__))
     returns_nothing = inspect.signature(PUBLIC[name]).return_annotation in ("None", None)
-    assert ("Returns" in found) != returns_nothing
+    assert referred(PUBLIC[name]) or ("Returns" in found) != returns_nothing

@@ -1,7 +1,8 @@
 """The operations as functions on tensors: `nbbn.ops`.
 
-A tensor's operators and methods need none: `a + b`, `x.sum()`. Bad operands raise what the function
-of `nbbn.functional` raises.
+They take Tensors or arrays and return Tensors; in everything else each is the function of
+`nbbn.functional` whose name it has, and raises what that does. A tensor's operators and methods
+need none: `a + b`, `x.sum()`.
 """
 
 from __future__ import annotations
@@ -78,75 +79,29 @@ __all__ = [
 
 
 def relu(x: Any) -> Tensor:
-    """Differentiable `nbbn.functional.relu`.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-
-    Returns
-    -------
-    Tensor
-    """
+    """Differentiable `nbbn.functional.relu`."""
     return apply(ReLU, x)
 
 
 def sigmoid(x: Any) -> Tensor:
-    """Differentiable `nbbn.functional.sigmoid`; the result remembers what it is.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-
-    Returns
-    -------
-    Tensor
-    """
+    """Differentiable `nbbn.functional.sigmoid`; the result remembers what it is."""
     y = apply(Sigmoid, x)
     y._of_sigmoid = True
     return y
 
 
 def tanh(x: Any) -> Tensor:
-    """Differentiable `nbbn.functional.tanh`.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-
-    Returns
-    -------
-    Tensor
-    """
+    """Differentiable `nbbn.functional.tanh`."""
     return apply(Tanh, x)
 
 
 def softplus(x: Any) -> Tensor:
-    """``log(1 + exp(x))``, smooth and without overflow.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-
-    Returns
-    -------
-    Tensor
-    """
+    """``log(1 + exp(x))``, smooth and without overflow. Otherwise as `relu`."""
     return apply(Softplus, x)
 
 
 def softmax(x: Any, *, axis: int = -1) -> Tensor:
-    """Differentiable `nbbn.functional.softmax`; the result remembers its logits.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    axis : int, default -1
-
-    Returns
-    -------
-    Tensor
-    """
+    """Differentiable `nbbn.functional.softmax`; the result remembers its logits."""
     y = apply(Softmax, x, axis=axis)
     # Of the axis that cross_entropy takes for the classes.
     if isinstance(x, Tensor) and x.ndim and axis % x.ndim == min(1, x.ndim - 1):
@@ -155,17 +110,7 @@ def softmax(x: Any, *, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: Any, *, axis: int = -1) -> Tensor:
-    """Differentiable `nbbn.functional.log_softmax`.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    axis : int, default -1
-
-    Returns
-    -------
-    Tensor
-    """
+    """Differentiable `nbbn.functional.log_softmax`."""
     return apply(LogSoftmax, x, axis=axis)
 
 
@@ -210,21 +155,7 @@ def cross_entropy(
     logits: Any, labels: np.ndarray, *, weight: np.ndarray | None = None,
     ignore_index: int | None = None, label_smoothing: float = 0.0, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    """Differentiable `nbbn.functional.cross_entropy`.
-
-    Parameters
-    ----------
-    logits : Tensor or ndarray, shape (N, K), (N, K, d1, ...) or (K,)
-    labels : ndarray of int, shape (N,), (N, d1, ...) or ()
-    weight : ndarray of float, shape (K,), optional
-    ignore_index : int, optional
-    label_smoothing : float, default 0
-    reduction : {"mean", "sum", "none"}, default "mean"
-
-    Returns
-    -------
-    Tensor
-    """
+    """Differentiable `nbbn.functional.cross_entropy`."""
     return apply(
         CrossEntropy, logits, labels, weight=weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, reduction=reduction,
@@ -232,17 +163,12 @@ def cross_entropy(
 
 
 def huber(x: Any, delta: float = 1.0) -> Tensor:
-    """``x**2 / 2`` where ``|x| <= delta``, else ``delta * (|x| - delta / 2)``.
+    """``x**2 / 2`` where ``|x| <= delta``, else ``delta * (|x| - delta / 2)``. Otherwise as `relu`.
 
     Parameters
     ----------
-    x : Tensor or ndarray
     delta : float, default 1
         Above 0.
-
-    Returns
-    -------
-    Tensor
     """
     if real(delta, "delta") <= 0:
         raise ArgumentError(f"delta must be positive, got {delta}")
@@ -253,25 +179,7 @@ def batch_norm_train(
     x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
     eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
 ) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_train`.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats
-    """
+    """Differentiable `nbbn.functional.batch_norm_train`."""
     y, ctx = apply_with_context(
         BatchNormTrain, x, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation, single=single,
@@ -283,23 +191,7 @@ def batch_norm_infer(
     x: Any, mean: Any, var: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
     eps: float = 1e-5, axis: int = 1, activation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """Differentiable `nbbn.functional.batch_norm_infer`; the statistics are constants.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    mean, var : ndarray, shape (C,)
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-
-    Returns
-    -------
-    Tensor
-    """
+    """Differentiable `nbbn.functional.batch_norm_infer`; the statistics are constants."""
     return apply(
         BatchNormInfer, x, mean, var, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation,
@@ -310,32 +202,7 @@ def weighted_batch_norm(
     x: Any, weights: np.ndarray, gamma: Any = None, beta: Any = None, residual: Any = None, *,
     eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
 ) -> tuple[Tensor, F.WeightedStats]:  # fmt: skip
-    """Differentiable `nbbn.functional.weighted_batch_norm_train`.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    weights : ndarray of bool, int or float
-        Constants.
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one position with all the weight.
-
-    Returns
-    -------
-    y : Tensor
-    stats : WeightedStats
-
-    Raises
-    ------
-    ArgumentError
-        `weights` is a Tensor that requires a gradient.
-    """
+    """Differentiable `nbbn.functional.weighted_batch_norm_train`; the weights are constants."""
     if isinstance(weights, Tensor):
         if weights.requires_grad:
             raise ArgumentError("weights are constants and get no gradient: pass weights.detach()")
@@ -352,30 +219,10 @@ def ghost_batch_norm(
     size: int, eps: float = 1e-5, axis: int = 1, activation: str | None = None,
     single: bool = False,
 ) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Normalize groups of examples, each with its own statistics.
+    """Normalize each of ``max(1, N // size)`` groups of examples by itself.
 
-    N examples make ``max(1, N // size)`` groups of as equal a length as can be.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-        The examples are along the first axis that is not the channels'.
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    size : int
-        Examples in a group, at least.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats
-        Of the whole batch: those of the groups, merged.
+    The examples are along the first axis that is not the channels'; the statistics are those of the
+    whole batch, the groups' merged. Otherwise as `batch_norm_train`.
     """
     y, ctx = apply_with_context(
         GhostBatchNorm, x, gamma, beta, residual,
@@ -390,28 +237,10 @@ def batch_renorm(
     gamma: Any = None, beta: Any = None, residual: Any = None, *,
     eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
 ) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Normalize with the batch's statistics, corrected towards the running ones.
+    """Normalize with the batch's statistics, corrected towards the running ones, which stay.
 
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    running_mean, running_var : ndarray, shape (C,)
-        Read, not updated.
-    limits : ndarray of float64, shape (2,)
-        r_max >= 1 and d_max >= 0: r is clipped to [1 / r_max, r_max], d to [-d_max, d_max].
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-    residual : Tensor or ndarray, shape of `x`, optional
-        Added before the activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats
+    `limits` holds r_max >= 1 and d_max >= 0 in float64: r is clipped to [1 / r_max, r_max], d to
+    [-d_max, d_max]. Otherwise as `batch_norm_train`.
     """
     y, ctx = apply_with_context(
         BatchRenorm, x, running_mean, running_var, limits, gamma, beta, residual,
@@ -428,26 +257,8 @@ def in_place_batch_norm(
 
     While a tape records, an `x` that it has recorded gives up its array: memory falls by one array
     per layer. Using such an `x` again raises DTypeError; operations that used it before keep it.
-
-    Parameters
-    ----------
-    x : Tensor or ndarray
-    gamma, beta : Tensor or ndarray, shape (C,), optional
-        The scale is |gamma| + eps.
-    mean, var : ndarray, shape (C,), optional
-        Statistics to use instead of the batch's.
-    slope : float, default 0.01
-        Of the leaky ReLU below 0, in (0, 1]; 1 is no activation.
-    eps : float, default 1e-5
-    axis : int, default 1
-    single : bool, default False
-        Accept one value per channel.
-
-    Returns
-    -------
-    y : Tensor
-    stats : BatchNormStats or None
-        None where statistics were given.
+    The scale is |gamma| + eps. Given `mean` and `var`, it returns no statistics. Otherwise as
+    `batch_norm_train`.
     """
     # Another one could not be undone.
     slope = real(slope, "slope", above=0, most=1)

@@ -71,36 +71,12 @@ def gradgradcheck(
 
     For random v, ``sum(v * gradient)`` of what ``grad(..., create_graph=True)`` gives for each
     input is a function of the inputs and of the gradient it starts from; `gradcheck` checks that.
-
-    Parameters
-    ----------
-    function : callable
-        Takes one Tensor per input and returns a Tensor that depends on all. It must be
-        deterministic.
-    *inputs : ndarray of float64
-        Where to check; keep away from kinks such as relu at 0.
-    step : float, default 1e-5
-        As for `gradcheck`.
-    tolerance : float, default 1e-6
-        Largest allowed error, relative to the larger of 1 and the derivative.
-    directions : int, default 8
-        How many directions are tried for each input.
-    rng : Generator, int or None, default 0
-        Source of v and of directions.
-
-    Returns
-    -------
-    float
-        The largest error seen.
+    The function's result must depend on all inputs. Otherwise as `gradcheck`.
 
     Raises
     ------
-    ArgumentError
-        The second derivatives disagree.
     TapeError
         An operation has no second derivative.
-    DTypeError
-        An input is not float64.
     """
     _check_call(function, inputs)
     rng = generator(rng)

@@ -146,18 +146,7 @@ class Tensor:
     def to(self, device: str) -> Tensor:
         """Return this Tensor on a device: itself, or a copy that gradients flow back from.
 
-        Parameters
-        ----------
-        device : {"cpu", "cuda"}
-
-        Returns
-        -------
-        Tensor
-
-        Raises
-        ------
-        DeviceError
-            The device cannot be used here; the message says what is missing.
+        `device` is "cpu" or "cuda". A DeviceError says what is missing where it cannot be used.
         """
         if self.device == backend.require(device):
             return self
@@ -168,13 +157,7 @@ class Tensor:
         return backend.host(self.data)
 
     def item(self) -> float:
-        """Return the value of a Tensor of one element.
-
-        Raises
-        ------
-        ShapeError
-            More than one element.
-        """
+        """Return the value of a Tensor of one element; a ShapeError for any other."""
         if self.data.size != 1:
             raise ShapeError(f"item() needs a Tensor of one element, got shape {self.shape}")
         return float(self.data.reshape(()))
@@ -188,13 +171,7 @@ class Tensor:
         self.grad = None
 
     def backward(self, grad: np.ndarray | None = None) -> None:
-        """Run `Tape.backward` on the tape that recorded this tensor.
-
-        Raises
-        ------
-        TapeError
-            No tape recorded it.
-        """
+        """Run `Tape.backward` on the tape that recorded this tensor, or raise a TapeError."""
         if self._tape is None:
             raise TapeError(
                 "no tape recorded this Tensor: compute it inside `with nbbn.Tape():` from "

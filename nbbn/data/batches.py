@@ -134,17 +134,7 @@ class Batches:
         return full + (rest > 0 and not self.drop_last)
 
     def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first examples, in the order of the data and in arrays of their own.
-
-        Parameters
-        ----------
-        count : int
-            How many at most.
-
-        Returns
-        -------
-        (ndarray of float32, ndarray of int64, float32 or float64)
-        """
+        """Return the first `count` examples at most, in order and in arrays of their own."""
         places = self._places(np.arange(min(positive(count, "count"), self.count)))
         x, y = self._allocate(places.size)
         self._gatherer()(places, x, y)
@@ -162,29 +152,17 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the epoch under way and the standardization, for a resume.
 
-        The generator is not part of it, since it is often shared: save `rng.bit_generator.state`.
-
-        Returns
-        -------
-        dict
-            `order`, a copy of the permutation (N,) or an empty array between epochs; `position`,
-            the number of images handed out; `mean` and `std`.
+        `order` is a copy of the permutation (N,), empty between epochs, and `position` the number
+        of images handed out. The generator is not part of it, since it is often shared: save
+        `rng.bit_generator.state`.
         """
         place = {"order": self.order.copy(), "position": np.array(self.position)}
         return {**place, "mean": self.mean.copy(), "std": self.std.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next `iter()` go on where `state` was taken.
+        """Make the next `iter()` go on where `state_dict` returned `state`.
 
-        Parameters
-        ----------
-        state : dict
-            What `state_dict` returned for a data set of the same length.
-
-        Raises
-        ------
-        CheckpointError
-            If it is not the state of such batches.
+        A CheckpointError if that is not of batches of a data set of the same length.
         """
         count = self.count
         mapping(state, "state", "what state_dict returned")

@@ -140,22 +140,7 @@ def load_fashion_mnist(
     """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), fetching it once if need be.
 
     The layout is that of MNIST, and so are the sources but the last. Packed files are verified by
-    their SHA-256; of unpacked ones in `data_dir` the size is.
-
-    Parameters
-    ----------
-    data_dir, download, progress
-        As for `load_mnist`.
-
-    Returns
-    -------
-    Dataset
-        Of the shapes and types of MNIST.
-
-    Raises
-    ------
-    DataError
-        As of `load_mnist`.
+    their SHA-256; of unpacked ones in `data_dir` the size is. Otherwise as `load_mnist`.
     """
     sources = _mirrors(FASHION_MIRRORS)
     urls = FASHION_MIRRORS

@@ -122,21 +122,10 @@ class BatchNormState(NamedTuple):
         return converted(self, target.momentum_weighs, target.unbiased, count)
 
     def assign(self, layer: BatchNorm, *, count: int | None = None) -> None:
-        """Put this state into a layer, in the terms that the layer uses.
+        """Put this state into a layer, in the terms that the layer uses; `count` as for `to`.
 
-        Nothing is changed unless everything fits.
-
-        Parameters
-        ----------
-        layer : BatchNorm
-            Must have the scale, shift and statistics that the state has, and no others.
-        count : int, optional
-            As for `to`.
-
-        Raises
-        ------
-        ShapeError, DTypeError, ArgumentError
-            An array that is missing, not expected, or of another shape.
+        Nothing is changed unless everything fits: the layer must have the scale, shift and
+        statistics that the state has, and no others.
         """
         assignment(self, layer, count, "the layer")()
 

@@ -39,12 +39,8 @@ def load_keras(
         Of Dense and BatchNorm layers in the order of the Keras model, and any without parameters.
     weights : sequence of ndarray
         ``keras_model.get_weights()``.
-    eps, momentum : float, optional
-        What the Keras layers were built with; weights do not say. By default the layers keep their
-        own where they follow Keras' convention, and get Keras' defaults, 1e-3 and 0.99, otherwise.
-    count : int, optional
-        Values per channel of a training batch, see `BatchNormState.to`: scales the running
-        variance, for training to go on in a layer that records the unbiased one.
+    eps, momentum, count : optional
+        As for `load_torch`; Keras' defaults are 1e-3 and 0.99.
 
     Raises
     ------

@@ -65,95 +65,25 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
 
 @in_kind
 def sigmoid(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Logistic function, ``1 / (1 + exp(-x))``.
-
-    Parameters
-    ----------
-    x : ndarray of float, any shape and strides
-    out : ndarray, shape and dtype of `x`, optional
-        Receives the result; may be `x`.
-
-    Returns
-    -------
-    ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        `x` is not an array of real floating numbers, or `out` cannot take the result.
-    """
+    """Logistic function, ``1 / (1 + exp(-x))``. Otherwise as `relu`."""
     return _unary("sigmoid", x, out)
 
 
 @in_kind
 def sigmoid_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Gradient of `sigmoid`: ``dy * y * (1 - y)``.
-
-    Parameters
-    ----------
-    dy : ndarray of float, shape of `y`
-        Gradient of the loss with respect to the output.
-    y : ndarray of float
-        Output of the forward.
-    out : ndarray, shape and dtype of `y`, optional
-        Receives the result; may be `dy` or `y`.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `y`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
-    """
+    """Gradient of `sigmoid`: ``dy * y * (1 - y)``. Otherwise as `relu_backward`."""
     return _from_output("sigmoid_backward", dy, y, out)
 
 
 @in_kind
 def tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Hyperbolic tangent.
-
-    Parameters
-    ----------
-    x : ndarray of float, any shape and strides
-    out : ndarray, shape and dtype of `x`, optional
-        Receives the result; may be `x`.
-
-    Returns
-    -------
-    ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        `x` is not an array of real floating numbers, or `out` cannot take the result.
-    """
+    """Hyperbolic tangent. Otherwise as `relu`."""
     return _unary("tanh", x, out)
 
 
 @in_kind
 def tanh_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Gradient of `tanh`: ``dy * (1 - y^2)``.
-
-    Parameters
-    ----------
-    dy : ndarray of float, shape of `y`
-        Gradient of the loss with respect to the output.
-    y : ndarray of float
-        Output of the forward.
-    out : ndarray, shape and dtype of `y`, optional
-        Receives the result; may be `dy` or `y`.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `y`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
-    """
+    """Gradient of `tanh`: ``dy * (1 - y^2)``. Otherwise as `relu_backward`."""
     return _from_output("tanh_backward", dy, y, out)
 
 

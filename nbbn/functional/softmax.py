@@ -81,25 +81,7 @@ def softmax_backward(
 
 @in_kind
 def log_softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None) -> np.ndarray:
-    """Logarithm of the softmax, ``x - log(sum(exp(x)))`` along `axis`.
-
-    Parameters
-    ----------
-    x : ndarray of float
-    axis : int, default -1
-        Axis whose exponentials sum to 1.
-    out : ndarray, shape and dtype of `x`, optional
-        Receives the result; may be `x`.
-
-    Returns
-    -------
-    ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        `x` is not an array of real floating numbers, or `axis` or `out` does not fit.
-    """
+    """Logarithm of the softmax, ``x - log(sum(exp(x)))``. Otherwise as `softmax`."""
     return _rowwise("log_softmax", (x,), x, axis, out)
 
 
@@ -107,28 +89,7 @@ def log_softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None)
 def log_softmax_backward(
     dy: np.ndarray, y: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Gradient of `log_softmax`: ``dy - exp(y) * sum(dy)``.
-
-    Parameters
-    ----------
-    dy : ndarray of float, shape of `y`
-        Gradient of the loss with respect to the output.
-    y : ndarray of float
-        Output of the forward.
-    axis : int, default -1
-        The forward's axis.
-    out : ndarray, shape and dtype of `y`, optional
-        Receives the result.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `y`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
-    """
+    """Gradient of `log_softmax`: ``dy - exp(y) * sum(dy)``. Otherwise as `softmax_backward`."""
     return _rowwise("log_softmax_backward", (dy, y), y, axis, out)
 
 
@@ -213,31 +174,17 @@ def cross_entropy_backward(
     """Gradient of `cross_entropy`: ``(softmax(logits) * sum(c) - c) * dloss``.
 
     ``c = (1 - s) * w[y] * onehot(y) + s / K * w`` is what each class counts; for a mean it is
-    divided by the weights of all labels together.
+    divided by the weights of all labels together. Otherwise as `cross_entropy`, with its operands.
 
     Parameters
     ----------
-    logits : ndarray of float, shape (N, K), (N, K, d1, ...) or (K,)
-        The forward's logits.
-    labels : ndarray of int, shape (N,), (N, d1, ...) or ()
-        The forward's labels.
     dloss : float or ndarray, default 1.0
         Gradient with respect to the loss: one number, or the labels' shape for reduction "none".
-    weight, ignore_index, label_smoothing
-        The forward's.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        The forward's reduction.
     out : ndarray, shape and dtype of `logits`, optional
-        Receives the result.
 
     Returns
     -------
     dlogits : ndarray, shape and dtype of `logits`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together, a label out of range, an unknown reduction.
     """
     problem = _Problem(logits, labels, weight, ignore_index, label_smoothing, reduction)
     layout, count = problem.layout, problem.rows.shape[0]

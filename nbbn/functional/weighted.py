@@ -47,7 +47,7 @@ def weighted_batch_norm_train(
     """Normalize `x` with the batch's weighted statistics.
 
     Where all weights are 0 there are no statistics: mean and var are then 0, and
-    `update_running_stats` does nothing.
+    `update_running_stats` does nothing. Otherwise as `nbbn.functional.batch_norm_train`.
 
     Parameters
     ----------
@@ -56,14 +56,8 @@ def weighted_batch_norm_train(
     weights : ndarray of bool, int or float
         A mask or weights, >= 0, one for each position: `x`'s shape without the channel axis, or
         broadcastable to that; or shape (N,), one for each example.
-    gamma, beta : ndarray of float, shape (C,), optional
-    eps : float, default 1e-5
-    axis : int, default 1
-    activation : {None, "relu"}, default None
-    residual : ndarray of float, shape of `x`, optional
     single : bool, default False
         Accept a batch of which one position has all the weight.
-    out : ndarray, shape and dtype of `x`, optional
 
     Returns
     -------
@@ -113,26 +107,16 @@ def weighted_batch_norm_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `weighted_batch_norm_train`; the module's docstring has the formula.
 
+    Otherwise as `nbbn.functional.batch_norm_backward`.
+
     Parameters
     ----------
-    dy : ndarray of float, shape of `x`
-        Gradient of the loss with respect to the output.
     x : ndarray of float, 2 to 5 dimensions
         The forward's input. NaN and Inf in a position of weight 0 count as the mean.
     weights : ndarray of bool, int or float
         The forward's weights.
     stats : WeightedStats
         What the forward returned.
-    gamma : ndarray of float, shape (C,), optional
-    axis : int, default 1
-    y : ndarray of float, shape of `x`, optional
-    out : ndarray, shape and dtype of `x`, optional
-    out_dgamma, out_dbeta : ndarray, shape (C,), optional
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `x`
-    dgamma, dbeta : ndarray, shape (C,)
     """
     if not isinstance(stats, WeightedStats):
         raise DTypeError(

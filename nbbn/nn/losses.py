@@ -81,10 +81,6 @@ def cross_entropy(
     -----
     DoubleSoftmaxWarning
         `logits` are probabilities made by a softmax: a second softmax would flatten them.
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
     """
     if isinstance(logits, Tensor) and logits._logits is not None:
         warnings.warn(
@@ -127,24 +123,13 @@ def nll(
     """Negative log-likelihood of class labels under given probabilities.
 
     Where a Softmax made the probabilities, the loss is computed through its logits: a model that
-    ends in Softmax then trains exactly like one that ends in logits.
+    ends in Softmax then trains exactly like one that ends in logits. Otherwise as `cross_entropy`.
 
     Parameters
     ----------
     probabilities : Tensor, shape (N, K)
         Rows that sum to 1.
     labels : ndarray of int, shape (N,)
-        Classes in [0, K).
-    reduction : {"mean", "sum", "none"}, default "mean"
-
-    Returns
-    -------
-    Tensor
-        0-dimensional, or (N,) for "none".
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
     """
     if not isinstance(probabilities, Tensor):
         checks.floating(probabilities, "probabilities")
@@ -173,10 +158,6 @@ def mse(
     Returns
     -------
     Tensor
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
     """
     output, targets = _pair("mse", output, targets, reduction)
     difference = output - targets
@@ -193,23 +174,12 @@ def huber(
     """Huber loss, which outliers pull less: quadratic up to an error of `delta`, then linear.
 
     ``d**2 / 2`` where ``|d| <= delta``, else ``delta * (|d| - delta / 2)``, for
-    ``d = output - targets``.
+    ``d = output - targets``. Otherwise as `mse`.
 
     Parameters
     ----------
-    output : Tensor, any shape
-    targets : Tensor or ndarray of float, shape of `output`
     delta : float, default 1
         Above 0.
-    reduction : {"mean", "sum", "none"}, default "mean"
-
-    Returns
-    -------
-    Tensor
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
     """
     output, targets = _pair("huber", output, targets, reduction)
     return _reduced(ops.huber(output - targets, delta), reduction)
@@ -248,10 +218,6 @@ def binary_cross_entropy(
     -----
     DoubleSigmoidWarning
         `logits` are probabilities made by a sigmoid: a second sigmoid would flatten them.
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
     """
     if isinstance(logits, Tensor) and logits._of_sigmoid:
         warnings.warn(

@@ -102,22 +102,10 @@ class Module:
         return list(found.values())
 
     def to(self, device: str) -> Module:
-        """Move all parameters, gradients and buffers to a device; return this module.
+        """Move all parameters, gradients and buffers to "cpu" or "cuda"; return this module.
 
-        Make the optimizer afterwards: it keeps the parameters' memory.
-
-        Parameters
-        ----------
-        device : {"cpu", "cuda"}
-
-        Returns
-        -------
-        Module
-
-        Raises
-        ------
-        DeviceError
-            The device cannot be used here; the message says what is missing.
+        Make the optimizer afterwards: it keeps the parameters' memory. A DeviceError says what is
+        missing where the device cannot be used.
         """
         backend.require(device)
         for parameter in self.parameters():
@@ -159,12 +147,7 @@ class Module:
             yield from child._state(f"{prefix}{name}.")
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters and buffers by name; names and shapes are PyTorch's.
-
-        Returns
-        -------
-        dict of str to ndarray
-        """
+        """Copies of all parameters and buffers by name; names and shapes are PyTorch's."""
         return {name: np.array(backend.host(array)) for name, array in self._state()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray], *, strict: bool = True) -> None:

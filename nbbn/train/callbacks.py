@@ -117,24 +117,11 @@ class Run:
         return self._before + running
 
     def stop(self, reason: str) -> None:
-        """End training after this step.
-
-        Parameters
-        ----------
-        reason : str
-        """
+        """End training after this step, for a reason in words."""
         self.stopped = reason
 
     def take(self, x: Any, y: Any, right: int | None) -> None:
-        """Count a step that was made.
-
-        Parameters
-        ----------
-        x, y : ndarray
-            Its batch.
-        right : int or None
-            Examples of this epoch that were classified right so far.
-        """
+        """Count a step that was made of the batch (x, y); `right` of this epoch so far."""
         self.x, self.y, self.right = x, y, right
         self.total += self.loss * len(y)
         self.count += len(y)
@@ -155,13 +142,7 @@ class Run:
         self.right = None if self.right is None else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training is.
-
-        Returns
-        -------
-        dict
-            What JSON can hold.
-        """
+        """Return how far training is, as JSON can hold it."""
         state = {name: getattr(self, name) for name in self._STATE}
         best = None if self.best is None else self.best.epoch
         return {
@@ -174,18 +155,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
-
-        Parameters
-        ----------
-        state : dict
-            What `state_dict` returned.
-
-        Raises
-        ------
-        CheckpointError
-            It is not the state of a run.
-        """
+        """Go on where `state_dict` returned `state`; a CheckpointError if that is of no run."""
         mapping(state, "state", "what state_dict returned")
         if not state.keys() >= {*self._STATE, "seconds", "history"}:
             raise CheckpointError("this checkpoint does not say how far training was")

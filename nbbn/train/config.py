@@ -49,13 +49,7 @@ class Training(NamedTuple):
     optimizer: Optimizer
 
     def description(self) -> dict[str, Any]:
-        """Collect what `nbbn.inference.Classifier` needs beside the weights.
-
-        Returns
-        -------
-        dict
-            For the `config` of `nbbn.checkpoint.Checkpoints`.
-        """
+        """Collect what `Classifier` needs beside the weights, for `Checkpoints.config`."""
         images = self.data.train_images
         return {
             "config": self.config.to_dict(),
@@ -188,22 +182,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Rebuild a configuration that went through JSON.
-
-        Parameters
-        ----------
-        values : mapping
-            What `to_dict` returned.
-
-        Returns
-        -------
-        Config
-
-        Raises
-        ------
-        CheckpointError
-            It is not that of a training.
-        """
+        """Rebuild what `to_dict` returned, also through JSON, or raise a CheckpointError."""
         mapping(values, "values", "what to_dict returned")
         try:
             own: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -213,45 +192,17 @@ class Config:
             raise CheckpointError(f"this is not the configuration of a training: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values by name.
-
-        Returns
-        -------
-        dict
-        """
+        """Return the values by name."""
         return dataclasses.asdict(self)
 
     def split(self, count: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-        """Divide the training set.
-
-        Parameters
-        ----------
-        count : int
-            Its examples.
-
-        Returns
-        -------
-        (ndarray, ndarray) or (None, None)
-            Those to train on and those held back for validation, if there are any.
-        """
+        """Divide a training set: rows to train on, and those held back, if there are any."""
         from .. import data
 
         return data.split(count, self.validation, self.seed) if self.validation else (None, None)
 
     def build_model(self, features: int, classes: int, rng: Any = None) -> Sequential:
-        """Build the multi-layer perceptron.
-
-        Parameters
-        ----------
-        features, classes : int
-            Width of input and output.
-        rng : Generator, int or None
-            Source of the weights; `seed` by default.
-
-        Returns
-        -------
-        Sequential
-        """
+        """Build the multi-layer perceptron; `seed` draws its weights unless `rng` does."""
         from ..nn.layers import mlp
 
         return mlp(
@@ -264,19 +215,7 @@ class Config:
     def prepare(
         self, *, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
     ) -> Training:
-        """Load the data and build everything that `nbbn.train.fit` needs.
-
-        Parameters
-        ----------
-        data_dir : path, optional
-            Folder of a named data set, see `nbbn.data.load_mnist`.
-        device : {"cpu", "cuda"}
-            Where to train.
-
-        Returns
-        -------
-        Training
-        """
+        """Load the data, build all that `fit` needs; `data_dir` has the files of a named set."""
         import numpy as np
 
         from .. import data, optim

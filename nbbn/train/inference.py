@@ -84,21 +84,9 @@ class Classifier:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:
-        """Read a checkpoint that `nbbn train` has saved.
+        """Read a checkpoint of `nbbn train`; of a folder, the best one or else the latest.
 
-        Parameters
-        ----------
-        path : path
-            A checkpoint, or the folder of a run, whose best one is meant, or else its latest.
-
-        Returns
-        -------
-        Classifier
-
-        Raises
-        ------
-        CheckpointError
-            It is missing, damaged or not of a training by the command line.
+        A CheckpointError if it is missing, damaged or not of a training by the command line.
         """
         best = as_path(path, "path") / "best.safetensors"
         found = checkpoint.load(best if best.exists() else path)
@@ -113,7 +101,7 @@ class Classifier:
         labels: np.ndarray | None = None,
         rows: np.ndarray | None = None,
     ) -> Batches:
-        """Standardize images as in training.
+        """Standardize images as in training, and leave them in order; labels are 0 by default.
 
         Parameters
         ----------
@@ -122,11 +110,6 @@ class Classifier:
         labels : ndarray of int, shape (N,), optional
         rows : ndarray of int, optional
             Use these images only. All by default.
-
-        Returns
-        -------
-        Batches
-            In order; with labels 0 if none were given.
 
         Raises
         ------
@@ -151,21 +134,9 @@ class Classifier:
         return Batches(images, labels, 1000, shuffle=False, mean=self.mean, std=self.std, rows=rows)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Compute how likely each class is for each image.
+        """Compute how likely each class is for each image: rows (N, classes) that sum to 1.
 
-        Parameters
-        ----------
-        images : ndarray, shape (N, ...) or that of one image
-
-        Returns
-        -------
-        ndarray of float32, shape (N, classes)
-            Rows sum to 1; the largest is the prediction.
-
-        Raises
-        ------
-        ShapeError, DTypeError, DataError
-            Images that the model does not take, or for which its outputs are not finite.
+        `batches` says what images may be. Outputs that are not finite raise a DataError.
         """
         with np.errstate(all="ignore"):
             outputs = np.concatenate([self.model(x).numpy() for x, _ in self.batches(images)])
@@ -196,12 +167,7 @@ class Classifier:
         Returns
         -------
         HeldOut or None
-            None if there is neither.
-
-        Raises
-        ------
-        DataError
-            The data cannot be loaded.
+            None if there is neither. A DataError if the data cannot be loaded.
         """
         name = self.config.data if source is None else sources(source, "source")
         found = data.load(*name, data_dir=data_dir)

@@ -198,18 +198,11 @@ class LogFile(_Rows):
 class TensorBoard(_Rows):
     """Write the numbers of `LogFile` for TensorBoard; needs the extra ``nbbn[tensorboard]``.
 
+    Otherwise as `LogFile`. From `fit`, an ArgumentError for a folder that cannot be written to.
+
     Parameters
     ----------
     folder : path
-    every : int, default 50
-        Steps between two points.
-    percentiles : bool, default False
-        As in `LogFile`.
-
-    Raises
-    ------
-    ArgumentError
-        tensorboardX is not installed; from `fit`, a folder that cannot be written to.
     """
 
     def __init__(

@@ -82,20 +82,11 @@ def class_scores(labels: Any, predicted: Any, *, classes: int | None = None) -> 
 
     From the confusion matrix M, with M[k, k] right answers: precision is M[k, k] / sum(M[:, k]),
     recall M[k, k] / sum(M[k]), F1 2 M[k, k] / (sum(M[:, k]) + sum(M[k])); 0 where the divisor is.
-
-    Parameters
-    ----------
-    labels, predicted, classes
-        As for `confusion_matrix`.
+    Otherwise as `confusion_matrix`.
 
     Returns
     -------
     ClassScores
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        As of `confusion_matrix`.
     """
     matrix = confusion_matrix(labels, predicted, classes=classes)
     right, taken, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
