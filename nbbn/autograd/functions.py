@@ -36,46 +36,12 @@ from .tensor import Tensor, apply, apply_with_context
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add",
-    "BatchNormInfer",
-    "BatchNormTrain",
-    "CrossEntropy",
-    "Divide",
-    "Dropout",
-    "Exp",
-    "Huber",
-    "Index",
-    "Linear",
-    "Log",
-    "LogSoftmax",
-    "MatMul",
-    "Max",
-    "Mean",
-    "Multiply",
-    "Power",
-    "ReLU",
-    "Reshape",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Subtract",
-    "Sum",
-    "Tanh",
-    "To",
-    "Transpose",
-    "batch_norm_infer",
-    "batch_norm_train",
-    "cross_entropy",
-    "dropout",
-    "huber",
-    "linear",
-    "log_softmax",
-    "relu",
-    "sigmoid",
-    "softmax",
-    "softplus",
-    "tanh",
-]
+    "Add", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout", "Exp", "Huber",
+    "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Multiply", "Power", "ReLU",
+    "Reshape", "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose",
+    "batch_norm_infer", "batch_norm_train", "cross_entropy", "dropout", "huber", "linear",
+    "log_softmax", "relu", "sigmoid", "softmax", "softplus", "tanh",
+]  # fmt: skip
 
 
 def relu(x: Any) -> Tensor:
@@ -267,5 +233,5 @@ def in_place_batch_norm(
         slope=slope, eps=eps, axis=axis, single=single,
     )  # fmt: skip
     if isinstance(x, Tensor) and x._tape is not None and x._tape is y._tape:
-        x._tape.release(x, Released(x.shape, x.dtype))
+        x._tape.release(x, Released(x))
     return y, ctx.stats  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -261,38 +261,24 @@ def _as_input(
     np.multiply(var, inv_std, out=factor)
 
 
-class Released(NamedTuple):
-    """What an input of `in_place_batch_norm` holds afterwards; its values are gone.
+class Released:
+    """What an input of `in_place_batch_norm` holds afterwards: its shape and type; no values."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-    dtype : numpy.dtype
-    """
+    def __init__(self, x: Any) -> None:
+        self.shape, self.dtype, self.size, self.ndim = x.shape, x.dtype, x.size, x.ndim
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def size(self) -> int:
-        """Number of elements that were there."""
-        return int(np.prod(self.shape))
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    def __array__(self, *args: Any, **options: Any) -> Any:
+    def _refuse(self, *args: Any, **options: Any) -> Any:
         raise DTypeError(
             "this Tensor was Released, its values are gone: InPlaceBatchNorm took its memory on "
             "the tape; use the layer's output, or a BatchNorm"
         )
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.__array__()
+    __array__ = __getitem__ = _refuse
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # NumPy and Python ask for protocols
             raise AttributeError(name)
-        return self.__array__()
+        return self._refuse()
