@@ -357,9 +357,10 @@ class Optimizer:
         Changes whenever a recorded step must be recorded again.
     """
 
-    _states = 0
-    # How many numbers the kernel of a step reads.
+    # The kernel of a step, how many numbers it reads, and how many states it keeps.
+    _kernel = ""
     _numbers = 0
+    _states = 0
 
     def __init__(
         self,
@@ -522,7 +523,9 @@ class Optimizer:
     def _update(
         self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
     ) -> None:
-        raise NotImplementedError
+        launcher = getattr(backend.kernels("optim", backend.device_of(data)), self._kernel)
+        # A kernel takes an empty array for the state that is not kept.
+        backend.run(launcher, grad, hyper, data, *(states or [data[:0]]))
 
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient that the last step used, over all trained parameters."""
@@ -601,7 +604,7 @@ class SGD(Optimizer):
         ``weight_decay * p`` is added to the gradient.
     """
 
-    _numbers = 4
+    _kernel, _numbers = "sgd", 4
 
     def __init__(
         self,
@@ -632,13 +635,6 @@ class SGD(Optimizer):
     def _hyper(self, lr: float, group: _Group, count: int) -> tuple[float, ...]:
         return lr, group["momentum"], group["weight_decay"], float(group["nesterov"])
 
-    def _update(
-        self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
-    ) -> None:
-        velocity = states[0] if states else data[:0]
-        kernels = backend.kernels("optim", backend.device_of(data))
-        backend.run(kernels.sgd, grad, hyper, data, velocity)
-
 
 class Adam(Optimizer):
     """Adam with bias correction (Kingma and Ba, 2015).
@@ -655,8 +651,7 @@ class Adam(Optimizer):
         ``weight_decay * p`` is added to the gradient; `AdamW` decouples it.
     """
 
-    _states = 2
-    _numbers = 9
+    _kernel, _numbers, _states = "adam", 9, 2
     _decoupled = False
 
     def __init__(
@@ -692,12 +687,6 @@ class Adam(Optimizer):
             lr / bias1, beta1, beta2, 1 - beta1, 1 - beta2, group["eps"], coupled,
             1 - lr * decoupled, 1 / math.sqrt(bias2),
         )  # fmt: skip
-
-    def _update(
-        self, hyper: np.ndarray, grad: np.ndarray, data: np.ndarray, states: list[np.ndarray]
-    ) -> None:
-        kernels = backend.kernels("optim", backend.device_of(data))
-        backend.run(kernels.adam, grad, hyper, data, *states)
 
 
 class AdamW(Adam):
