@@ -17,23 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import nn
 from .._validation import instance, real, switch
 from ..autograd.tensor import Tensor, as_tensor
 from ..errors import ArgumentError, NbbnError
-from ..nn.layers import (
-    BatchNorm,
-    Dense,
-    Dropout,
-    Flatten,
-    Module,
-    ReLU,
-    Sequential,
-    Sigmoid,
-    Softmax,
-    Tanh,
-    unnested,
-)
-from ..nn.variants import InPlaceBatchNorm
+from ..nn.layers import unnested
 
 __all__ = ["fold"]
 
@@ -45,17 +33,17 @@ class _Step(NamedTuple):
     """Layers of the model, and what computes the same in their place."""
 
     name: str
-    before: list[Module]
-    after: list[Module]
+    before: list[nn.Module]
+    after: list[nn.Module]
 
 
 def fold(
-    model: Module,
+    model: nn.Module,
     x: np.ndarray | None = None,
     *,
     strict: bool = True,
     tolerance: float | None = None,
-) -> Sequential:
+) -> nn.Sequential:
     """Make a model for inference whose batch normalization is part of its Dense layers.
 
     A BatchNorm folds into the Dense before it, its ReLU staying behind as a layer, or, without a
@@ -96,18 +84,18 @@ def fold(
         Dense(256, 10),
     )
     """
-    instance(model, Module, "model")
+    instance(model, nn.Module, "model")
     strict = switch(strict, "strict")
     if tolerance is not None:
         tolerance = real(tolerance, "tolerance", above=0)
     steps: list[_Step] = []
     for name, layer in unnested(copy.deepcopy(model).to("cpu").eval()):
-        if not isinstance(layer, Dropout):
+        if not isinstance(layer, nn.Dropout):
             _add(steps, name, layer)
     refusals = list(_refusals(steps))
     if strict and refusals:
         raise ArgumentError(f"cannot fold {'; '.join(refusals)}: strict=False keeps such layers")
-    folded = Sequential(*(layer for step in steps for layer in step.after))
+    folded = nn.Sequential(*(layer for step in steps for layer in step.after))
     folded.eval()
     _verify(steps, x, tolerance)
     return folded
@@ -116,14 +104,15 @@ def fold(
 # ---------------------------------------------------------------- folding
 
 
-def _add(steps: list[_Step], name: str, layer: Module) -> None:
+def _add(steps: list[_Step], name: str, layer: nn.Module) -> None:
     """Append a layer, folded together with the last steps where that can be."""
     steps.append(_Step(name, [layer], [layer]))
-    if isinstance(layer, BatchNorm):
-        if len(steps) > 1 and isinstance(dense := steps[-2].after[-1], Dense) and not _unfit(layer):
-            relu: list[Module] = [ReLU()] if layer.activation else []
+    if isinstance(layer, nn.BatchNorm):
+        dense = steps[-2].after[-1] if len(steps) > 1 else None
+        if isinstance(dense, nn.Dense) and not _unfit(layer):
+            relu: list[nn.Module] = [nn.ReLU()] if layer.activation else []
             _join(steps, 2, [*steps[-2].after[:-1], _behind(dense, layer), *relu])
-    elif isinstance(layer, Dense):
+    elif isinstance(layer, nn.Dense):
         while (found := _in_front(steps)) is not None:
             norm, between, dense = found
             kept = [part for step in between for part in step.after]
@@ -131,27 +120,27 @@ def _add(steps: list[_Step], name: str, layer: Module) -> None:
             _join(steps, 2 + len(between), after)
 
 
-def _join(steps: list[_Step], count: int, after: list[Module]) -> None:
+def _join(steps: list[_Step], count: int, after: list[nn.Module]) -> None:
     """Make one step of the last ones."""
     joined = steps[-count:]
     names = " and ".join(step.name for step in joined)
     steps[-count:] = [_Step(names, [part for step in joined for part in step.before], after)]
 
 
-def _in_front(steps: list[_Step]) -> tuple[BatchNorm, list[_Step], Dense] | None:
+def _in_front(steps: list[_Step]) -> tuple[nn.BatchNorm, list[_Step], nn.Dense] | None:
     """Find a BatchNorm that folds into the Dense at the end, with at most a Flatten between."""
     dense = steps[-1].after[-1]
-    between = [step for step in steps[-2:-1] if isinstance(step.after[0], Flatten)]
+    between = [step for step in steps[-2:-1] if isinstance(step.after[0], nn.Flatten)]
     candidate = steps[: -1 - len(between)][-1:]
     norm = candidate[0].after[-1] if candidate else None
-    if not isinstance(norm, BatchNorm) or norm.activation or _unfit(norm):
+    if not isinstance(norm, nn.BatchNorm) or norm.activation or _unfit(norm):
         return None
-    if not isinstance(dense, Dense) or dense.weight.shape[1] % norm._channels:
+    if not isinstance(dense, nn.Dense) or dense.weight.shape[1] % norm._channels:
         return None
     return norm, between, dense
 
 
-def _behind(dense: Dense, norm: BatchNorm) -> Dense:
+def _behind(dense: nn.Dense, norm: nn.BatchNorm) -> nn.Dense:
     """Fold a BatchNorm into the Dense before it."""
     s, _ = _scale_and_shift(norm)
     weight, bias = _wide(dense)
@@ -159,7 +148,7 @@ def _behind(dense: Dense, norm: BatchNorm) -> Dense:
     return _dense(s[:, None] * weight, bias if norm.beta is None else bias + norm.beta.data, dense)
 
 
-def _ahead(dense: Dense, norm: BatchNorm) -> Dense:
+def _ahead(dense: nn.Dense, norm: nn.BatchNorm) -> nn.Dense:
     """Fold a BatchNorm into the Dense after it, whose inputs may be several for each channel."""
     weight, bias = _wide(dense)
     spread = weight.shape[1] // norm._channels
@@ -168,7 +157,7 @@ def _ahead(dense: Dense, norm: BatchNorm) -> Dense:
     return _dense(weight * s, bias + weight @ t, dense)
 
 
-def _scale_and_shift(norm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
+def _scale_and_shift(norm: nn.BatchNorm) -> tuple[np.ndarray, np.ndarray]:
     """Return s and t of inference as ``s * x + t``, in float64."""
     mean, var = (np.asarray(array, np.float64) for array in (norm.running_mean, norm.running_var))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -179,15 +168,15 @@ def _scale_and_shift(norm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
     return s, t if norm.beta is None else t + norm.beta.data
 
 
-def _wide(dense: Dense) -> tuple[np.ndarray, np.ndarray]:
+def _wide(dense: nn.Dense) -> tuple[np.ndarray, np.ndarray]:
     weight = dense.weight.data.astype(np.float64)
     if dense.bias is None:
         return weight, np.zeros(len(weight))
     return weight, dense.bias.data.astype(np.float64)
 
 
-def _dense(weight: np.ndarray, bias: np.ndarray, like: Dense) -> Dense:
-    folded = Dense(weight.shape[1], weight.shape[0], init=0.0, dtype=like.weight.dtype)
+def _dense(weight: np.ndarray, bias: np.ndarray, like: nn.Dense) -> nn.Dense:
+    folded = nn.Dense(weight.shape[1], weight.shape[0], init=0.0, dtype=like.weight.dtype)
     folded.weight.data[...] = weight
     if folded.bias is not None:
         folded.bias.data[...] = bias
@@ -197,13 +186,13 @@ def _dense(weight: np.ndarray, bias: np.ndarray, like: Dense) -> Dense:
 # ---------------------------------------------------------------- refusing
 
 
-def _unfit(norm: BatchNorm) -> str | None:
+def _unfit(norm: nn.BatchNorm) -> str | None:
     """Say why a BatchNorm folds into no Dense at all."""
     if norm.running_mean is None:
         return "it keeps no running statistics"
     if norm.axis not in (1, -1):
         return f"it normalizes axis {norm.axis}"
-    if isinstance(norm, InPlaceBatchNorm):
+    if isinstance(norm, nn.InPlaceBatchNorm):
         return "its leaky ReLU has no layer to stay behind in"
     if not all(np.isfinite(vector).all() for vector in _scale_and_shift(norm)):
         return "its statistics or parameters are not finite numbers"
@@ -214,9 +203,9 @@ def _refusals(steps: list[_Step]) -> Iterator[str]:
     """Give the reason for every BatchNorm that is left."""
     for position, step in enumerate(steps):
         for layer in step.after:
-            if isinstance(layer, BatchNorm):
+            if isinstance(layer, nn.BatchNorm):
                 yield f"{step.name!r}, {layer!r}: {_unfit(layer) or _neighbours(steps, position)}"
-            elif any(isinstance(inner, BatchNorm) for inner in layer.modules()):
+            elif any(isinstance(inner, nn.BatchNorm) for inner in layer.modules()):
                 kind = type(layer).__name__
                 yield f"{step.name!r}: the forward of {kind} says how its BatchNorm is used"
 
@@ -225,7 +214,7 @@ def _neighbours(steps: list[_Step], position: int) -> str:
     before = repr(steps[position - 1].after[-1]) if position else "the input"
     after = repr(steps[position + 1].after[0]) if position + 1 < len(steps) else "the output"
     layer = steps[position].after[0]
-    if isinstance(layer, BatchNorm) and layer.activation:
+    if isinstance(layer, nn.BatchNorm) and layer.activation:
         return f"it follows {before}, and its {layer.activation} comes before {after}"
     return f"it is between {before} and {after}"
 
@@ -233,21 +222,21 @@ def _neighbours(steps: list[_Step], position: int) -> str:
 # ---------------------------------------------------------------- verifying
 
 
-def _probe(layers: list[Module]) -> np.ndarray:
+def _probe(layers: list[nn.Module]) -> np.ndarray:
     """Draw standard normal numbers that layers can take."""
     rng = np.random.default_rng(0)
     for position, first in enumerate(layers):
-        if isinstance(first, Dense):
+        if isinstance(first, nn.Dense):
             return rng.standard_normal((_PROBE_ROWS, first.weight.shape[1]))
-        if isinstance(first, BatchNorm):
+        if isinstance(first, nn.BatchNorm):
             channels, rest = first._channels, layers[position:]
-            dense = next((i for i, layer in enumerate(rest) if isinstance(layer, Dense)), 0)
+            dense = next((i for i, layer in enumerate(rest) if isinstance(layer, nn.Dense)), 0)
             spread = 1
-            if any(isinstance(layer, Flatten) for layer in rest[:dense]):
+            if any(isinstance(layer, nn.Flatten) for layer in rest[:dense]):
                 spread = rest[dense].weight.shape[1] // channels  # type: ignore[attr-defined]
             shape = (spread, channels) if first.axis == -1 else (channels, spread)
             return rng.standard_normal((_PROBE_ROWS, *(shape if spread > 1 else (channels,))))
-        if not isinstance(first, Flatten | ReLU | Sigmoid | Tanh | Softmax):
+        if not isinstance(first, nn.Flatten | nn.ReLU | nn.Sigmoid | nn.Tanh | nn.Softmax):
             break
     raise ArgumentError("the layers do not show what the model takes: pass a batch x to verify on")
 
@@ -282,7 +271,7 @@ def _verify(steps: list[_Step], x: np.ndarray | None, tolerance: float | None) -
         value = expected
 
 
-def _run(layers: Iterable[Module], x: Tensor) -> Tensor:
+def _run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     for layer in layers:
         x = layer(x)
     return x

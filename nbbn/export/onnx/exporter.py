@@ -13,22 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ... import nn
 from ..._validation import as_path, instance, iterate, positive, switch, write_atomically
 from ..._version import __version__
 from ...errors import ArgumentError, DTypeError, ShapeError
-from ...nn.layers import (
-    BatchNorm,
-    Dense,
-    Dropout,
-    Flatten,
-    Module,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-    unnested,
-)
-from ...nn.variants import InPlaceBatchNorm
+from ...nn.layers import unnested
 from .extra import require
 
 __all__ = ["export"]
@@ -40,7 +29,7 @@ _PROBE_ROWS = 8
 
 
 def export(
-    model: Module,
+    model: nn.Module,
     path: str | os.PathLike[str] | None = None,
     *,
     input_shape: Sequence[int] | None = None,
@@ -78,7 +67,7 @@ def export(
     ImportError
         The extra ``nbbn[onnx]`` is not installed.
     """
-    instance(model, Module, "model")
+    instance(model, nn.Module, "model")
     verify = switch(verify, "verify")
     target = None if path is None else as_path(path, "path")
     if target is not None and not target.parent.is_dir():
@@ -150,7 +139,7 @@ class _Graph:
 # ---------------------------------------------------------------- layers
 
 
-def _dense(graph: _Graph, name: str, layer: Dense) -> None:
+def _dense(graph: _Graph, name: str, layer: nn.Dense) -> None:
     out_features, in_features = layer.weight.shape
     if graph.shape != (in_features,):
         raise ShapeError(
@@ -164,12 +153,12 @@ def _dense(graph: _Graph, name: str, layer: Dense) -> None:
     graph.shape = (out_features,)
 
 
-def _batch_norm(graph: _Graph, name: str, layer: BatchNorm) -> None:
+def _batch_norm(graph: _Graph, name: str, layer: nn.BatchNorm) -> None:
     if layer.running_mean is None or layer.running_var is None:
         raise ArgumentError(
             f"cannot export {name!r}, {layer!r}: it keeps no running statistics for inference"
         )
-    if isinstance(layer, InPlaceBatchNorm):
+    if isinstance(layer, nn.InPlaceBatchNorm):
         raise ArgumentError(f"cannot export {name!r}, {layer!r}: nbbn would not read it back")
     rank = 1 + len(graph.shape)
     axis = layer.axis % rank if -rank <= layer.axis < rank else 0
@@ -201,14 +190,14 @@ def _batch_norm(graph: _Graph, name: str, layer: BatchNorm) -> None:
         graph.add("Relu", name)
 
 
-def _softmax(graph: _Graph, name: str, layer: Softmax) -> None:
+def _softmax(graph: _Graph, name: str, layer: nn.Softmax) -> None:
     rank = 1 + len(graph.shape)
     if not -rank <= layer.axis < rank:
         raise ShapeError(f"{name!r}, {layer!r}, has no such axis in examples {graph.shape}")
     graph.add("Softmax", name, axis=layer.axis)
 
 
-def _flatten(graph: _Graph, name: str, layer: Flatten) -> None:
+def _flatten(graph: _Graph, name: str, layer: nn.Flatten) -> None:
     if len(graph.shape) != 1:
         graph.add("Flatten", name, axis=1)
         graph.shape = (int(np.prod(graph.shape)),)
@@ -218,19 +207,19 @@ def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
     return lambda graph, name, layer: graph.add(op, name)
 
 
-_EXPORTERS: dict[type[Module], Callable[[_Graph, str, Any], None]] = {
-    Dense: _dense,
-    BatchNorm: _batch_norm,
-    ReLU: _elementwise("Relu"),
-    Sigmoid: _elementwise("Sigmoid"),
-    Tanh: _elementwise("Tanh"),
-    Softmax: _softmax,
-    Flatten: _flatten,
-    Dropout: lambda graph, name, layer: None,
+_EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
+    nn.Dense: _dense,
+    nn.BatchNorm: _batch_norm,
+    nn.ReLU: _elementwise("Relu"),
+    nn.Sigmoid: _elementwise("Sigmoid"),
+    nn.Tanh: _elementwise("Tanh"),
+    nn.Softmax: _softmax,
+    nn.Flatten: _flatten,
+    nn.Dropout: lambda graph, name, layer: None,
 }
 
 
-def _exporter(layer: Module, name: str) -> Callable[[_Graph, str, Any], None]:
+def _exporter(layer: nn.Module, name: str) -> Callable[[_Graph, str, Any], None]:
     for kind, found in _EXPORTERS.items():
         if isinstance(layer, kind):
             return found
@@ -245,7 +234,7 @@ def _exporter(layer: Module, name: str) -> Callable[[_Graph, str, Any], None]:
 
 
 def _example_shape(
-    layers: list[tuple[str, Module]], input_shape: Sequence[int] | None
+    layers: list[tuple[str, nn.Module]], input_shape: Sequence[int] | None
 ) -> tuple[int, ...]:
     if input_shape is not None:
         return tuple(
@@ -253,21 +242,21 @@ def _example_shape(
             for n in iterate(input_shape, "input_shape", "integers")
         )
     for _, layer in layers:
-        if isinstance(layer, Dense):
+        if isinstance(layer, nn.Dense):
             return (layer.weight.shape[1],)
-        if isinstance(layer, BatchNorm) and layer.running_mean is not None:
+        if isinstance(layer, nn.BatchNorm) and layer.running_mean is not None:
             return (len(layer.running_mean),)
     raise ArgumentError("no layer tells the shape of the input: pass input_shape")
 
 
-def _dtype(model: Module) -> np.dtype[Any]:
+def _dtype(model: nn.Module) -> np.dtype[Any]:
     found = {array.dtype for array in model.state_dict().values() if array.dtype.kind == "f"}
     if len(found) > 1:
         raise DTypeError(f"the layers mix {', '.join(sorted(map(str, found)))}: use one type")
     return found.pop() if found else np.dtype(np.float32)
 
 
-def _verify(model: Module, exported: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def _verify(model: nn.Module, exported: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -13,27 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from ... import nn
 from ...errors import ArgumentError, CheckpointError, DTypeError, NbbnError
-from ...nn.batchnorm import Convention
-from ...nn.layers import (
-    BatchNorm,
-    Dense,
-    Dropout,
-    Flatten,
-    Module,
-    ReLU,
-    Sequential,
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
 from .extra import require
 from .graph import Graph, Node
 
 __all__ = ["load"]
 
 
-def load(source: str | os.PathLike[str] | Any) -> Sequential:
+def load(source: str | os.PathLike[str] | Any) -> nn.Sequential:
     """Build a Sequential from an ONNX file.
 
     Parameters
@@ -87,7 +75,7 @@ class _Chain:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.layers: list[Module] = []
+        self.layers: list[nn.Module] = []
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise ArgumentError(
                 f"the graph must have one input and one output, got {graph.inputs} and "
@@ -98,7 +86,7 @@ class _Chain:
         # The axes of the model's own value in the order that the graph has them now.
         self.axes: tuple[int, ...] | None = None
 
-    def build(self) -> Sequential:
+    def build(self) -> nn.Sequential:
         """Follow the nodes from the input to the output."""
         for node in self.graph.nodes:
             if self.graph.fold_constant(node):
@@ -116,7 +104,7 @@ class _Chain:
             raise ArgumentError(f"the last operator does not give {self.graph.outputs[0]!r}")
         if self.axes is not None:
             raise ArgumentError("the output is transposed, which no layer computes")
-        model = Sequential(*self.layers)
+        model = nn.Sequential(*self.layers)
         model.eval()
         return model
 
@@ -138,8 +126,8 @@ class _Chain:
 # ---------------------------------------------------------------- operators
 
 
-def _dense(weight: np.ndarray, bias: np.ndarray | None) -> Dense:
-    layer = Dense(weight.shape[1], weight.shape[0], bias=bias is not None, init=0.0,
+def _dense(weight: np.ndarray, bias: np.ndarray | None) -> nn.Dense:
+    layer = nn.Dense(weight.shape[1], weight.shape[0], bias=bias is not None, init=0.0,
                   dtype=weight.dtype)  # fmt: skip
     layer.weight.data[...] = weight
     if layer.bias is not None:
@@ -174,7 +162,7 @@ def _matmul(chain: _Chain, node: Node) -> None:
 
 def _add(chain: _Chain, node: Node) -> None:
     last = chain.layers[-1] if chain.layers else None
-    if not isinstance(last, Dense) or last.bias is not None:
+    if not isinstance(last, nn.Dense) or last.bias is not None:
         raise node.refusal("only the bias of a matrix product can be added")
     position = 1 - node.inputs.index(chain.value)
     bias = _row(node, chain.constant(node, position, "addend"), last.weight.shape[0])
@@ -195,9 +183,9 @@ def _batch_norm(chain: _Chain, node: Node) -> None:
         raise node.refusal("only inference (is_test) can be imported")
     names = ("weight", "bias", "running_mean", "running_var")
     state = {name: chain.constant(node, i + 1, name) for i, name in enumerate(names)}
-    layer = BatchNorm(
+    layer = nn.BatchNorm(
         len(state["weight"]),
-        convention=Convention.of(
+        convention=nn.Convention.of(
             "onnx",
             eps=_decimal(node.attribute("epsilon", 1e-5)),
             momentum=_decimal(node.attribute("momentum", 0.9)),
@@ -219,10 +207,10 @@ def _decimal(value: float) -> float:
 
 def _relu(chain: _Chain, node: Node) -> None:
     last = chain.layers[-1] if chain.layers else None
-    if isinstance(last, BatchNorm) and last.activation is None:
+    if isinstance(last, nn.BatchNorm) and last.activation is None:
         last.activation = "relu"
     else:
-        chain.layers.append(ReLU())
+        chain.layers.append(nn.ReLU())
 
 
 def _softmax(chain: _Chain, node: Node) -> None:
@@ -231,14 +219,14 @@ def _softmax(chain: _Chain, node: Node) -> None:
     # Before opset 13 all axes from this one on were one.
     if chain.graph.opset < 13 and (chain.rank is None or axis not in (-1, chain.rank - 1)):
         raise node.refusal("before opset 13 only the last axis of a value of known rank will do")
-    chain.layers.append(Softmax(axis))
+    chain.layers.append(nn.Softmax(axis))
 
 
 def _flatten(chain: _Chain, node: Node) -> None:
     chain.plain(node)
     if node.attribute("axis", 1) != 1:
         raise node.refusal("only Flatten from axis 1 on is a layer")
-    chain.layers.append(Flatten())
+    chain.layers.append(nn.Flatten())
     chain.rank = 2
 
 
@@ -247,7 +235,7 @@ def _dropout(chain: _Chain, node: Node) -> None:
     if (node.input(2) and mode is None) or (mode is not None and mode.any()):
         raise node.refusal("it drops in inference too (training_mode)")
     p = node.attribute("ratio", 0.5) if ratio is None else float(ratio)
-    chain.layers.append(Dropout(p))
+    chain.layers.append(nn.Dropout(p))
 
 
 def _transpose(chain: _Chain, node: Node) -> None:
@@ -261,7 +249,7 @@ def _transpose(chain: _Chain, node: Node) -> None:
     chain.axes = None if after == tuple(range(len(perm))) else after
 
 
-def _layer(kind: Callable[[], Module]) -> Callable[[_Chain, Node], None]:
+def _layer(kind: Callable[[], nn.Module]) -> Callable[[_Chain, Node], None]:
     return lambda chain, node: chain.layers.append(kind())
 
 
@@ -271,8 +259,8 @@ _IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
     "Add": _add,
     "BatchNormalization": _batch_norm,
     "Relu": _relu,
-    "Sigmoid": _layer(Sigmoid),
-    "Tanh": _layer(Tanh),
+    "Sigmoid": _layer(nn.Sigmoid),
+    "Tanh": _layer(nn.Tanh),
     "Softmax": _softmax,
     "Flatten": _flatten,
     "Dropout": _dropout,
