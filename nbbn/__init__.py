@@ -33,128 +33,49 @@ if TYPE_CHECKING:
     from .train.trust import recordable
 
 __all__ = [
-    "BatchNorm",
-    "BatchRenorm",
-    "Convention",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "GhostBatchNorm",
-    "InPlaceBatchNorm",
-    "Module",
-    "NbbnError",
-    "Op",
-    "Parameter",
-    "Ramp",
-    "ReLU",
-    "Sequential",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "Tape",
-    "Tensor",
-    "__version__",
-    "apply",
-    "callbacks",
-    "checkpoint",
-    "config",
-    "convert",
-    "data",
-    "errors",
-    "fold",
-    "functional",
-    "grad",
-    "gradcheck",
-    "gradgradcheck",
-    "inference",
-    "initializers",
-    "inspect",
-    "jit",
-    "logs",
-    "losses",
-    "metrics",
-    "mlp",
-    "onnx",
-    "ops",
-    "optim",
-    "plots",
-    "pool",
-    "progress",
-    "recalibrate",
-    "recordable",
-    "threads",
-    "train",
-    "warmup",
-]
+    "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
+    "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
+    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks",
+    "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
+    "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
+    "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable",
+    "threads", "train", "warmup",
+]  # fmt: skip
 
-# Public name -> the module that it is, or "module:name" for what is defined in one.
-_HOMES = {
-    "BatchNorm": "nn.batchnorm:BatchNorm",
-    "BatchRenorm": "nn.variants:BatchRenorm",
-    "Convention": "nn.batchnorm:Convention",
-    "Dense": "nn.layers:Dense",
-    "Dropout": "nn.layers:Dropout",
-    "Flatten": "nn.layers:Flatten",
-    "GhostBatchNorm": "nn.variants:GhostBatchNorm",
-    "InPlaceBatchNorm": "nn.variants:InPlaceBatchNorm",
-    "Module": "nn.module:Module",
-    "NbbnError": "errors:NbbnError",
-    "Op": "autograd:Op",
-    "Parameter": "autograd:Parameter",
-    "Ramp": "nn.variants:Ramp",
-    "ReLU": "nn.layers:ReLU",
-    "Sequential": "nn.layers:Sequential",
-    "Sigmoid": "nn.layers:Sigmoid",
-    "Softmax": "nn.layers:Softmax",
-    "Tanh": "nn.layers:Tanh",
-    "Tape": "autograd:Tape",
-    "Tensor": "autograd:Tensor",
-    "apply": "autograd:apply",
-    "autograd": "autograd",
-    "backend": "backend",
-    "callbacks": "train.callbacks",
-    "checkpoint": "train.checkpoint",
-    "config": "train.config",
-    "convert": "export",
-    "data": "data",
-    "errors": "errors",
-    "export": "export",
-    "fold": "export.fold:fold",
-    "functional": "functional",
-    "grad": "autograd.second_order:grad",
-    "gradcheck": "autograd.gradcheck:gradcheck",
-    "gradgradcheck": "autograd.gradcheck:gradgradcheck",
-    "inference": "train.inference",
-    "initializers": "nn.initializers",
-    "inspect": "nn.inspect:inspect",
-    "jit": "jit",
-    "jit_cuda": "jit.cuda",
-    "logs": "train.logs",
-    "losses": "nn.losses",
-    "metrics": "train.metrics",
-    "mlp": "nn.layers:mlp",
-    "nn": "nn",
-    "onnx": "export.onnx",
-    "ops": "autograd.functions",
-    "optim": "optim",
-    "plots": "train.plots",
-    "pool": "backend.pool",
-    "progress": "train.progress",
-    "recalibrate": "nn.variants:recalibrate",
-    "recordable": "train.trust:recordable",
-    "threads": "backend.threads",
-    "train": "train",
-    "warmup": "functional.warmup:warmup",
-}
+# Where public names are defined; and the modules that are public, by their own names or others.
+_DEFINED = {
+    "autograd": ("Op", "Parameter", "Tape", "Tensor", "apply"),
+    "autograd.gradcheck": ("gradcheck", "gradgradcheck"),
+    "autograd.second_order": ("grad",),
+    "errors": ("NbbnError",),
+    "export.fold": ("fold",),
+    "functional.warmup": ("warmup",),
+    "nn.batchnorm": ("BatchNorm", "Convention"),
+    "nn.inspect": ("inspect",),
+    "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
+                  "mlp"),
+    "nn.module": ("Module",),
+    "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
+    "train.trust": ("recordable",),
+}  # fmt: skip
+_MODULES = (
+    "autograd", "backend", "backend.pool", "backend.threads", "data", "errors", "export",
+    "export.onnx", "functional", "jit", "nn", "nn.initializers", "nn.losses", "optim", "train",
+    "train.callbacks", "train.checkpoint", "train.config", "train.inference", "train.logs",
+    "train.metrics", "train.plots", "train.progress",
+)  # fmt: skip
+_HOMES = {name: home for home, names in _DEFINED.items() for name in names}
+_HOMES |= {module.rpartition(".")[2]: module for module in _MODULES}
+_HOMES |= {"convert": "export", "jit_cuda": "jit.cuda", "ops": "autograd.functions"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'nbbn' has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    value = importlib.import_module(f"nbbn.{module}")
-    if attribute:
-        value = getattr(value, attribute)
+    home = _HOMES[name]
+    value = importlib.import_module(f"nbbn.{home}")
+    if name in _DEFINED.get(home, ()):
+        value = getattr(value, name)
     globals()[name] = value
     return value
 

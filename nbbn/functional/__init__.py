@@ -24,27 +24,9 @@ from .stats import BatchNormStats, WeightedStats, merge_stats
 from .weighted import weighted_batch_norm_backward, weighted_batch_norm_train
 
 __all__ = [
-    "BatchNormStats",
-    "WeightedStats",
-    "batch_norm",
-    "batch_norm_backward",
-    "batch_norm_infer",
-    "batch_norm_infer_backward",
-    "batch_norm_train",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "log_softmax",
-    "log_softmax_backward",
-    "merge_stats",
-    "relu",
-    "relu_backward",
-    "sigmoid",
-    "sigmoid_backward",
-    "softmax",
-    "softmax_backward",
-    "tanh",
-    "tanh_backward",
-    "update_running_stats",
-    "weighted_batch_norm_backward",
-    "weighted_batch_norm_train",
-]
+    "BatchNormStats", "WeightedStats", "batch_norm", "batch_norm_backward", "batch_norm_infer",
+    "batch_norm_infer_backward", "batch_norm_train", "cross_entropy", "cross_entropy_backward",
+    "log_softmax", "log_softmax_backward", "merge_stats", "relu", "relu_backward", "sigmoid",
+    "sigmoid_backward", "softmax", "softmax_backward", "tanh", "tanh_backward",
+    "update_running_stats", "weighted_batch_norm_backward", "weighted_batch_norm_train",
+]  # fmt: skip

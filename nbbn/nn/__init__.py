@@ -6,21 +6,7 @@ from .module import Module
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
-    "BatchNorm",
-    "BatchRenorm",
-    "Convention",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "GhostBatchNorm",
-    "InPlaceBatchNorm",
-    "Module",
-    "Ramp",
-    "ReLU",
-    "Sequential",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "mlp",
+    "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
+    "InPlaceBatchNorm", "Module", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "mlp",
     "recalibrate",
-]
+]  # fmt: skip
