@@ -65,10 +65,7 @@ class Dense(Module):
         rng: np.random.Generator | int | None = None,
         dtype: Any = np.float32,
     ) -> None:
-        shape = (
-            positive(out_features, "out_features"),
-            positive(in_features, "in_features"),
-        )
+        shape = (positive(out_features, "out_features"), positive(in_features, "in_features"))
         dtype = float_type(dtype)
         self.weight = Parameter(initialize(init, shape, rng, dtype))
         self.bias = Parameter(np.zeros(shape[0], dtype)) if switch(bias, "bias") else None

@@ -108,12 +108,7 @@ class BatchRenorm(BatchNorm):
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        r_max: Schedule = _R_MAX,
-        d_max: Schedule = _D_MAX,
-        **options: Any,
+        self, channels: int, *, r_max: Schedule = _R_MAX, d_max: Schedule = _D_MAX, **options: Any
     ) -> None:
         super().__init__(channels, **options)
         if self.running_mean is None:

@@ -96,10 +96,7 @@ class Classifier:
         return cls(model, config, shape, dtype, found.batches["mean"], found.batches["std"])
 
     def batches(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray | None = None,
-        rows: np.ndarray | None = None,
+        self, images: np.ndarray, labels: np.ndarray | None = None, rows: np.ndarray | None = None
     ) -> Batches:
         """Standardize images as in training, and leave them in order; labels are 0 by default.
 
@@ -150,9 +147,7 @@ class Classifier:
         return functional.softmax(outputs)
 
     def held_out(
-        self,
-        source: Sequence[str] | None = None,
-        data_dir: str | os.PathLike[str] | None = None,
+        self, source: Sequence[str] | None = None, data_dir: str | os.PathLike[str] | None = None
     ) -> HeldOut | None:
         """Load what the model was not trained on: the test set, or else the validation split.
 
