@@ -6,7 +6,7 @@ gamma (if it scales), beta (if it centers), moving_mean, moving_variance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ import numpy as np
 from .._validation import iterate
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..nn.layers import BatchNorm, Dense, Module
-from .conventions import BatchNormState, as_array, assignment, variance, with_settings
-from .walk import Layer, copy_dense, followers, layers_of, without_bias
+from .conventions import BatchNormState, as_array, variance
+from .walk import Layer, Loader, layers_of
 
 __all__ = ["load_keras", "to_keras"]
 
@@ -59,15 +59,12 @@ def load_keras(
         for i, value in enumerate(iterate(weights, "weights", "arrays"))
     ]
     layers = layers_of(model)
-    after = followers(model)
-    copies: list[Callable[[], None]] = []
-    biases: dict[int, np.ndarray] = {}
+    loader = Loader(model, "keras", eps, momentum, count)
     for segment, found in _segments(layers, arrays):
         given = iter(found)
         spare = len(found) - sum(_count(layer) for layer in segment.values())
         first = next(iter(segment.values()))
-        absorbed = spare == 1 and isinstance(first, Dense) and first.bias is None
-        if spare and not (absorbed and id(first) in after):
+        if spare and not (spare == 1 and loader.absorbs(first)):
             raise ArgumentError(
                 f"the layers {', '.join(segment)} hold {len(found) - spare} arrays, but the Keras "
                 f"weights there are {len(found)}, of shapes {[a.shape for a in found]}"
@@ -75,10 +72,8 @@ def load_keras(
         for name, layer in segment.items():
             if isinstance(layer, Dense):
                 kernel = next(given)
-                if absorbed:
-                    biases[id(after[id(layer)])] = next(given)
-                bias = None if layer.bias is None else next(given)
-                copies.append(copy_dense(layer, kernel.T, bias, f"Keras' {name!r}"))
+                bias = next(given) if spare or layer.bias is not None else None
+                loader.dense(layer, kernel.T, bias, f"Keras' {name!r}")
                 continue
             state = BatchNormState(
                 gamma=None if layer.gamma is None else next(given),
@@ -86,12 +81,8 @@ def load_keras(
                 mean=next(given),
                 var=next(given),
             )
-            if id(layer) in biases:
-                state = state._replace(mean=without_bias(state.mean, biases[id(layer)]))
-            state = with_settings(state, "keras", layer, eps, momentum)
-            copies.append(assignment(state, layer, count, f"Keras' {name!r}"))
-    for copy in copies:
-        copy()
+            loader.batch_norm(layer, state, f"Keras' {name!r}")
+    loader.copy()
 
 
 def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,8 @@ from .._validation import instance, iterate
 from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ..functional import checks
 from ..nn.layers import BatchNorm, Dense, Module
-from .conventions import (
-    BatchNormState,
-    as_array,
-    assignment,
-    known_updates,
-    torch_can_omit_shift,
-    variance,
-    with_settings,
-)
-from .walk import Layer, copy_dense, followers, layers_of, without_bias
+from .conventions import BatchNormState, as_array, known_updates, torch_can_omit_shift, variance
+from .walk import Layer, Loader, layers_of
 
 __all__ = ["load_torch", "to_torch"]
 
@@ -86,32 +78,22 @@ def load_torch(
     layers = _stateful(model)
     groups = _groups(state)
     matched = _named(layers, groups, names) if names is not None else _match(layers, groups)
-    after = followers(model)
-    biases: dict[int, np.ndarray] = {}
-    copies: list[Callable[[], None]] = []
+    loader = Loader(model, "torch", eps, momentum, count)
     for name, layer in layers.items():
         group = groups[matched[name]]
         label = f"PyTorch's {matched[name]!r}"
         if isinstance(layer, Dense):
-            bias = group.get("bias")
-            if bias is not None and layer.bias is None and id(layer) in after:
-                biases[id(after[id(layer)])] = bias
-                bias = None
-            copies.append(copy_dense(layer, group.get("weight"), bias, label))
-        else:
-            found = BatchNormState(
-                mean=group.get("running_mean"),
-                var=group.get("running_var"),
-                gamma=_wanted(group.get("weight"), layer.gamma, 1),
-                beta=_wanted(group.get("bias"), layer.beta, 0),
-                updates=_updates(group, label),
-            )
-            if id(layer) in biases:
-                found = found._replace(mean=without_bias(found.mean, biases[id(layer)]))
-            found = with_settings(found, "torch", layer, eps, momentum)
-            copies.append(assignment(found, layer, count, label))
-    for copy in copies:
-        copy()
+            loader.dense(layer, group.get("weight"), group.get("bias"), label)
+            continue
+        found = BatchNormState(
+            mean=group.get("running_mean"),
+            var=group.get("running_var"),
+            gamma=_wanted(group.get("weight"), layer.gamma, 1),
+            beta=_wanted(group.get("bias"), layer.beta, 0),
+            updates=_updates(group, label),
+        )
+        loader.batch_norm(layer, found, label)
+    loader.copy()
 
 
 def to_torch(

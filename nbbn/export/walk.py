@@ -16,7 +16,7 @@ from .._validation import instance
 from ..errors import ArgumentError
 from ..nn.layers import BatchNorm, Dense, Module, Sequential
 from ..nn.variants import InPlaceBatchNorm
-from .conventions import fill, fitting
+from .conventions import BatchNormState, assignment, fill, fitting, with_settings
 
 Layer = Dense | BatchNorm
 
@@ -48,31 +48,52 @@ def layers_of(model: Module) -> dict[str, Layer]:
     return found
 
 
-def followers(model: Module) -> dict[int, BatchNorm]:
-    """Map the id of each Dense to the BatchNorm that comes next to it in a Sequential."""
-    return {
-        id(before): after
-        for module in model.modules()
-        if isinstance(module, Sequential)
-        for before, after in itertools.pairwise(module)
-        if isinstance(before, Dense) and isinstance(after, BatchNorm)
-    }
+class Loader:
+    """Takes in the arrays of a framework's layers, and copies them once all are checked."""
 
+    def __init__(
+        self, model: Module, framework: str, eps: float | None, momentum: float | None,
+        count: int | None,
+    ) -> None:  # fmt: skip
+        self._framework, self._settings, self._count = framework, (eps, momentum), count
+        self._copies: list[Callable[[], None]] = []
+        # The BatchNorm behind a Dense in a Sequential, and the bias that it takes in; by id.
+        self._behind = {
+            id(before): after
+            for module in model.modules()
+            if isinstance(module, Sequential)
+            for before, after in itertools.pairwise(module)
+            if isinstance(before, Dense) and isinstance(after, BatchNorm)
+        }
+        self._biases: dict[int, np.ndarray] = {}
 
-def without_bias(mean: np.ndarray | None, bias: np.ndarray) -> np.ndarray | None:
-    """Running mean of a BatchNorm once the bias in front of it is left out."""
-    if mean is None:
-        return None
-    difference = mean.astype(np.float64) - bias.astype(np.float64)
-    return difference.astype(np.result_type(mean.dtype, bias.dtype, np.float32))
+    def absorbs(self, layer: Layer) -> bool:
+        """Whether a bias that a layer does without can go into the BatchNorm behind it."""
+        return isinstance(layer, Dense) and layer.bias is None and id(layer) in self._behind
 
+    def dense(self, layer: Dense, weight: Any, bias: Any, label: str) -> None:
+        """Take in the arrays of a Dense."""
+        if bias is not None and self.absorbs(layer):
+            self._biases[id(self._behind[id(layer)])] = bias
+            bias = None
+        own_bias = None if layer.bias is None else layer.bias.data
+        pairs = [
+            (layer.weight.data, fitting(weight, layer.weight.data, f"weight of {label}")),
+            (own_bias, fitting(bias, own_bias, f"bias of {label}")),
+        ]
+        self._copies.append(lambda: fill(pairs))
 
-def copy_dense(layer: Dense, weight: Any, bias: Any, label: str) -> Callable[[], None]:
-    """Check the arrays of a Dense layer, and return a function that then only copies."""
-    own_bias = None if layer.bias is None else layer.bias.data
-    pairs = [
-        (layer.weight.data, fitting(weight, layer.weight.data, f"weight of {label}")),
-        (own_bias, fitting(bias, own_bias, f"bias of {label}")),
-    ]
+    def batch_norm(self, layer: BatchNorm, state: BatchNormState, label: str) -> None:
+        """Take in the state of a BatchNorm, without what its framework's files do not say."""
+        bias = self._biases.get(id(layer))
+        if bias is not None and state.mean is not None:
+            mean = state.mean.astype(np.float64) - bias.astype(np.float64)
+            kind = np.result_type(state.mean.dtype, bias.dtype, np.float32)
+            state = state._replace(mean=mean.astype(kind))
+        state = with_settings(state, self._framework, layer, *self._settings)
+        self._copies.append(assignment(state, layer, self._count, label))
 
-    return lambda: fill(pairs)
+    def copy(self) -> None:
+        """Change the model: nothing can fail any more."""
+        for copy in self._copies:
+            copy()
