@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._validation import generator, integer, possible, real, switch
-from ._checks import check_images, check_rows
-from .finite import check_finite
+from ._checks import check_finite, check_images, check_rows
 
 __all__ = ["split", "standardization"]
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._validation import choice, instance, integer, iterate, mapping, positive, real, switch
@@ -72,36 +73,29 @@ def _widths(value: Any, name: str) -> tuple[int, ...]:
     return tuple(positive(width, name) for width in iterate(value, name, "integers"))
 
 
-def _below_one(value: Any, name: str) -> float:
-    return real(value, name, least=0, below=1)
-
-
-def _above_zero(value: Any, name: str) -> float:
-    return real(value, name, above=0)
-
-
-def _one_of(*allowed: str) -> Callable[[Any, str], Any]:
+def _one_of(allowed: tuple[str, ...]) -> Callable[[Any, str], Any]:
     return lambda value, name: choice(value, allowed, name)
 
 
+_below_one = partial(real, least=0, below=1)
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "data": sources,
     "validation": _below_one,
-    "standardize": _one_of(*STANDARDIZE),
+    "standardize": _one_of(STANDARDIZE),
     "hidden": _widths,
     "batch_norm": switch,
     "dropout": _below_one,
     "epochs": positive,
     "batch_size": positive,
-    "optimizer": _one_of(*OPTIMIZERS),
-    "lr": _above_zero,
-    "schedule": _one_of(*SCHEDULES),
-    "weight_decay": lambda value, name: real(value, name, least=0),
+    "optimizer": _one_of(OPTIMIZERS),
+    "lr": partial(real, above=0),
+    "schedule": _one_of(SCHEDULES),
+    "weight_decay": partial(real, least=0),
     "momentum": _below_one,
-    "watch": _one_of(*WATCH),
-    "until": lambda value, name: real(value, name, above=0, most=1),
+    "watch": _one_of(WATCH),
+    "until": partial(real, above=0, most=1),
     "patience": positive,
-    "seed": lambda value, name: integer(value, name, least=0),
+    "seed": partial(integer, least=0),
 }
 _OPTIONAL = {"momentum", "until", "patience"}
 

@@ -12,13 +12,11 @@ import numpy as np
 from .. import data, functional
 from .._validation import as_array, as_path, data_type, instance, iterate, positive
 from ..data import Batches, read_idx
-from ..data._checks import check_rows, finite
-from ..data.finite import check_finite
+from ..data._checks import check_finite, check_rows, finite
 from ..data.own import read_npy
 from ..errors import ArgumentError, CheckpointError, DataError, DTypeError, ShapeError
 from ..nn.layers import Module, Sequential
 from . import checkpoint
-from .checkpoint import Checkpoint
 from .config import Config, sources
 
 __all__ = ["Classifier", "HeldOut", "read_images"]
@@ -90,10 +88,16 @@ class Classifier:
         """
         best = as_path(path, "path") / "best.safetensors"
         found = checkpoint.load(best if best.exists() else path)
-        config, shape, classes, dtype = _description(found)
-        model = config.build_model(int(np.prod(shape)), classes)
+        saved, own = found.config, found.batches
+        if not saved.keys() >= {"config", "shape", "classes", "dtype"} or "mean" not in own:
+            raise CheckpointError(
+                f"{found.path} was not saved by nbbn train: build its model yourself and use "
+                "nbbn.checkpoint.restore"
+            )
+        config, shape = Config.from_dict(saved["config"]), tuple(saved["shape"])
+        model = config.build_model(math.prod(shape), saved["classes"])
         checkpoint.restore(found, model)
-        return cls(model, config, shape, dtype, found.batches["mean"], found.batches["std"])
+        return cls(model, config, shape, saved["dtype"], own["mean"], own["std"])
 
     def batches(
         self, images: np.ndarray, labels: np.ndarray | None = None, rows: np.ndarray | None = None
@@ -172,21 +176,6 @@ class Classifier:
             return None
         _, rows = self.config.split(len(found.train_labels))
         return HeldOut("validation", found.train_images, found.train_labels, rows)
-
-
-def _description(found: Checkpoint) -> tuple[Config, tuple[int, ...], int, str]:
-    saved = found.config
-    if not saved.keys() >= {"config", "shape", "classes", "dtype"} or "mean" not in found.batches:
-        raise CheckpointError(
-            f"{found.path} was not saved by nbbn train: build its model yourself and use "
-            "nbbn.checkpoint.restore"
-        )
-    return (
-        Config.from_dict(saved["config"]),
-        tuple(saved["shape"]),
-        saved["classes"],
-        saved["dtype"],
-    )
 
 
 def read_images(path: str | os.PathLike[str]) -> np.ndarray:

@@ -824,7 +824,7 @@ _SAVER = """
 import itertools, os, signal, sys
 import nbbn
 from nbbn import checkpoint
-from nbbn.train.checkpoint import lock as files
+from nbbn import _validation as files
 from nbbn.train.checkpoint import Checkpoints
 keeper = Checkpoints(sys.argv[1])
 model = nbbn.mlp((300, 200, 4), rng=0)

@@ -190,10 +190,7 @@ class Memory:
         """Copy the bytes to the host."""
         return to_host(array).tobytes()
 
-    @staticmethod
-    def host(array: Any) -> np.ndarray:
-        """Copy to the host."""
-        return to_host(array)
+    host = staticmethod(to_host)
 
     @staticmethod
     def graph(work: Callable[[], None], capturable: bool) -> Graph:

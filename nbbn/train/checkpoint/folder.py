@@ -16,7 +16,6 @@ from ..._validation import as_path, mapping, positive, switch, write_atomically
 from ...data import Batches
 from ...errors import ArgumentError, CheckpointError
 from ..callbacks import Callback, Run
-from . import lock as files
 from .format import Checkpoint, unpack
 from .saving import save
 
@@ -228,8 +227,10 @@ def _take(folder: Path) -> int | None:
     probe = folder / ".probe.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = files.lock_folder(folder)
-        files.sweep(folder)
+        descriptor = _lock(folder)
+        # What `write_atomically` left here when its process was killed.
+        for part in folder.glob(".*.part"):
+            part.unlink(missing_ok=True)
         write_atomically(probe, b"")
         probe.unlink()
     except BlockingIOError:
@@ -238,6 +239,25 @@ def _take(folder: Path) -> int | None:
         ) from None
     except OSError as error:
         raise ArgumentError(f"cannot write to {folder}: {error.strerror}") from None
+    return descriptor
+
+
+def _lock(folder: Path) -> int | None:
+    """Return the descriptor that holds the lock of a folder; None where folders have none."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
     return descriptor
 
 
