@@ -49,12 +49,12 @@ def _placed(
     return Layout(order, shape, dtype, storage, dtype, "cuda")
 
 
-def channel_layout(x: Any, axis: int, name: str = "x") -> Layout:
+def channel_layout(x: Any, axis: int) -> Layout:
     """Find how `x` folds into rows (M, C), or planes (N, C, S), with C the channel axis."""
-    dtype = checks.floating(x, name)
+    dtype = checks.floating(x, "x")
     order = None if x.flags.c_contiguous else _dense_order(x)
     axis = axis if type(axis) is int else integer(axis, "axis")
-    found = _layout(x.shape, axis, order, dtype, name)
+    found = _layout(x.shape, axis, order, dtype)
     if type(x) is np.ndarray:
         return found
     return _placed(x, order, found.shape, dtype)
@@ -62,21 +62,17 @@ def channel_layout(x: Any, axis: int, name: str = "x") -> Layout:
 
 @functools.lru_cache(maxsize=512)
 def _layout(
-    shape: tuple[int, ...],
-    axis: int,
-    order: tuple[int, ...] | None,
-    dtype: np.dtype[Any],
-    name: str,
+    shape: tuple[int, ...], axis: int, order: tuple[int, ...] | None, dtype: np.dtype[Any]
 ) -> Layout:
     rank = len(shape)
     if not MIN_RANK <= rank <= MAX_RANK:
         raise ShapeError(
-            f"{name} must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
-            f"{rank_hint(shape, axis, name)}"
+            f"x must have {MIN_RANK} to {MAX_RANK} dimensions, got shape {shape}: "
+            f"{rank_hint(shape, axis)}"
         )
-    channel = _axis_index(axis, shape, name)
+    channel = _axis_index(axis, shape, "x")
     if shape[channel] == 0:
-        raise ShapeError(f"{name} has no channels: axis {axis} of shape {shape} has length 0")
+        raise ShapeError(f"x has no channels: axis {axis} of shape {shape} has length 0")
     if order is not None:
         shape = tuple(shape[d] for d in order)
         channel = order.index(channel)
@@ -91,11 +87,11 @@ def _layout(
     return Layout(order, folded, dtype, dtype, _FLOAT64, "cpu")
 
 
-def rank_hint(shape: tuple[int, ...], axis: int, name: str) -> str:
-    """Say how an array of too few or too many dimensions becomes one with a channel axis."""
+def rank_hint(shape: tuple[int, ...], axis: int) -> str:
+    """Say how an x of too few or too many dimensions becomes one with a channel axis."""
     if len(shape) != 1:
         return "reshape it so that one axis counts the channels"
-    one, many = f"{name}[None, :]", f"{name}[:, None]"
+    one, many = "x[None, :]", "x[:, None]"
     if axis in (0, -2):
         one, many = many, one
     n = shape[0]
@@ -120,9 +116,9 @@ def flat_layout(x: Any, name: str) -> Layout:
     return _placed(x, _dense_order(x), (x.size,), dtype)
 
 
-def axis_index(axis: Any, x: np.ndarray, name: str) -> int:
+def axis_index(axis: Any, x: np.ndarray) -> int:
     """Check `axis` against the rank of `x` and return it counted from the front."""
-    return _axis_index(integer(axis, "axis"), x.shape, name)
+    return _axis_index(integer(axis, "axis"), x.shape, "x")
 
 
 def _axis_index(axis: int, shape: tuple[int, ...], name: str) -> int:

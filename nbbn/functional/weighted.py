@@ -138,7 +138,7 @@ def weighted_batch_norm_backward(
     # A NaN behind a mask would reach dgamma even times 0.
     shown = empty_like(x, layout)
     positions = _spread(weights, x, axis)
-    backend.run(_show, x, positions, mean, axis_index(axis, x, "x"), shown)
+    backend.run(_show, x, positions, mean, axis_index(axis, x), shown)
     direct, dgamma, dbeta = batch_norm_infer_backward(
         dy, shown, mean, var, gamma, eps=0.0, axis=axis, y=y, out=out,
         out_dgamma=out_dgamma, out_dbeta=out_dbeta,
@@ -162,7 +162,7 @@ def _fold_weights(weights: np.ndarray, x: np.ndarray, axis: int, layout: Layout)
     """Return a weight for each position in float64: (M,) for rows, (N, S) for planes."""
     spread = _spread(weights, x, axis)
     if layout.order is not None:
-        channel = axis_index(axis, x, "x")
+        channel = axis_index(axis, x)
         spread = spread.transpose([d - (d > channel) for d in layout.order if d != channel])
     folded = backend.empty(layout.shape[:1] + layout.shape[2:], _FLOAT64)
     backend.run(np.copyto, folded.reshape(spread.shape), spread, "unsafe")
@@ -178,7 +178,7 @@ def _spread(weights: np.ndarray, x: np.ndarray, axis: int) -> np.ndarray:
         raise DTypeError(
             f"weights must be a numpy.ndarray of booleans or real numbers, got {found}"
         )
-    channel = axis_index(axis, x, "x")
+    channel = axis_index(axis, x)
     positions = x.shape[:channel] + x.shape[channel + 1 :]
     spread = weights
     if weights.shape == positions[:1]:

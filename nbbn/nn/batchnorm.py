@@ -215,7 +215,7 @@ class BatchNorm(Module):
             return self.forward(x.reshape(-1, 1), residual, weights).reshape(-1)
         found = x.shape[self.axis] if -x.ndim <= self.axis < x.ndim else None
         if found != self._channels:
-            hint = f": {rank_hint(x.shape, self.axis, 'x')}" if x.ndim == 1 else ""
+            hint = f": {rank_hint(x.shape, self.axis)}" if x.ndim == 1 else ""
             raise ShapeError(
                 f"this BatchNorm has {self._channels} channels on axis {self.axis}, "
                 f"got x of shape {x.shape}{hint}"

@@ -104,7 +104,7 @@ def axes_of(axis: int | tuple[int, ...] | None, x: np.ndarray) -> tuple[int, ...
     if axis is None:
         return tuple(range(x.ndim))
     several = axis if isinstance(axis, tuple) else (axis,)
-    found = tuple(axis_index(a, x, "x") for a in several)
+    found = tuple(axis_index(a, x) for a in several)
     if len(set(found)) < len(found):
         raise ShapeError(f"axis {axis} names an axis of shape {x.shape} twice")
     return found
