@@ -32,7 +32,7 @@ from .ops.matmul import MatMul
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
-from .tensor import Tensor, apply, apply_with_context
+from .tensor import Tensor, apply, apply_with_stats
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
@@ -146,11 +146,10 @@ def batch_norm_train(
     eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
 ) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
     """Differentiable `nbbn.functional.batch_norm_train`."""
-    y, ctx = apply_with_context(
+    return apply_with_stats(
         BatchNormTrain, x, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation, single=single,
     )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
 
 
 def batch_norm_infer(
@@ -164,74 +163,57 @@ def batch_norm_infer(
     )  # fmt: skip
 
 
+# The variants, for their layers; options and their defaults are those of the operations.
+
+
 def weighted_batch_norm(
-    x: Any, weights: np.ndarray, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
-) -> tuple[Tensor, F.WeightedStats]:  # fmt: skip
+    x: Any, weights: Any, gamma: Any = None, beta: Any = None, residual: Any = None, **options: Any
+) -> tuple[Tensor, F.WeightedStats]:
     """Differentiable `nbbn.functional.weighted_batch_norm_train`; the weights are constants."""
     if isinstance(weights, Tensor):
         if weights.requires_grad:
             raise ArgumentError("weights are constants and get no gradient: pass weights.detach()")
         weights = weights.data
-    y, ctx = apply_with_context(
-        WeightedBatchNorm, x, weights, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation, single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
+    return apply_with_stats(WeightedBatchNorm, x, weights, gamma, beta, residual, **options)
 
 
 def ghost_batch_norm(
-    x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    size: int, eps: float = 1e-5, axis: int = 1, activation: str | None = None,
-    single: bool = False,
-) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
-    """Normalize each of ``max(1, N // size)`` groups of examples by itself.
+    x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, *, size: int, **options: Any
+) -> tuple[Tensor, F.BatchNormStats]:
+    """Normalize each of ``max(1, N // size)`` groups of examples; merge their statistics.
 
-    The examples are along the first axis that is not the channels'; the statistics are those of the
-    whole batch, the groups' merged. Otherwise as `batch_norm_train`.
+    The examples are along the first axis that is not the channels'.
     """
-    y, ctx = apply_with_context(
-        GhostBatchNorm, x, gamma, beta, residual,
-        size=positive(size, "size"), eps=eps, axis=axis, activation=activation,
-        single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
+    size = positive(size, "size")
+    return apply_with_stats(GhostBatchNorm, x, gamma, beta, residual, size=size, **options)
 
 
 def batch_renorm(
     x: Any, running_mean: np.ndarray, running_var: np.ndarray, limits: np.ndarray,
-    gamma: Any = None, beta: Any = None, residual: Any = None, *,
-    eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
+    gamma: Any = None, beta: Any = None, residual: Any = None, **options: Any,
 ) -> tuple[Tensor, F.BatchNormStats]:  # fmt: skip
     """Normalize with the batch's statistics, corrected towards the running ones, which stay.
 
     `limits` holds r_max >= 1 and d_max >= 0 in float64: r is clipped to [1 / r_max, r_max], d to
-    [-d_max, d_max]. Otherwise as `batch_norm_train`.
+    [-d_max, d_max].
     """
-    y, ctx = apply_with_context(
-        BatchRenorm, x, running_mean, running_var, limits, gamma, beta, residual,
-        eps=eps, axis=axis, activation=activation, single=single,
-    )  # fmt: skip
-    return y, ctx.stats  # type: ignore[attr-defined]
+    given = running_mean, running_var, limits
+    return apply_with_stats(BatchRenorm, x, *given, gamma, beta, residual, **options)
 
 
 def in_place_batch_norm(
     x: Any, gamma: Any = None, beta: Any = None, mean: Any = None, var: Any = None, *,
-    slope: float = 0.01, eps: float = 1e-5, axis: int = 1, single: bool = False,
+    slope: float = 0.01, **options: Any,
 ) -> tuple[Tensor, F.BatchNormStats | None]:  # fmt: skip
     """Batch normalization and leaky ReLU that keep their output only.
 
     While a tape records, an `x` that it has recorded gives up its array: memory falls by one array
     per layer. Using such an `x` again raises DTypeError; operations that used it before keep it.
-    The scale is |gamma| + eps. Given `mean` and `var`, it returns no statistics. Otherwise as
-    `batch_norm_train`.
+    The scale is |gamma| + eps. Given `mean` and `var`, it returns no statistics.
     """
     # Another one could not be undone.
     slope = real(slope, "slope", above=0, most=1)
-    y, ctx = apply_with_context(
-        InPlaceBatchNorm, x, gamma, beta, mean, var,
-        slope=slope, eps=eps, axis=axis, single=single,
-    )  # fmt: skip
+    y, stats = apply_with_stats(InPlaceBatchNorm, x, gamma, beta, mean, var, slope=slope, **options)
     if isinstance(x, Tensor) and x._tape is not None and x._tape is y._tape:
         x._tape.release(x, Released(x))
-    return y, ctx.stats  # type: ignore[attr-defined]
+    return y, stats

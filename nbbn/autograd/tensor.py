@@ -539,11 +539,18 @@ def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
     -------
     Tensor
     """
-    return apply_with_context(op, *inputs, **attributes)[0]
+    return _applied(op, inputs, attributes)[0]
 
 
-def apply_with_context(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Context]:
-    """As `apply`, and return the context too, for what the forward computed besides."""
+def apply_with_stats(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Any]:
+    """As `apply`, and return the statistics too that the forward left in its context."""
+    output, ctx = _applied(op, inputs, attributes)
+    return output, ctx.stats  # type: ignore[attr-defined]
+
+
+def _applied(
+    op: type[Op], inputs: tuple[Any, ...], attributes: dict[str, Any]
+) -> tuple[Tensor, Context]:
     try:
         recordable = _may_be_recorded(op)  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError):  # not a class, or not even hashable
@@ -581,10 +588,10 @@ def recording_tape() -> Tape | None:
     return _local.tape
 
 
-def as_tensor(value: Any, name: str = "x") -> Tensor:
+def as_tensor(value: Any) -> Tensor:
     """Return `value` as a Tensor: itself, or an array wrapped without a copy."""
     if isinstance(value, Tensor):
         return value
     if backend.is_array(value):
         return Tensor(value)
-    raise ArgumentError(f"{name} must be a Tensor or a numpy.ndarray, got {type(value).__name__}")
+    raise ArgumentError(f"x must be a Tensor or a numpy.ndarray, got {type(value).__name__}")

@@ -18,9 +18,6 @@ from .batchnorm import inverse_std, residual_gradient
 _FLOAT64 = np.dtype(np.float64)
 
 
-# ---------------------------------------------------------------- operations
-
-
 class WeightedBatchNorm(RecordableOp):
     """Batch normalization with the batch's weighted statistics; the weights are constants."""
 
@@ -29,7 +26,7 @@ class WeightedBatchNorm(RecordableOp):
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, weights: Any, gamma: Any, beta: Any, residual: Any, *,
-        eps: float, axis: int, activation: str | None, single: bool,
+        eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
     ) -> np.ndarray:  # fmt: skip
         y, ctx.stats = F.weighted_batch_norm_train(
             x, weights, gamma, beta,
@@ -59,7 +56,8 @@ class GhostBatchNorm(RecordableOp):
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, gamma: Any, beta: Any, residual: Any, *,
-        size: int, eps: float, axis: int, activation: str | None, single: bool,
+        size: int, eps: float = 1e-5, axis: int = 1, activation: str | None = None,
+        single: bool = False,
     ) -> np.ndarray:  # fmt: skip
         checks.host_only(x, "ghost batch normalization")
         channel_layout(x, axis)
@@ -96,7 +94,7 @@ class GhostBatchNorm(RecordableOp):
 
 def _groups(x: np.ndarray, axis: int, size: int) -> list[tuple[slice, ...]]:
     """Cut the first axis that is not the channels' into groups of `size` or a little more."""
-    examples = 1 if axis_index(axis, x, "x") == 0 else 0
+    examples = 1 if axis_index(axis, x) == 0 else 0
     count = x.shape[examples]
     number = max(1, count // size)
     bounds = [count * n // number for n in range(number + 1)]
@@ -117,7 +115,7 @@ class BatchRenorm(RecordableOp):
     def forward(
         ctx: Any, x: np.ndarray, running_mean: np.ndarray, running_var: np.ndarray,
         limits: np.ndarray, gamma: Any, beta: Any, residual: Any, *,
-        eps: float, axis: int, activation: str | None, single: bool,
+        eps: float = 1e-5, axis: int = 1, activation: str | None = None, single: bool = False,
     ) -> np.ndarray:  # fmt: skip
         checks.host_only(x, "batch renormalization")
         y, ctx.stats = F.batch_norm_train(x, gamma, beta, eps=eps, axis=axis, single=single)
@@ -180,7 +178,7 @@ class InPlaceBatchNorm(RecordableOp):
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, gamma: Any, beta: Any, mean: Any, var: Any, *,
-        slope: float, eps: float, axis: int, single: bool,
+        slope: float, eps: float = 1e-5, axis: int = 1, single: bool = False,
     ) -> np.ndarray:  # fmt: skip
         checks.host_only(x, "in-place batch normalization")
         channels = channel_layout(x, axis).shape[1]
