@@ -64,18 +64,16 @@ def make_parser() -> argparse.ArgumentParser:
     _export(commands)
     _plot(commands)
     _data(commands)
-    commands.add_parser(
-        "info",
-        help="show versions, BLAS, threads, cache and devices",
-        description="Show versions, BLAS, threads, cache and devices.",
-    )
-    warm = commands.add_parser(
-        "warmup",
-        help="compile all kernels into the cache",
-        description="Compile all kernels into the cache.",
-    )
+    _command(commands, "info", "show versions, BLAS, threads, cache and devices")
+    warm = _command(commands, "warmup", "compile all kernels into the cache")
     warm.add_argument("--quiet", action="store_true", help="print nothing")
     return parser
+
+
+def _command(commands: Any, name: str, summary: str, description: str = "") -> Any:
+    """Add a command; its description is its summary as a sentence, unless there is more to say."""
+    sentence = f"{summary[0].upper()}{summary[1:]}."
+    return commands.add_parser(name, help=summary, description=description or sentence)
 
 
 def _train(commands: Any) -> None:
@@ -149,83 +147,70 @@ def _any_of(choices: tuple[str, ...]) -> str:
     return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
-def _checkpoint(parser: argparse.ArgumentParser) -> None:
+def _checkpoint(parser: Any) -> None:
     parser.add_argument(
         "checkpoint", type=values.path, metavar="CKPT", help="a checkpoint, or the folder of a run"
     )
 
 
-def _eval(commands: Any) -> None:
-    evaluate = commands.add_parser(
-        "eval",
-        help="measure a trained classifier",
-        description="Measure loss and accuracy of a checkpoint on the test set of its data, or on "
-        "its validation split where there is none. The last line is a JSON object.",
-    )
-    _checkpoint(evaluate)
-    evaluate.add_argument(
-        "--data", nargs="+", action=values.Source, metavar="DATA",
-        help="other data: as in nbbn train; its test set",
-    )  # fmt: skip
-    evaluate.add_argument(
+def _data_dir(parser: Any) -> None:
+    parser.add_argument(
         "--data-dir", type=values.existing_folder, metavar="DIR", help="as in nbbn train"
     )
-    evaluate.add_argument(
-        "--per-class", action="store_true", help="print precision, recall and F1 of each class"
-    )
+
+
+def _eval(commands: Any) -> None:
+    evaluate = _command(
+        commands, "eval", "measure a trained classifier",
+        "Measure loss and accuracy of a checkpoint on the test set of its data, or on its "
+        "validation split where there is none. The last line is a JSON object.",
+    )  # fmt: skip
+    _checkpoint(evaluate)
+    add = evaluate.add_argument
+    add("--data", nargs="+", action=values.Source, metavar="DATA",
+        help="other data: as in nbbn train; its test set")  # fmt: skip
+    _data_dir(evaluate)
+    add("--per-class", action="store_true", help="print precision, recall and F1 of each class")
 
 
 def _predict(commands: Any) -> None:
-    predict = commands.add_parser(
-        "predict",
-        help="classify images",
-        description="Classify images: .npy, IDX, or pictures such as PNG (extra nbbn[image]). "
-        "MNIST's digits are white on black.",
-    )
+    predict = _command(
+        commands, "predict", "classify images",
+        "Classify images: .npy, IDX, or pictures such as PNG (extra nbbn[image]). MNIST's digits "
+        "are white on black.",
+    )  # fmt: skip
     _checkpoint(predict)
-    predict.add_argument("images", nargs="+", type=values.path, metavar="IMAGES",
-                         help="files of one image or of many")  # fmt: skip
-    predict.add_argument("--invert", action="store_true", help="turn black on white around")
-    predict.add_argument("--json", action="store_true", help="one JSON object per image")
+    add = predict.add_argument
+    add("images", nargs="+", type=values.path, metavar="IMAGES",
+        help="files of one image or of many")  # fmt: skip
+    add("--invert", action="store_true", help="turn black on white around")
+    add("--json", action="store_true", help="one JSON object per image")
 
 
 def _export(commands: Any) -> None:
-    export = commands.add_parser(
-        "export",
-        help="write a trained classifier for other programs",
-        description="Write the model of a checkpoint: .onnx (extra nbbn[onnx]), or its weights "
-        "under PyTorch's names: .safetensors, .npz.",
-    )
+    export = _command(
+        commands, "export", "write a trained classifier for other programs",
+        "Write the model of a checkpoint: .onnx (extra nbbn[onnx]), or its weights under "
+        "PyTorch's names: .safetensors, .npz.",
+    )  # fmt: skip
     _checkpoint(export)
     export.add_argument("target", type=values.path, metavar="FILE", help="where to write")
 
 
 def _plot(commands: Any) -> None:
-    plot = commands.add_parser(
-        "plot",
-        help="draw curves, confusion matrix, mistakes and percentiles of runs",
-        description="Draw loss and accuracy of one or more runs; for each run with checkpoints its "
-        "confusion matrix and mistakes; where --percentiles was given, those. Extra nbbn[plot].",
-    )
-    plot.add_argument(
-        "runs", nargs="+", type=values.path, metavar="RUN", help="folder of a run, or a log file"
-    )
-    plot.add_argument(
-        "--out", type=values.path, metavar="DIR", help="folder for the PNG files [of the 1st run]"
-    )
-    plot.add_argument(
-        "--data-dir", type=values.existing_folder, metavar="DIR", help="as in nbbn train"
-    )
+    plot = _command(
+        commands, "plot", "draw curves, confusion matrix, mistakes and percentiles of runs",
+        "Draw loss and accuracy of one or more runs; for each run with checkpoints its confusion "
+        "matrix and mistakes; where --percentiles was given, those. Extra nbbn[plot].",
+    )  # fmt: skip
+    add = plot.add_argument
+    add("runs", nargs="+", type=values.path, metavar="RUN", help="folder of a run, or a log file")
+    add("--out", type=values.path, metavar="DIR", help="folder for the PNG files [of the 1st run]")
+    _data_dir(plot)
 
 
 def _data(commands: Any) -> None:
-    data = commands.add_parser(
-        "data", help="fetch and verify a data set", description="Fetch and verify a data set."
-    )
-    data.add_argument(
-        "name", nargs="?", choices=("mnist", "fashion-mnist"), default="mnist", metavar="NAME",
-        help="mnist or fashion-mnist [mnist]",
-    )  # fmt: skip
-    data.add_argument(
-        "--dir", type=values.path, metavar="DIR", help="folder for the four files [the cache]"
-    )
+    add = _command(commands, "data", "fetch and verify a data set").add_argument
+    add("name", nargs="?", choices=("mnist", "fashion-mnist"), default="mnist", metavar="NAME",
+        help="mnist or fashion-mnist [mnist]")  # fmt: skip
+    add("--dir", type=values.path, metavar="DIR", help="folder for the four files [the cache]")
