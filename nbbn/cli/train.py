@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from .._validation import write_atomically
 from ..errors import ArgumentError, CheckpointError
 from ..train.callbacks import Callback, EarlyStopping, StopOnSignal
 from ..train.config import Config, Training
@@ -241,8 +242,6 @@ def _result(training: Training, history: list[Any]) -> dict[str, Any]:
 
 def _finish(keeper: Checkpoints, result: dict[str, Any]) -> int:
     """Write the result beside the checkpoints; return 1 if something could not be saved."""
-    from .._validation import write_atomically
-
     try:
         content = json.dumps(result) + "\n"
         write_atomically(keeper.folder / "result.json", content.encode())

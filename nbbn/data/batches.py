@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import backend
 from .._validation import generator, instance, mapping, positive, switch
 from ..errors import ArgumentError, CheckpointError
 from ._checks import check_images, check_rows, check_targets, finite
@@ -109,8 +110,6 @@ class Batches:
         self.device = device
         self._standardize(mean, std)
         if device != "cpu":
-            from .. import backend  # for batches on a device only
-
             self._images = backend.to(self._images, device)
             self._labels = backend.to(self._labels, device)
         self._buffers: tuple[np.ndarray, np.ndarray] | None = None
@@ -215,8 +214,6 @@ class Batches:
             # One number per feature for both.
             scale, offset = (np.broadcast_to(a, features).copy() for a in (scale, offset))
             if self.device != "cpu":
-                from .. import backend
-
                 # A device computes in the type of the batches.
                 scale, offset = (
                     backend.to(a.astype(np.float32), self.device) for a in (scale, offset)
@@ -240,8 +237,6 @@ class Batches:
             yield x, y
 
     def _gatherer(self) -> Any:
-        from .. import backend  # its kernels load numba: not before they are needed
-
         if self.device == "cpu" and not self._images.flags.writeable:
             # An alias that can be written to, for which no kernel has to be compiled again.
             self._images = backend.contiguous(self._images, self._images.dtype)
@@ -256,8 +251,6 @@ class Batches:
         return gather
 
     def _places(self, order: np.ndarray) -> Any:
-        from .. import backend
-
         return backend.to(order if self._rows is None else self._rows[order], self.device)
 
     def _arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -269,8 +262,6 @@ class Batches:
         return x[:rows], y[:rows]
 
     def _allocate(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        from .. import backend
-
         shape = rows, self._images.shape[1]
         x = backend.empty(shape, np.float32, self.device)
         return x, backend.empty((rows, *self._labels.shape[1:]), self._labels.dtype, self.device)

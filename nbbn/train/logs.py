@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -174,8 +175,6 @@ class LogFile(_Rows):
     def _line(self, row: dict[str, Any]) -> str:
         if self.path.suffix == ".jsonl":
             return json.dumps(row) + "\n"
-        import csv
-
         line = io.StringIO()
         csv.DictWriter(line, self._columns, lineterminator="\n").writerow(row)
         return line.getvalue()
@@ -281,8 +280,6 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _csv_rows(lines: list[str]) -> Iterator[dict[str, Any]]:
-    import csv
-
     for row in csv.DictReader(lines):
         filled = {name: value for name, value in row.items() if value}
         yield {k: v if k in _WORDS else _number(v) for k, v in filled.items()}
