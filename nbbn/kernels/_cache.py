@@ -85,61 +85,58 @@ class KernelCache(_Cache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled result for `sig`, or None where there is none that can be trusted."""
         target_context.refresh()
-        data = self._load(sig, target_context)
+        data = None
+        if self._enabled:
+            data = _stored(
+                self._name,
+                self._key(sig, target_context.codegen()),
+                lambda payload: CompileResult._rebuild(target_context, *pickle.loads(payload)),
+            )
         if data is None and on_compile is not None:
             on_compile(self._name)
         return data
 
-    def _load(self, sig: Any, target_context: Any) -> Any:
-        path = None
-        try:
-            path = self._path(sig, target_context.codegen())
-            if path is None:
-                return None
-            return CompileResult._rebuild(target_context, *pickle.loads(_read(path)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except Exception as error:  # whatever is wrong with the file, compiling is right
-            _warn_failed("read", path, error, "compiling instead")
-            return None
-
     def save_overload(self, sig: Any, data: Any) -> None:
         """Store the compiled result `data`, atomically; on failure warn and go on."""
-        path = None
-        try:
-            path = self._path(sig, data.codegen)
-            if path is None or data.library.has_dynamic_globals or any(data.lifted):
-                return
-            _write(path, dumps(data._reduce()))
-        except Exception as error:  # a full disk or a read-only folder must not stop the caller
-            _warn_failed("write", path, error, "kernels compile again in the next process")
+        if self._enabled and not (data.library.has_dynamic_globals or any(data.lifted)):
+            _store(self._name, self._key(sig, data.codegen), lambda: dumps(data._reduce()))
 
-    def _path(self, sig: Any, codegen: Any) -> Path | None:
-        if not self._enabled:
-            return None
-        return _entry(self._name, (self._options, sig, codegen.magic_tuple()))
+    def _key(self, sig: Any, codegen: Any) -> Any:
+        return self._options, sig, codegen.magic_tuple()
 
 
 def cached(name: str, key: Any, build: Callable[[], bytes]) -> bytes:
     """What `build` returns, from the disk where it has been built before for `name` and `key`."""
+    payload: bytes | None = _stored(name, key, bytes)
+    if payload is None:
+        if on_compile is not None:
+            on_compile(name)
+        built = payload = build()
+        _store(name, key, lambda: built)
+    return payload
+
+
+def _stored(name: str, key: Any, decode: Callable[[bytes], Any]) -> Any:
+    """What the disk has for `name` and `key`, decoded; None where it has nothing that is sound."""
+    path = None
+    try:
+        path = _entry(name, key)
+        return None if path is None else decode(_read(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # whatever is wrong with the file, compiling is right
+        _warn_failed("read", path, error, "compiling instead")
+        return None
+
+
+def _store(name: str, key: Any, encode: Callable[[], bytes]) -> None:
     path = None
     try:
         path = _entry(name, key)
         if path is not None:
-            return _read(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except Exception as error:  # whatever is wrong with the file, compiling is right
-        _warn_failed("read", path, error, "compiling instead")
-    if on_compile is not None:
-        on_compile(name)
-    payload = build()
-    try:
-        if path is not None:
-            _write(path, payload)
+            _write(path, encode())
     except Exception as error:  # a full disk or a read-only folder must not stop the caller
         _warn_failed("write", path, error, "kernels compile again in the next process")
-    return payload
 
 
 def _folder() -> Path | None:
@@ -175,11 +172,8 @@ def _write(path: Path, payload: bytes) -> None:
 
 
 def _warn_failed(what: str, path: Path | None, error: Exception, instead: str) -> None:
-    _warn(f"could not {what} {path or 'entries'} ({error}); {instead}")
-
-
-def _warn(message: str) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(f"nbbn kernel cache: {message}", RuntimeWarning, stacklevel=2)
+        text = f"nbbn kernel cache: could not {what} {path or 'entries'} ({error}); {instead}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
