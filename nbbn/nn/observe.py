@@ -57,22 +57,33 @@ def first_nonfinite(
 
     The model computes in the mode that it is in; parameters and buffers stay as they are.
     """
-    for name, array in (("batch itself", x), ("targets", y)):
-        if not _is_finite(array):
-            holds = "hold" if name == "targets" else "holds"
-            return NonFinite(
-                f"the {name} {holds} NaN or Inf", "repair such examples or leave them out"
-            )
+    return _in_batch(x, y) or _in_parameters(model) or _in_computation(model, x, y, loss)
+
+
+def _in_batch(x: np.ndarray, y: np.ndarray) -> NonFinite | None:
+    advice = "repair such examples or leave them out"
+    if not _is_finite(x):
+        return NonFinite("the batch itself holds NaN or Inf", advice)
+    return None if _is_finite(y) else NonFinite("the targets hold NaN or Inf", advice)
+
+
+def _in_parameters(model: Module) -> NonFinite | None:
     for name, module in model.named_modules():
-        own = [(n, a) for n, a in module.state_dict().items() if "." not in n]
-        for attribute, array in own:
-            if not np.isfinite(array).all() and attribute not in module.buffers:
+        for attribute, array in module.state_dict().items():
+            own = "." not in attribute and attribute not in module.buffers
+            if own and not np.isfinite(array).all():
                 place = f"the {attribute} of {_label(name, module)}"
                 return NonFinite(
                     f"training has diverged; {place} is the first that is not finite",
                     "try a smaller learning rate; a root of 0, or another infinite slope in the "
                     "loss, does the same",
                 )
+    return None
+
+
+def _in_computation(
+    model: Module, x: np.ndarray, y: np.ndarray, loss: Callable[[Tensor, Any], Tensor]
+) -> NonFinite:
     places: list[str] = []
     last = "the loss"
 
@@ -95,13 +106,16 @@ def first_nonfinite(
         # Not load_state_dict, which refuses the running statistics of a model that has diverged.
         for name, array in model._state():
             backend.assign(array, state[name])
+    cause = ""
     culprit = next((node for node in nodes if not _is_finite(node.output)), None)
-    arrays = [] if culprit is None else _inputs(culprit, nodes)
-    found = culprit and _slip(culprit, arrays, places[0] if places else "the loss")
-    if found is not None:
-        return found
+    if culprit is not None:
+        arrays = _inputs(culprit, nodes)
+        if slip := _slip(culprit, arrays, places[0] if places else "the loss"):
+            return slip
+        largest = max(map(_largest, arrays), default=0.0)
+        name, dtype = culprit.op.__name__, culprit.output.dtype
+        cause = f": {name} of values up to {largest:.3g} overflows {dtype}"
     first = f"the output of {places[0]}" if places else last
-    cause = _overflow(culprit, arrays)
     return NonFinite(
         f"training has diverged; {first} is the first that is not finite{cause}",
         "try a smaller learning rate, or standardize the data if they are large",
@@ -158,13 +172,6 @@ _SLIPS = {
         "smaller learning rate",
     ),
 }
-
-
-def _overflow(node: Node | None, arrays: list[np.ndarray]) -> str:
-    if node is None:
-        return ""
-    largest = max(map(_largest, arrays), default=0.0)
-    return f": {node.op.__name__} of values up to {largest:.3g} overflows {node.output.dtype}"
 
 
 def _largest(array: Any) -> float:
