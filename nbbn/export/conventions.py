@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _validation, backend
-from .._validation import choice, fraction, integer
+from .._validation import choice, fraction, instance, integer
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
 from ..nn.batchnorm import CONVENTIONS, BatchNorm
@@ -42,14 +42,8 @@ class BatchNormState(NamedTuple):
         Running statistics.
     gamma, beta : ndarray, shape (C,), or None
         Scale and shift; None means 1 and 0.
-    eps : float
-        Added to the variance.
-    momentum : float or None
-        Speed of the running statistics; None averages all batches equally.
-    momentum_weighs : {"new", "old"}
-        Which value `momentum` is the weight of.
-    unbiased : bool
-        Whether `var` averages the batches' variances times m / (m - 1).
+    eps, momentum, momentum_weighs, unbiased
+        As in `nbbn.Convention`.
     updates : int or None
         How many batches the running statistics have seen; None if that is not known.
     initial_weight : float
@@ -71,8 +65,7 @@ class BatchNormState(NamedTuple):
     @classmethod
     def of(cls, layer: BatchNorm) -> BatchNormState:
         """Copy the state of a layer."""
-        if not isinstance(layer, BatchNorm):
-            raise DTypeError(f"layer must be a BatchNorm, got {type(layer).__name__}")
+        instance(layer, BatchNorm, "layer")
         arrays = layer.state_dict()
         updates = _updates(arrays)
         return cls(
@@ -177,8 +170,7 @@ def assignment(
     state: BatchNormState, layer: BatchNorm, count: int | None, name: str
 ) -> Callable[[], None]:
     """Check that a state fits a layer, and return a function that then only copies."""
-    if not isinstance(layer, BatchNorm):
-        raise DTypeError(f"layer must be a BatchNorm, got {type(layer).__name__}")
+    instance(layer, BatchNorm, "layer")
     state = converted(state, layer.momentum_weighs, layer.unbiased, count)
     pairs = (
         ("gamma", state.gamma, None if layer.gamma is None else layer.gamma.data),

@@ -12,22 +12,8 @@ from ._cuda_reduction import merge_moments, moments_over_block, position
 
 @device_function
 def push(n, mean, m2, value):
-    """Take one more value into (n, mean, M2), by Welford's update.
+    """Take one more value into the count, mean and M2 of a thread, and return the three.
 
-    Parameters
-    ----------
-    n : int
-        Values so far.
-    mean, m2 : float
-        Their mean and sum of squared deviations.
-    value : float
-
-    Returns
-    -------
-    n, mean, m2
-
-    References
-    ----------
     Welford, "Note on a Method for Calculating Corrected Sums of Squares and Products" (1962).
     """
     n += 1
@@ -40,21 +26,8 @@ def push(n, mean, m2, value):
 
 @device_function
 def merge(n, mean, m2, other_n, other_mean, other_m2):
-    """Merge two samples' (n, mean, M2), as if seen in one.
+    """Merge the counts, means and M2 of two samples, as if seen in one; either may be empty.
 
-    Parameters
-    ----------
-    n, other_n : int
-        Values in each sample; 0 is allowed.
-    mean, m2, other_mean, other_m2 : float
-        Their means and sums of squared deviations.
-
-    Returns
-    -------
-    n, mean, m2
-
-    References
-    ----------
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
     Variances" (1979).
     """
