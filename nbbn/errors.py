@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "ArgumentError",
-    "CheckpointError",
-    "DTypeError",
-    "DataError",
-    "DeviceError",
-    "DivergenceError",
-    "NbbnError",
-    "ShapeError",
-    "TapeError",
-]
+    "ArgumentError", "CheckpointError", "DTypeError", "DataError", "DeviceError", "DivergenceError",
+    "NbbnError", "ShapeError", "TapeError",
+]  # fmt: skip
 
 
 class NbbnError(Exception):

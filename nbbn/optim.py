@@ -25,18 +25,9 @@ from .functional import checks
 from .nn.module import Module
 
 __all__ = [
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "SGD",
-    "Adam",
-    "AdamW",
-    "Cosine",
-    "OneCycle",
-    "Optimizer",
-    "Schedule",
-    "StepDecay",
-    "decay_groups",
-]
+    "OPTIMIZERS", "SCHEDULES", "SGD", "Adam", "AdamW", "Cosine", "OneCycle", "Optimizer",
+    "Schedule", "StepDecay", "decay_groups",
+]  # fmt: skip
 
 Schedule = Callable[[int], float]
 Parameters = Iterable[Parameter] | Iterable[Mapping[str, Any]]

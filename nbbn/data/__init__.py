@@ -11,12 +11,6 @@ from .own import load
 from .preparation import split, standardization
 
 __all__ = [
-    "Batches",
-    "Dataset",
-    "load",
-    "load_fashion_mnist",
-    "load_mnist",
-    "read_idx",
-    "split",
+    "Batches", "Dataset", "load", "load_fashion_mnist", "load_mnist", "read_idx", "split",
     "standardization",
-]
+]  # fmt: skip

@@ -15,13 +15,9 @@ from ._out import Target
 from .layout import fold, row_layout
 
 __all__ = [
-    "cross_entropy",
-    "cross_entropy_backward",
-    "log_softmax",
-    "log_softmax_backward",
-    "softmax",
+    "cross_entropy", "cross_entropy_backward", "log_softmax", "log_softmax_backward", "softmax",
     "softmax_backward",
-]
+]  # fmt: skip
 
 _REDUCTIONS = ("mean", "sum", "none")
 

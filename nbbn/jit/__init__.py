@@ -23,14 +23,6 @@ from ..kernels.embedded import (
 )
 
 __all__ = [
-    "affine",
-    "batch_norm_backward",
-    "batch_norm_infer",
-    "batch_norm_infer_backward",
-    "batch_norm_train",
-    "channel_stats",
-    "mean",
-    "merge_stats",
-    "normalize",
-    "var",
-]
+    "affine", "batch_norm_backward", "batch_norm_infer", "batch_norm_infer_backward",
+    "batch_norm_train", "channel_stats", "mean", "merge_stats", "normalize", "var",
+]  # fmt: skip

@@ -19,18 +19,9 @@ from .initializers import initialize
 from .module import Module
 
 __all__ = [
-    "BatchNorm",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "Module",
-    "ReLU",
-    "Sequential",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "mlp",
-]
+    "BatchNorm", "Dense", "Dropout", "Flatten", "Module", "ReLU", "Sequential", "Sigmoid",
+    "Softmax", "Tanh", "mlp",
+]  # fmt: skip
 
 _log = logging.getLogger("nbbn")
 

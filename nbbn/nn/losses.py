@@ -22,14 +22,9 @@ from ..errors import ArgumentError, ShapeError
 from ..functional import checks
 
 __all__ = [
-    "DoubleSigmoidWarning",
-    "DoubleSoftmaxWarning",
-    "binary_cross_entropy",
-    "cross_entropy",
-    "huber",
-    "mse",
-    "nll",
-]
+    "DoubleSigmoidWarning", "DoubleSoftmaxWarning", "binary_cross_entropy", "cross_entropy",
+    "huber", "mse", "nll",
+]  # fmt: skip
 
 _REDUCTIONS = ("mean", "sum", "none")
 
