@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from .. import backend
 from . import checks
 from ._kind import in_kind
 from ._out import Target
-from .layout import Layout, flat_layout, fold
+from .layout import flat_layout, fold
 
 __all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
 
@@ -35,7 +32,7 @@ def relu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     DTypeError, ShapeError, ArgumentError
         `x` is not an array of real floating numbers, or `out` cannot take the result.
     """
-    return _unary("relu", x, out)
+    return _elementwise("relu", out, x)
 
 
 @in_kind
@@ -60,48 +57,40 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
     DTypeError, ShapeError, ArgumentError
         Operands that do not fit together.
     """
-    return _from_output("relu_backward", dy, y, out)
+    return _elementwise("relu_backward", out, dy, y)
 
 
 @in_kind
 def sigmoid(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Logistic function, ``1 / (1 + exp(-x))``. Otherwise as `relu`."""
-    return _unary("sigmoid", x, out)
+    return _elementwise("sigmoid", out, x)
 
 
 @in_kind
 def sigmoid_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gradient of `sigmoid`: ``dy * y * (1 - y)``. Otherwise as `relu_backward`."""
-    return _from_output("sigmoid_backward", dy, y, out)
+    return _elementwise("sigmoid_backward", out, dy, y)
 
 
 @in_kind
 def tanh(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Hyperbolic tangent. Otherwise as `relu`."""
-    return _unary("tanh", x, out)
+    return _elementwise("tanh", out, x)
 
 
 @in_kind
 def tanh_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gradient of `tanh`: ``dy * (1 - y^2)``. Otherwise as `relu_backward`."""
-    return _from_output("tanh_backward", dy, y, out)
+    return _elementwise("tanh_backward", out, dy, y)
 
 
-def _unary(op: str, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    flat = flat_layout(x, "x")
-    target = Target(out, x, flat, x)
-    _launch(op, (x,), flat, target)
-    return target.finish()
-
-
-def _from_output(op: str, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    flat = flat_layout(y, "y")
-    checks.same_shape(dy, y, "dy", like="y")
-    target = Target(out, y, flat, dy, y)
-    _launch(op, (dy, y), flat, target)
-    return target.finish()
-
-
-def _launch(op: str, operands: tuple[np.ndarray, ...], flat: Layout, target: Target) -> None:
-    launcher: Callable[..., Any] = getattr(backend.kernels("elementwise", flat.device), op)
+def _elementwise(op: str, out: np.ndarray | None, *operands: np.ndarray) -> np.ndarray:
+    """Run a kernel of one array, or of dy and y."""
+    *gradients, x = operands
+    flat = flat_layout(x, "y" if gradients else "x")
+    for dy in gradients:
+        checks.same_shape(dy, x, "dy", like="y")
+    target = Target(out, x, flat, *operands)
+    launcher = getattr(backend.kernels("elementwise", flat.device), op)
     backend.run(launcher, *(fold(array, flat) for array in operands), target.folded)
+    return target.finish()
