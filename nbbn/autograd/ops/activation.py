@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 
 
 class OfOutput(RecordableOp):
-    """y = f(x), whose gradient follows from y: a subclass names the functional pair."""
+    """y = f(x), whose gradient follows from y: a subclass names the functional pair.
+
+    Both take the operation's attributes, such as an axis.
+    """
 
     fresh = True
     pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
 
     @classmethod
-    def forward(cls, ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.y = cls.pair[0](x)
+    def forward(cls, ctx: Any, x: np.ndarray, **attributes: Any) -> np.ndarray:
+        ctx.attributes, ctx.y = attributes, cls.pair[0](x, **attributes)
         return ctx.y  # type: ignore[no-any-return]
 
     @classmethod
     def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.y)
+        return cls.pair[1](dy, ctx.y, **ctx.attributes)
 
 
 class ReLU(OfOutput):

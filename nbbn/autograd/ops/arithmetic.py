@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..._validation import real
 from ._common import RecordableOp, compute, unbroadcast, unbroadcast_graph, zeros_beside
+from .activation import OfOutput
 from .masks import masked_graph
 
 if TYPE_CHECKING:
@@ -123,17 +125,10 @@ class Power(RecordableOp):
         return dy * (inputs[0] ** (ctx.p - 1) * ctx.p)
 
 
-class Exp(RecordableOp):
+class Exp(OfOutput):
     """exp(x); dx = dy * y."""
 
-    @staticmethod
-    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.y = compute(np.exp, x)
-        return ctx.y  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        return compute(np.multiply, dy, ctx.y)
+    pair = partial(compute, np.exp), partial(compute, np.multiply)
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
