@@ -10,6 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from tqdm import tqdm
+
 from ..errors import DataError
 from .chain import File
 from .idx import reason
@@ -37,8 +39,6 @@ def from_mirror(url: str, files: list[File], progress: bool) -> Iterator[tuple[F
 
 def _download(url: str, most: int, progress: bool) -> bytes:
     """Return what `url` holds; a body that breaks off or exceeds `most` bytes is an error."""
-    from tqdm import tqdm  # only for downloads: most runs find their data in the cache
-
     content = bytearray()
     with _open(url) as reply:
         stated = reply.headers.get("Content-Length") or ""
