@@ -119,16 +119,9 @@ class Arena:
 class Recorder:
     """Takes down the launches and allocations of one step.
 
-    Parameters
-    ----------
-    inputs : sequence of ndarray
-        The batch: arrays that differ from step to step.
-    known : iterable of ndarray
-        What launches may read and write besides: arrays that are the same from step to step.
-    arena : Arena, optional
-        Where to allocate; without one each array gets memory of its own.
-    device : optional
-        What handles the memory of a device, with the members of `HostMemory`.
+    The batch, `inputs`, differs from step to step; `known` arrays, which launches may read and
+    write too, do not. Without an arena each array gets memory of its own. `device` has the members
+    of `HostMemory`.
     """
 
     def __init__(

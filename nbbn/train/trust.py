@@ -23,7 +23,7 @@ from ..nn.module import Module
 from ..optim import Optimizer
 from .transparent import STATIC, TENSOR, VALUE, Known, Opaque, read
 
-__all__ = ["Audit", "Untrusted", "recordable"]
+__all__ = ["recordable"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -72,35 +72,17 @@ class Untrusted(Opaque):  # not an error: the step runs eagerly
 
 
 class Audit:
-    """Looks at all Python that a replay of a step would skip.
-
-    Raises `Untrusted` with the name of what must not be skipped, and what helps.
-
-    Parameters
-    ----------
-    model : Module
-    loss : callable
-    optimizer : Optimizer
-
-    Attributes
-    ----------
-    modules : list of Module
-        All that the step applies.
-    tensors : list of Tensor
-        All that no optimizer holds.
-    numbers : list of ndarray
-        What the optimizer writes ahead of a step, such as its learning rate.
-    declared : bool
-        Whether some of the code is trusted because its author says so.
-    live : str or None
-        Code of the user's that replays run, and that may look at gradients.
-    """
+    """Looks at all Python that a replay of a step would skip, or raises `Untrusted`."""
 
     def __init__(self, model: Module, loss: Callable[..., Any], optimizer: Optimizer) -> None:
+        # All modules that the step applies, and all tensors that no optimizer holds.
         self.modules: list[Module] = []
         self.tensors: list[Tensor] = []
+        # What the optimizer writes ahead of a step, such as its learning rate.
         self.numbers: list[Any] = []
+        # Whether some of the code is trusted because its author says so.
         self.declared = False
+        # Code of the user's that replays run, and that may look at gradients.
         self.live: str | None = None
         self._kinds: dict[int, str] = {}
         self._held: dict[int, tuple[str, Any]] = {}
