@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import backend
 from .. import functional as F  # noqa: N812 - the usual name
 from .._validation import choice, function, iterate
 
@@ -66,15 +67,9 @@ def warmup(
 
 def _call_everything(dtype: np.dtype[Any]) -> None:
     """Call every launcher with the argument types that the library uses."""
-    from ..kernels import (  # fmt: skip
-        dropout_cpu,
-        elementwise_cpu,
-        gather_cpu,
-        optim_cpu,
-        softmax_cpu,
-        weighted_cpu,
+    dropout, elementwise, gather, optim, softmax, weighted = map(
+        backend.kernels, ("dropout", "elementwise", "gather", "optim", "softmax", "weighted")
     )
-
     rows = np.zeros((4, 3), dtype)
     vector = np.zeros(3, dtype)
     labels = np.zeros(4, np.int64)
@@ -87,33 +82,29 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
         F.batch_norm_backward(x, x, stats)
         F.batch_norm_infer_backward(x, x, stats.mean, stats.var)
         weights, wide, number = np.zeros(x[:, 0].shape), np.zeros(3), np.zeros(())
-        weighted_cpu.stats(x, weights, 1e-5, wide, wide, wide, number, number)
-        weighted_cpu.subtract(x, weights, wide, wide, wide, x)
+        weighted.stats(x, weights, 1e-5, wide, wide, wide, number, number)
+        weighted.subtract(x, weights, wide, wide, wide, x)
     for skipped in (None, np.zeros(1, np.int64)):
         F.update_running_stats(vector, vector.copy(), stats, skipped=skipped)
-    for unary in (F.relu, F.sigmoid, F.tanh, F.softmax, F.log_softmax):
-        unary(rows)
-    for backward in (
-        F.relu_backward,
-        F.sigmoid_backward,
-        F.tanh_backward,
-        F.softmax_backward,
-        F.log_softmax_backward,
-    ):
+    for forward, backward in (
+        (F.relu, F.relu_backward), (F.sigmoid, F.sigmoid_backward), (F.tanh, F.tanh_backward),
+        (F.softmax, F.softmax_backward), (F.log_softmax, F.log_softmax_backward),
+    ):  # fmt: skip
+        forward(rows)
         backward(rows, rows)
     # Not through `F`, which looks at the verdict on the labels, and no kernel has written it.
-    softmax_cpu.first_bad_label(labels, 3, -1, labels)
-    softmax_cpu.cross_entropy(rows, labels, vector, -1, 0.0, vector)
-    softmax_cpu.cross_entropy_backward(rows, labels, vector, -1, 0.0, vector, 1.0, rows)
-    softmax_cpu.scaled_sum(vector, 1.0, vector)
-    elementwise_cpu.add_bias(rows, vector, rows)
-    elementwise_cpu.bias_gradient(rows, vector)
-    elementwise_cpu.masked(vector, vector, vector.copy())
-    dropout_cpu.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
+    softmax.first_bad_label(labels, 3, -1, labels)
+    softmax.cross_entropy(rows, labels, vector, -1, 0.0, vector)
+    softmax.cross_entropy_backward(rows, labels, vector, -1, 0.0, vector, 1.0, rows)
+    softmax.scaled_sum(vector, 1.0, vector)
+    elementwise.add_bias(rows, vector, rows)
+    elementwise.bias_gradient(rows, vector)
+    elementwise.masked(vector, vector, vector.copy())
+    dropout.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
     hyper = np.zeros(9, dtype)
-    optim_cpu.sgd(vector, hyper, vector, vector)
-    optim_cpu.adam(vector, hyper, vector, vector, vector)
+    optim.sgd(vector, hyper, vector, vector)
+    optim.adam(vector, hyper, vector, vector, vector)
     batch, scale = np.zeros((4, 3), np.float32), np.zeros(3)
     for images in (np.zeros((4, 3), np.uint8), rows):
-        gather_cpu.gather_scale(images, labels, 1.0, 0.0, batch)
-        gather_cpu.gather_scale_features(images, labels, scale, scale, batch)
+        gather.gather_scale(images, labels, 1.0, 0.0, batch)
+        gather.gather_scale_features(images, labels, scale, scale, batch)
