@@ -17,22 +17,19 @@ if TYPE_CHECKING:
 
 
 class OfOutput(RecordableOp):
-    """y = f(x), whose gradient follows from y: a subclass names the functional pair.
-
-    Both take the operation's attributes, such as an axis.
-    """
+    """y = f(x), whose gradient follows from y: a subclass names the functional pair."""
 
     fresh = True
     pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
 
     @classmethod
-    def forward(cls, ctx: Any, x: np.ndarray, **attributes: Any) -> np.ndarray:
-        ctx.attributes, ctx.y = attributes, cls.pair[0](x, **attributes)
+    def forward(cls, ctx: Any, x: np.ndarray) -> np.ndarray:
+        ctx.y = cls.pair[0](x)
         return ctx.y  # type: ignore[no-any-return]
 
     @classmethod
     def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.y, **ctx.attributes)
+        return cls.pair[1](dy, ctx.y)
 
 
 class ReLU(OfOutput):
