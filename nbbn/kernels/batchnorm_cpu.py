@@ -12,7 +12,7 @@ and the rest of the mean goes into `offset`: no cancellation even for |mean| >> 
 Backward: a pass for sum(g) and sum(g * (x - shift)), one for `dx = a * (g + b * (x - shift) + d)`.
 With a ReLU behind the normalization, g is dy where the forward's output y is positive, else 0.
 
-The second pass of each thread takes its blocks in reverse: what was read last is still in cache.
+The second pass of each thread takes large pieces in reverse: what was read last is still in cache.
 Planes go by slabs, groups of channels that fit the cache whole, wherever such groups exist: one
 region, no merging, and memory is read once for both passes.
 An empty array stands for "not given" in residual, gamma, beta and y.
@@ -103,7 +103,7 @@ def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
         blocks = blocks_of_rows(*x.shape)
         wide, narrow = scratch(*scratch_of_train_rows(C, blocks), x.dtype)
         train_rows(threads, *operands, blocks, *results, wide, narrow)
-    elif slabs := slabs_of_channels(x, 1):
+    elif slabs := slabs_of_channels(x, 1, threads):
         _, narrow = scratch(*scratch_of_train_slabs(C), x.dtype)
         train_slabs(threads, *operands, slabs, *results, narrow)
     else:
@@ -117,15 +117,8 @@ def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
     threads = workers(x.size)
     C = x.shape[1]
     wide, narrow = scratch(C, 3 * C, x.dtype)
-    if x.ndim == 2:
-        infer_rows(
-            threads, x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow
-        )
-        return
-    grid = grid_of_planes(x.shape)
-    infer_planes(
-        threads, x, residual, gamma, beta, mean, var, eps, relu, threads, grid, y, wide, narrow
-    )
+    kernel = infer_rows if x.ndim == 2 else infer_planes
+    kernel(threads, x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow)
 
 
 def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
@@ -138,7 +131,7 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
         blocks = blocks_of_rows(*x.shape)
         wide, narrow = scratch(*scratch_of_backward_rows(C, blocks), x.dtype)
         backward_rows(threads, *operands, blocks, *results, wide, narrow)
-    elif slabs := slabs_of_channels(x, 2 if y.size == 0 else 3):
+    elif slabs := slabs_of_channels(x, 2 if y.size == 0 else 3, threads):
         wide, narrow = scratch(*scratch_of_backward_slabs(C), x.dtype)
         backward_slabs(threads, *operands, slabs, *results, wide, narrow)
     else:
