@@ -210,6 +210,13 @@ def run(launcher: Callable[..., Any], *args: Any) -> None:
         _local.recorder.note(launcher, args)
 
 
+def checked(kernel: Any, dtype: Any) -> Callable[..., bool] | None:
+    """Return what runs a kernel that checks its operands; None while recording: no note is made."""
+    found: Callable[..., bool] | None
+    found = None if _local.recorder is not None else kernel.compiled(dtype)
+    return found
+
+
 def run_ahead(function: Callable[..., Any], *args: Any) -> None:
     """As `run`, for work of the host that a replay may do before everything else of the step."""
     function(*args)

@@ -27,6 +27,7 @@ Source: Ioffe and Szegedy, "Batch Normalization" (2015), arXiv:1502.03167.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 _ACTIVATIONS = (None, "relu")
+# Beyond so many elements the checks do not count, and a kernel may use several threads.
+_SMALL = 1 << 15
 ON_SINGLE = ("error", "eval", "skip")
 
 
@@ -147,6 +150,18 @@ def batch_norm_infer(
     -------
     ndarray, shape and dtype of `x`
     """
+    small = None
+    if residual is None is activation and type(mean) is type(var) is np.ndarray:
+        small = _small("infer_small", x, axis, eps, out, gamma, beta)
+    if small is not None and mean.dtype is var.dtype is x.dtype:
+        y = np.empty(x.shape, x.dtype) if out is None else out
+        scaled, shifted = gamma is not None, beta is not None
+        scale, shift = gamma if scaled else mean, beta if shifted else mean
+        try:
+            if small(x, mean, var, scale, scaled, shift, shifted, eps, y):
+                return y
+        except TypeError:  # of the dispatcher: a wrong number of dimensions
+            pass
     layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
@@ -395,6 +410,26 @@ def batch_norm(
     y, stats = batch_norm_train(x, gamma, beta, eps=eps, axis=axis, out=out)
     _update_running(running_mean, running_var, stats, momentum, True, counter)
     return y
+
+
+def _small(
+    kernel: str, x: Any, axis: Any, eps: Any, out: Any, gamma: Any, beta: Any
+) -> Callable[..., bool] | None:
+    """Return the kernel that checks shapes itself, for small arrays of the usual types.
+
+    Whatever it refuses goes the way of all other calls, which says what is wrong.
+    """
+    if type(x) is not np.ndarray or type(axis) is not int or type(eps) is not float:
+        return None
+    dtype = x.dtype
+    if axis != 1 or x.ndim != 2 or x.size > _SMALL or not x.flags.carray:
+        return None
+    for array in (gamma, beta, out):
+        if array is not None and (type(array) is not np.ndarray or array.dtype is not dtype):
+            return None
+    if out is not None and not out.flags.carray:
+        return None
+    return backend.checked(getattr(backend.kernels("batchnorm"), kernel), dtype)
 
 
 def _optional(array: Any, x: np.ndarray, layout: Layout, name: str) -> np.ndarray:

@@ -10,8 +10,24 @@ from ._jit import bounds, device_function
 
 ELEMENTS_PER_BLOCK = 32_768
 MAX_BLOCKS = 64
+# A second pass begins with what the first read last, but ascends within a piece of so many bytes:
+# the processor foresees ascending streams only.
+BYTES_PER_PIECE = 1 << 18
 # Where squares about a shift are so many times those about the mean, they are summed again.
 FAR = 4.0
+
+
+@device_function
+def pieces_of(nbytes):
+    """How many pieces a second pass over so many bytes has."""
+    return max(1, nbytes // BYTES_PER_PIECE)
+
+
+@device_function
+def from_behind(k, pieces, start, stop):
+    """First and last + 1 of piece `k` from the end of start..stop."""
+    first, last = bounds(pieces - 1 - k, pieces, stop - start)
+    return start + first, start + last
 
 
 @device_function

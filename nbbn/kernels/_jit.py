@@ -173,6 +173,30 @@ class Kernel(SerialKernel):
             _state.busy = False
 
 
+class CheckedKernel:
+    """A serial kernel that checks shapes itself, and returns whether it has run on its operands.
+
+    It is compiled for `signatures(number)` of float32 and float64. Other types are a TypeError.
+    """
+
+    def __init__(self, function: Callable[..., bool], signatures: Callable[[Any], Any]) -> None:
+        self._serial = _compile(function, parallel=False)
+        self._signatures = signatures
+        self._found: dict[Any, Any] = {}
+
+    def compiled(self, dtype: Any) -> Any:
+        """Return what computes in `dtype`; None where nothing does, and while nothing may run."""
+        found = self._found.get(dtype)
+        if found is None and dtype in (np.float32, np.float64) and dtype.isnative:
+            with global_compiler_lock:
+                self._serial._can_compile = True
+                for signature in self._signatures(numba.from_dtype(dtype)):
+                    self._serial.compile(signature)
+                self._serial._can_compile = False
+            found = self._found[dtype] = self._serial
+        return None if _state.compile_only else found
+
+
 class compiling_only:  # noqa: N801 - reads as a statement: `with compiling_only():`
     """Let every kernel call of this thread compile both forms for its arguments and run neither."""
 

@@ -13,9 +13,11 @@ from ._channels_cpu import (
     MAX_BLOCKS,
     backward_affine,
     forward_affine,
+    from_behind,
     invert,
     merge_parts,
     moments,
+    pieces_of,
     sum_parts,
 )
 from ._jit import Kernel, bounds, device_function
@@ -25,8 +27,10 @@ ELEMENTS_PER_RUN = 1024
 ELEMENTS_IN_SHIFT = 16
 # Fewer elements of a channel are summed in float64: there are too few errors to average out.
 FEW_ELEMENTS = 1024
-# Groups of channels of at most this size are read from memory once for both passes.
-SLAB_BYTES = 3 << 19
+# Channels of at most this size are read from memory once for both passes.
+CHANNEL_BYTES = 3 << 19
+# Groups of them may be larger: they stay in a core's own cache or its share of the common one.
+SLAB_BYTES = 1 << 21
 # Shorter pieces of consecutive memory cost more than the second reading.
 SHORTEST_STREAM = 4096
 
@@ -41,16 +45,21 @@ def grid_of_planes(shape):
 
 
 @register_jitable
-def slabs_of_channels(x, arrays):
-    """How many groups of channels keep `arrays` like x in cache, one at a time; 0 if none can."""
+def slabs_of_channels(x, arrays, threads):
+    """How many groups of channels keep `arrays` like x in cache, one at a time; 0 if none can.
+
+    Whether there are groups decides on bits, how many there are does not.
+    """
     N, C, S = x.shape
     channel = N * S * x.itemsize * arrays
-    if channel > SLAB_BYTES or C == 1:
+    if channel > CHANNEL_BYTES or C == 1:
         return 0
-    most = SLAB_BYTES // channel
+    most = CHANNEL_BYTES // channel
     if most < C and most * S * x.itemsize < SHORTEST_STREAM:
         return 0
-    return min(C, max(-(-C // most), min(x.size // ELEMENTS_PER_BLOCK, MAX_BLOCKS)))
+    slabs = -(-C // (SLAB_BYTES // channel))
+    # As many for every thread.
+    return min(C, -(-slabs // threads) * threads)
 
 
 @device_function
@@ -126,27 +135,28 @@ def variances_planes(x, c0, mean, m2):
 
 
 @device_function
-def normalize_planes(x, residual, relu, narrow, y, n0, n1, c0, c1, s0, s1):
-    """Normalize x[n0:n1, c0:c1, s0:s1], last plane first; narrow (3 * channels,) begins at c0."""
+def normalize_planes(x, residual, relu, narrow, c0, y, start, stop):
+    """Normalize elements start..stop of x in C order; narrow (3 * channels,) begins at c0."""
+    _, C, S = x.shape
     channels = narrow.size // 3
     zero = x.dtype.type(0)
-    for n_back in range(n1 - n0):
-        n = n1 - 1 - n_back
-        for c_back in range(c1 - c0):
-            j = c1 - c0 - 1 - c_back
-            c = c0 + j
-            shift, scale, offset = narrow[j], narrow[channels + j], narrow[2 * channels + j]
-            source = x[n, c, s0:s1]
-            target = y[n, c, s0:s1]
-            if residual.size > 0:
-                other = residual[n, c, s0:s1]
-                for i in range(source.size):
-                    value = (source[i] - shift) * scale + offset + other[i]
-                    target[i] = zero if relu & (value < zero) else value
-            else:
-                for i in range(source.size):
-                    value = (source[i] - shift) * scale + offset
-                    target[i] = zero if relu & (value < zero) else value
+    added = residual.size > 0
+    n, c, s0 = start // (C * S), start // S % C, start % S
+    while start < stop:
+        s1 = min(S, s0 + stop - start)
+        j = c - c0
+        shift, scale, offset = narrow[j], narrow[channels + j], narrow[2 * channels + j]
+        source = x[n, c, s0:s1]
+        target = y[n, c, s0:s1]
+        # What is always there can be read without a condition, so that the loop vectorizes.
+        other = residual[n, c, s0:s1] if added else source
+        for i in range(source.size):
+            value = (source[i] - shift) * scale + offset
+            if added:
+                value += other[i]
+            target[i] = zero if relu & (value < zero) else value
+        start += s1 - s0
+        n, c, s0 = (n, c + 1, 0) if c + 1 < C else (n + 1, 0, 0)
 
 
 @device_function
@@ -183,10 +193,11 @@ def train_planes(
     invert(var, eps, inv_std)
     forward_affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
-        start, stop = bounds(t, threads, units)
-        for back in range(stop - start):
-            n0, n1, s0, s1 = unit(stop - 1 - back, grid, x.shape)
-            normalize_planes(x, residual, relu, narrow[: 3 * C], y, n0, n1, 0, C, s0, s1)
+        start, stop = bounds(t, threads, x.size)
+        pieces = pieces_of((stop - start) * x.itemsize)
+        for k in range(pieces):
+            first, last = from_behind(k, pieces, start, stop)
+            normalize_planes(x, residual, relu, narrow[: 3 * C], 0, y, first, last)
 
 
 @register_jitable
@@ -208,21 +219,20 @@ def train_slabs(x, residual, gamma, beta, eps, relu, threads, slabs, y, mean, va
             variances_planes(x, c0, mean[c0:c1], var[c0:c1])
             invert(var[c0:c1], eps, inv_std[c0:c1])
             forward_affine(gamma[c0:c1], beta[c0:c1], mean[c0:c1], inv_std[c0:c1], own)
-            normalize_planes(x, residual, relu, own, y, 0, N, c0, c1, 0, S)
+            for n in range(N):
+                first, last = (n * C + c0) * S, (n * C + c1) * S
+                normalize_planes(x, residual, relu, own, c0, y, first, last)
 
 
 @Kernel
-def infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, grid, y, wide, narrow):
+def infer_planes(x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow):
     """Inference forward: x, y (N, C, S)."""
     invert(var, eps, wide)
     forward_affine(gamma, beta, mean, wide, narrow)
     C = x.shape[1]
-    units = grid[0] * grid[1]
     for t in prange(threads):
-        start, stop = bounds(t, threads, units)
-        for u in range(start, stop):
-            n0, n1, s0, s1 = unit(u, grid, x.shape)
-            normalize_planes(x, residual, relu, narrow[: 3 * C], y, n0, n1, 0, C, s0, s1)
+        first, last = bounds(t, threads, x.size)
+        normalize_planes(x, residual, relu, narrow[: 3 * C], 0, y, first, last)
 
 
 @device_function
@@ -262,37 +272,31 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
 
 
 @device_function
-def _input_gradient_planes(dy, x, y, fixed, narrow, dx, n0, n1, c0, c1, s0, s1):
-    """Write dx[n0:n1, c0:c1, s0:s1], last plane first; narrow (4 * channels,) begins at c0."""
+def _input_gradient_planes(dy, x, y, fixed, narrow, c0, dx, start, stop):
+    """Write elements start..stop of dx in C order; narrow (4 * channels,) begins at c0."""
+    _, C, S = x.shape
     channels = narrow.size // 4
     zero = x.dtype.type(0)
-    for n_back in range(n1 - n0):
-        n = n1 - 1 - n_back
-        for c_back in range(c1 - c0):
-            j = c1 - c0 - 1 - c_back
-            c = c0 + j
-            shift, a = narrow[j], narrow[channels + j]
-            b, d = narrow[2 * channels + j], narrow[3 * channels + j]
-            source = x[n, c, s0:s1]
-            gradient = dy[n, c, s0:s1]
-            target = dx[n, c, s0:s1]
-            if y.size > 0:
-                output = y[n, c, s0:s1]
-                if fixed:
-                    for i in range(source.size):
-                        g = a * gradient[i]
-                        target[i] = g if output[i] > zero else zero
-                else:
-                    for i in range(source.size):
-                        g = gradient[i]
-                        g = g if output[i] > zero else zero
-                        target[i] = a * (g + (b * (source[i] - shift) + d))
-            elif fixed:
-                for i in range(source.size):
-                    target[i] = a * gradient[i]
-            else:
-                for i in range(source.size):
-                    target[i] = a * (gradient[i] + (b * (source[i] - shift) + d))
+    masked = y.size > 0
+    n, c, s0 = start // (C * S), start // S % C, start % S
+    while start < stop:
+        s1 = min(S, s0 + stop - start)
+        j = c - c0
+        shift, a = narrow[j], narrow[channels + j]
+        b, d = narrow[2 * channels + j], narrow[3 * channels + j]
+        source = x[n, c, s0:s1]
+        gradient = dy[n, c, s0:s1]
+        output = y[n, c, s0:s1] if masked else gradient
+        target = dx[n, c, s0:s1]
+        for i in range(source.size):
+            g = a * gradient[i] if fixed else gradient[i]
+            if masked:
+                g = g if output[i] > zero else zero
+            if not fixed:
+                g = a * (g + (b * (source[i] - shift) + d))
+            target[i] = g
+        start += s1 - s0
+        n, c, s0 = (n, c + 1, 0) if c + 1 < C else (n + 1, 0, 0)
 
 
 @register_jitable
@@ -319,10 +323,11 @@ def backward_planes(
     sum_parts(wide, units, C)
     backward_affine(gamma, mean, inv_std, N * S, fixed, wide, narrow, dgamma, dbeta)
     for t in prange(threads):
-        start, stop = bounds(t, threads, units)
-        for back in range(stop - start):
-            n0, n1, s0, s1 = unit(stop - 1 - back, grid, x.shape)
-            _input_gradient_planes(dy, x, y, fixed, narrow[: 4 * C], dx, n0, n1, 0, C, s0, s1)
+        start, stop = bounds(t, threads, x.size)
+        pieces = pieces_of((stop - start) * x.itemsize)
+        for k in range(pieces):
+            first, last = from_behind(k, pieces, start, stop)
+            _input_gradient_planes(dy, x, y, fixed, narrow[: 4 * C], 0, dx, first, last)
 
 
 @register_jitable
@@ -356,4 +361,6 @@ def backward_slabs(
                 dgamma[c0:c1],
                 dbeta[c0:c1],
             )
-            _input_gradient_planes(dy, x, y, fixed, own, dx, 0, N, c0, c1, 0, S)
+            for n in range(N):
+                first, last = (n * C + c0) * S, (n * C + c1) * S
+                _input_gradient_planes(dy, x, y, fixed, own, c0, dx, first, last)

@@ -10,19 +10,27 @@ from ._channels_cpu import (
     MAX_BLOCKS,
     backward_affine,
     forward_affine,
+    from_behind,
     invert,
     merge,
     merge_parts,
     moments,
+    pieces_of,
     sum_parts,
 )
 from ._jit import Kernel, bounds, device_function
+from ._vector import prefetch
 
 ROWS_PER_RUN = 128
 # Products of the backward pass go into float64 sums after as many rows.
 ROWS_PER_SUM = 32
 # Fewer rows are summed in float64: there are too few errors to average out.
 FEW_ROWS = 64
+# Sums read several rows at once. Where rows are shorter than a page, the processor does not foresee
+# the next ones in arrays beyond its own cache, and has to be asked for them so many bytes ahead.
+PAGE = 4096
+BIG = 1 << 20
+AHEAD = 1 << 13
 
 
 @register_jitable
@@ -30,6 +38,14 @@ def blocks_of_rows(M, C):
     """How many blocks rows (M, C) are cut into: of whole runs, since merging costs C per block."""
     most = max(M // ROWS_PER_RUN, min(M // 8, 8))
     return max(1, min(M * C // ELEMENTS_PER_BLOCK, MAX_BLOCKS, most))
+
+
+@device_function
+def read_ahead(x, row, rows):
+    """Ask for the memory that sums over x will come to after so many rows from `row` on."""
+    step = x.strides[0]
+    if step < PAGE and x.size * x.itemsize > BIG:
+        prefetch(x, row * step + AHEAD, rows * step)
 
 
 @device_function
@@ -71,6 +87,7 @@ def _sum_rows(x, first, last, shift, zero, total, square):
         square[j] = 0
     row = first
     while row + 8 <= last:
+        read_ahead(x, row, 8)
         x0 = x[row]
         x1 = x[row + 1]
         x2 = x[row + 2]
@@ -169,18 +186,17 @@ def normalize_rows(x, residual, relu, narrow, y, first, last):
     C = x.shape[1]
     zero = x.dtype.type(0)
     shift, scale, offset = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
+    added = residual.size > 0
     for row in range(first, last):
         source = x[row]
         target = y[row]
-        if residual.size > 0:
-            other = residual[row]
-            for j in range(C):
-                value = (source[j] - shift[j]) * scale[j] + offset[j] + other[j]
-                target[j] = zero if relu & (value < zero) else value
-        else:
-            for j in range(C):
-                value = (source[j] - shift[j]) * scale[j] + offset[j]
-                target[j] = zero if relu & (value < zero) else value
+        # What is always there can be read without a condition, so that the loop vectorizes.
+        other = residual[row] if added else source
+        for j in range(C):
+            value = (source[j] - shift[j]) * scale[j] + offset[j]
+            if added:
+                value += other[j]
+            target[j] = zero if relu & (value < zero) else value
 
 
 @register_jitable
@@ -211,9 +227,10 @@ def train_rows(
     invert(var, eps, inv_std)
     forward_affine(gamma, beta, mean, inv_std, narrow)
     for t in prange(threads):
-        start, stop = bounds(t, threads, blocks)
-        for back in range(stop - start):
-            first, last = bounds(stop - 1 - back, blocks, M)
+        start, stop = bounds(t, threads, M)
+        pieces = pieces_of((stop - start) * C * x.itemsize)
+        for k in range(pieces):
+            first, last = from_behind(k, pieces, start, stop)
             normalize_rows(x, residual, relu, narrow, y, first, last)
 
 
@@ -231,69 +248,42 @@ def infer_rows(x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide,
 def _sum_products_rows(dy, x, y, first, last, shift, total, product):
     """Sums of g and of g * (x - shift) over rows first..last, per column."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
+    masked = y.size > 0
+    # Without a mask dy stands in for it: what is always there can be read without a condition.
+    mask = y if masked else dy
     for j in range(C):
         total[j] = 0
         product[j] = 0
     row = first
-    if y.size > 0:
-        zero = x.dtype.type(0)
-        while row + 4 <= last:
-            x0 = x[row]
-            x1 = x[row + 1]
-            x2 = x[row + 2]
-            x3 = x[row + 3]
-            dy0 = dy[row]
-            dy1 = dy[row + 1]
-            dy2 = dy[row + 2]
-            dy3 = dy[row + 3]
-            y0 = y[row]
-            y1 = y[row + 1]
-            y2 = y[row + 2]
-            y3 = y[row + 3]
-            for j in range(C):
-                # Read first, select then: a read under a condition does not vectorize.
-                a0, a1, a2, a3 = dy0[j], dy1[j], dy2[j], dy3[j]
-                b0 = a0 if y0[j] > zero else zero
-                b1 = a1 if y1[j] > zero else zero
-                b2 = a2 if y2[j] > zero else zero
-                b3 = a3 if y3[j] > zero else zero
-                total[j] += (b0 + b1) + (b2 + b3)
-                product[j] += (b0 * (x0[j] - shift[j]) + b1 * (x1[j] - shift[j])) + (
-                    b2 * (x2[j] - shift[j]) + b3 * (x3[j] - shift[j])
-                )
-            row += 4
-        while row < last:
-            x0 = x[row]
-            dy0 = dy[row]
-            y0 = y[row]
-            for j in range(C):
-                a0 = dy0[j]
-                b0 = a0 if y0[j] > zero else zero
-                total[j] += b0
-                product[j] += b0 * (x0[j] - shift[j])
-            row += 1
-        return
     while row + 4 <= last:
-        x0 = x[row]
-        x1 = x[row + 1]
-        x2 = x[row + 2]
-        x3 = x[row + 3]
-        g0 = dy[row]
-        g1 = dy[row + 1]
-        g2 = dy[row + 2]
-        g3 = dy[row + 3]
+        read_ahead(x, row, 4)
+        read_ahead(dy, row, 4)
+        read_ahead(y, row, 4)
+        x0, dy0, y0 = x[row], dy[row], mask[row]
+        x1, dy1, y1 = x[row + 1], dy[row + 1], mask[row + 1]
+        x2, dy2, y2 = x[row + 2], dy[row + 2], mask[row + 2]
+        x3, dy3, y3 = x[row + 3], dy[row + 3], mask[row + 3]
         for j in range(C):
-            total[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
-            product[j] += (g0[j] * (x0[j] - shift[j]) + g1[j] * (x1[j] - shift[j])) + (
-                g2[j] * (x2[j] - shift[j]) + g3[j] * (x3[j] - shift[j])
+            g0, g1, g2, g3 = dy0[j], dy1[j], dy2[j], dy3[j]
+            if masked:
+                g0 = g0 if y0[j] > zero else zero
+                g1 = g1 if y1[j] > zero else zero
+                g2 = g2 if y2[j] > zero else zero
+                g3 = g3 if y3[j] > zero else zero
+            total[j] += (g0 + g1) + (g2 + g3)
+            product[j] += (g0 * (x0[j] - shift[j]) + g1 * (x1[j] - shift[j])) + (
+                g2 * (x2[j] - shift[j]) + g3 * (x3[j] - shift[j])
             )
         row += 4
     while row < last:
-        x0 = x[row]
-        g0 = dy[row]
+        x0, dy0, y0 = x[row], dy[row], mask[row]
         for j in range(C):
-            total[j] += g0[j]
-            product[j] += g0[j] * (x0[j] - shift[j])
+            g0 = dy0[j]
+            if masked:
+                g0 = g0 if y0[j] > zero else zero
+            total[j] += g0
+            product[j] += g0 * (x0[j] - shift[j])
         row += 1
 
 
@@ -320,27 +310,19 @@ def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
     C = x.shape[1]
     zero = x.dtype.type(0)
     shift, a, b, d = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C], narrow[3 * C : 4 * C]
+    masked = y.size > 0
     for row in range(first, last):
         source = x[row]
         gradient = dy[row]
+        output = y[row] if masked else gradient
         target = dx[row]
-        if y.size > 0:
-            output = y[row]
-            if fixed:
-                for j in range(C):
-                    g = a[j] * gradient[j]
-                    target[j] = g if output[j] > zero else zero
-            else:
-                for j in range(C):
-                    g = gradient[j]
-                    g = g if output[j] > zero else zero
-                    target[j] = a[j] * (g + (b[j] * (source[j] - shift[j]) + d[j]))
-        elif fixed:
-            for j in range(C):
-                target[j] = a[j] * gradient[j]
-        else:
-            for j in range(C):
-                target[j] = a[j] * (gradient[j] + (b[j] * (source[j] - shift[j]) + d[j]))
+        for j in range(C):
+            g = a[j] * gradient[j] if fixed else gradient[j]
+            if masked:
+                g = g if output[j] > zero else zero
+            if not fixed:
+                g = a[j] * (g + (b[j] * (source[j] - shift[j]) + d[j]))
+            target[j] = g
 
 
 @register_jitable
@@ -368,7 +350,8 @@ def backward_rows(
     sum_parts(wide, blocks, C)
     backward_affine(gamma, mean, inv_std, M, fixed, wide, narrow, dgamma, dbeta)
     for t in prange(threads):
-        start, stop = bounds(t, threads, blocks)
-        for back in range(stop - start):
-            first, last = bounds(stop - 1 - back, blocks, M)
+        start, stop = bounds(t, threads, M)
+        pieces = pieces_of((stop - start) * C * x.itemsize)
+        for k in range(pieces):
+            first, last = from_behind(k, pieces, start, stop)
             _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last)

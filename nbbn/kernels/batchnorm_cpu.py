@@ -12,7 +12,7 @@ and the rest of the mean goes into `offset`: no cancellation even for |mean| >> 
 Backward: a pass for sum(g) and sum(g * (x - shift)), one for `dx = a * (g + b * (x - shift) + d)`.
 With a ReLU behind the normalization, g is dy where the forward's output y is positive, else 0.
 
-The second pass of each thread takes its blocks in reverse: what was read last is still in cache.
+The second pass of each thread takes large pieces in reverse: what was read last is still in cache.
 Planes go by slabs, groups of channels that fit the cache whole, wherever such groups exist: one
 region, no merging, and memory is read once for both passes.
 An empty array stands for "not given" in residual, gamma, beta and y.
@@ -20,8 +20,11 @@ An empty array stands for "not given" in residual, gamma, beta and y.
 The loops are in `_rows_cpu` and `_planes_cpu`, what they share in `_channels_cpu`.
 """
 
-from ._channels_cpu import invert
-from ._jit import SerialKernel, device_function, scratch, workers
+import numpy as np
+from numba import types
+
+from ._channels_cpu import forward_affine, invert
+from ._jit import CheckedKernel, SerialKernel, device_function, scratch, workers
 from ._planes_cpu import (
     backward_planes,
     backward_slabs,
@@ -39,6 +42,7 @@ from ._rows_cpu import (
     backward_rows,
     blocks_of_rows,
     infer_rows,
+    normalize_rows,
     scratch_of_backward_rows,
     scratch_of_train_rows,
     train_rows,
@@ -90,6 +94,51 @@ def _update_running_within(
         skipped[0] += 1
 
 
+# ---------------------------------------------------------------- small arrays, checked here
+
+
+@device_function
+def _fits(x, first, second, gamma, beta, eps, y):
+    """Whether these are rows and four vectors for them, and y is x or lies apart from it."""
+    C = x.shape[1]
+    distance = abs(y.ctypes.data - x.ctypes.data)
+    return (
+        x.size > 0
+        and C > 1
+        and first.size == second.size == gamma.size == beta.size == C
+        and 0.0 < eps < np.inf
+        and y.shape == x.shape
+        and (distance == 0 or distance >= x.size * x.itemsize)
+    )
+
+
+def _infer_types(number):
+    rows, flag = types.Array(number, 2, "C"), types.boolean
+    usual = types.Array(number, 1, "C")
+    # Any strides, read-only and misaligned.
+    other = types.Array(number, 1, "A", readonly=True, aligned=False)
+    return [
+        (rows, vector, vector, vector, flag, vector, flag, types.float64, rows)
+        for vector in (usual, other)
+    ]
+
+
+def _infer_small(x, mean, var, gamma, scaled, beta, shifted, eps, y):
+    C = x.shape[1]
+    if not _fits(x, mean, var, gamma, beta, eps, y):
+        return False
+    inv_std, narrow = np.empty(C), np.empty(3 * C, x.dtype)
+    invert(var, eps, inv_std)
+    # What is not given has no elements.
+    scale, shift = gamma[: C * scaled], beta[: C * shifted]
+    forward_affine(scale, shift, mean, inv_std, narrow)
+    normalize_rows(x, x[:0], False, narrow, y, 0, x.shape[0])
+    return True
+
+
+infer_small = CheckedKernel(_infer_small, _infer_types)
+
+
 # ---------------------------------------------------------------- launchers
 
 
@@ -103,7 +152,7 @@ def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
         blocks = blocks_of_rows(*x.shape)
         wide, narrow = scratch(*scratch_of_train_rows(C, blocks), x.dtype)
         train_rows(threads, *operands, blocks, *results, wide, narrow)
-    elif slabs := slabs_of_channels(x, 1):
+    elif slabs := slabs_of_channels(x, 1, threads):
         _, narrow = scratch(*scratch_of_train_slabs(C), x.dtype)
         train_slabs(threads, *operands, slabs, *results, narrow)
     else:
@@ -117,15 +166,8 @@ def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
     threads = workers(x.size)
     C = x.shape[1]
     wide, narrow = scratch(C, 3 * C, x.dtype)
-    if x.ndim == 2:
-        infer_rows(
-            threads, x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow
-        )
-        return
-    grid = grid_of_planes(x.shape)
-    infer_planes(
-        threads, x, residual, gamma, beta, mean, var, eps, relu, threads, grid, y, wide, narrow
-    )
+    kernel = infer_rows if x.ndim == 2 else infer_planes
+    kernel(threads, x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow)
 
 
 def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
@@ -138,7 +180,7 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
         blocks = blocks_of_rows(*x.shape)
         wide, narrow = scratch(*scratch_of_backward_rows(C, blocks), x.dtype)
         backward_rows(threads, *operands, blocks, *results, wide, narrow)
-    elif slabs := slabs_of_channels(x, 2 if y.size == 0 else 3):
+    elif slabs := slabs_of_channels(x, 2 if y.size == 0 else 3, threads):
         wide, narrow = scratch(*scratch_of_backward_slabs(C), x.dtype)
         backward_slabs(threads, *operands, slabs, *results, wide, narrow)
     else:

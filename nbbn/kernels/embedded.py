@@ -86,7 +86,7 @@ def _stats_of_rows(x, mean, var):
 def _stats_of_planes(x, mean, var):
     N, C, S = x.shape
     shift = np.empty(C, x.dtype)
-    if slabs_of_channels(x, 1) > 0:
+    if slabs_of_channels(x, 1, 1) > 0:
         stats_planes(x, 0, N, 0, C, 0, S, shift, mean, var)
     else:
         grid = grid_of_planes(x.shape)
@@ -316,7 +316,7 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
         )  # fmt: skip
     else:
         planes = np.ascontiguousarray(x)
-        slabs = slabs_of_channels(planes, 1)
+        slabs = slabs_of_channels(planes, 1, 1)
         if slabs > 0:
             _, narrow = _scratch(scratch_of_train_slabs(C), x)
             _train_slabs(
@@ -371,8 +371,7 @@ def normalize(x, prepared, y):
     if x.ndim == 2:
         normalize_rows(x, x[:0], False, prepared, y, 0, x.shape[0])
     else:
-        N, C, S = x.shape
-        normalize_planes(x, x[:0], False, prepared, y, 0, N, 0, C, 0, S)
+        normalize_planes(x, x[:0], False, prepared, 0, y, 0, x.size)
 
 
 @library_function
@@ -420,7 +419,7 @@ def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
         )
     else:
         planes, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-        slabs = slabs_of_channels(planes, 2)
+        slabs = slabs_of_channels(planes, 2, 1)
         if slabs > 0:
             wide, narrow = _scratch(scratch_of_backward_slabs(C), x)
             _backward_slabs(
