@@ -70,6 +70,7 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
         dropout_cpu,
         elementwise_cpu,
         gather_cpu,
+        matmul_cpu,
         optim_cpu,
         softmax_cpu,
         weighted_cpu,
@@ -110,6 +111,8 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     elementwise_cpu.bias_gradient(rows, vector)
     elementwise_cpu.masked(vector, vector, vector.copy())
     dropout_cpu.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
+    for product in (np.zeros((4, 4), dtype), np.zeros((2, 4, 4), dtype)):
+        matmul_cpu.matmul(rows, rows.T, product)
     hyper = np.zeros(9, dtype)
     optim_cpu.sgd(vector, hyper, vector, vector)
     optim_cpu.adam(vector, hyper, vector, vector, vector)
