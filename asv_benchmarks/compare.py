@@ -40,6 +40,7 @@ LIMITS = {
     report.COPY: ("limits", {}, None),
     report.COPY_ALL: ("limits", {"threads": cpu_count()}, None),
     report.PRODUCTS: ("limits", None, {}),
+    report.TILES: ("limits", None, {"tiles": True}),
 }
 
 
@@ -119,7 +120,20 @@ def start_workers(names, what, versions):
     return workers
 
 
-def run_cases(what, cases, names, rounds, samples, versions):
+@contextlib.contextmanager
+def spinning(count):
+    """Keep `count` processes busy with nothing beside what runs inside."""
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(PAUSE_SECONDS)
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+def run_cases(what, cases, names, rounds, samples, busy, versions):
     """Time every case; `cases` maps a title to the arguments of the peers' function."""
     workers = start_workers(names, what, versions)
     results = []
@@ -134,26 +148,37 @@ def run_cases(what, cases, names, rounds, samples, versions):
                     say(f"  {worker.name} is left out: {answer['error']}")
                 else:
                     taking_part.append(worker)
-            times = {worker.name: [] for worker in taking_part}
-            for turn in range(rounds):
-                for worker in rotated(taking_part, turn):
-                    time.sleep(PAUSE_SECONDS)
-                    answer = worker.ask(do="time", samples=samples)
-                    if "error" in answer:
-                        errors[worker.name] = answer["error"]
-                    else:
-                        times[worker.name].append(answer["seconds"])
+            times = time_rounds(taking_part, rounds, samples, errors)
+            crowded = {}
+            if busy:
+                with spinning(busy):
+                    crowded = time_rounds(taking_part, rounds, samples, errors)
             # Of a limit the best round counts: what else the machine did sets no limit.
             seconds = {
                 name: (min if name in LIMITS else statistics.median)(many)
                 for name, many in times.items()
                 if many
             }
-            results.append(title | {"seconds": seconds, "rounds": times, "errors": errors})
+            found = {"seconds": seconds, "rounds": times, "busy": crowded, "errors": errors}
+            results.append(title | found)
     finally:
         for worker in workers:
             worker.close()
     return results
+
+
+def time_rounds(workers, rounds, samples, errors):
+    """Seconds of each round, by contender."""
+    times = {worker.name: [] for worker in workers}
+    for turn in range(rounds):
+        for worker in rotated(workers, turn):
+            time.sleep(PAUSE_SECONDS)
+            answer = worker.ask(do="time", samples=samples)
+            if "error" in answer:
+                errors[worker.name] = answer["error"]
+            else:
+                times[worker.name].append(answer["seconds"])
+    return times
 
 
 def rotated(items, by):
@@ -188,10 +213,8 @@ def step_cases(nets):
 def run_processes(rounds, epochs):
     """Whole processes from the shell to a trained net: nbbn's command and PyTorch's script."""
     recipe = ["--epochs", str(epochs)]
-    nbbn = [sys.executable, "-m", "nbbn", "train", *recipe, "--quiet"]
     commands = {
-        "nbbn": nbbn,
-        "nbbn --dedicated": [*nbbn, "--dedicated"],
+        "nbbn": [sys.executable, "-m", "nbbn", "train", *recipe, "--quiet"],
         "PyTorch": [sys.executable, str(HERE / "peers" / "torch_mnist.py"), *recipe],
     }
     if importlib.util.find_spec("torch") is None:
@@ -245,6 +268,8 @@ def arguments_of(argv):
     parser.add_argument("--nets", help=f"comma-separated, of {', '.join(NETS)}")
     parser.add_argument("--contenders", help=f"comma-separated, of {', '.join(CONTENDERS)}")
     parser.add_argument("--rounds", type=int, help="turns of each contender (default 9)")
+    parser.add_argument("--busy", type=int, default=0, metavar="N",
+                        help="time all again beside N processes that spin")  # fmt: skip
     parser.add_argument("--epochs", type=int, default=2, help="of a whole process (default 2)")
     parser.add_argument("--quick", action="store_true", help="smoke run: few cases, 2 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
@@ -286,8 +311,9 @@ def main(argv=None):
         "cores": cpu_count(),
         "versions": {"python": platform.python_version()},
         "rounds": arguments.rounds,
+        "busy": arguments.busy,
     }
-    common = (arguments.contenders, arguments.rounds, samples, versions)
+    common = (arguments.contenders, arguments.rounds, samples, arguments.busy, versions)
     if "bn" in wanted:
         result["bn"] = run_cases("bn", bn_cases(arguments.shapes), *common)
     if "step" in wanted:

@@ -8,11 +8,12 @@ import argparse
 import csv
 import json
 import math
+import statistics
 from pathlib import Path
 
 COPY = "copyto"
 COPY_ALL = "copyto, all cores"
-PRODUCTS = "matrix products"
+PRODUCTS, TILES = "matrix products", "matrix products, tiles"
 # Passes over the array that each function needs; a copy makes two.
 PASSES = {"inference": 2, "forward": 3, "backward": 5}
 NBBN, NBBN_OUT = "nbbn", "nbbn out="
@@ -33,6 +34,9 @@ def markdown(result):
     ]
     for what in dict.fromkeys(row[0] for row in measured if row[0] != "process"):
         parts += [f"{what}, microseconds", case_table([row for row in measured if row[0] == what])]
+    if result.get("busy"):
+        parts.append(f"beside {result['busy']} that spin: median and worst round over quiet median")
+        parts.append(busy_table([*result.get("bn", ()), *result.get("step", ())]))
     if "process" in result:
         parts.append(process_table(result["process"]))
     return "\n\n".join([*parts, summary(measured)])
@@ -78,6 +82,23 @@ def case_table(measured):
     return table(["case", *names], lines)
 
 
+def busy_table(cases):
+    names = list(dict.fromkeys(name for case in cases for name in case["busy"]))
+    lines = []
+    for case in cases:
+        cells = []
+        for name in names:
+            rounds, quiet = case["busy"].get(name), case["seconds"].get(name)
+            known = rounds and quiet
+            cells.append(
+                f"{statistics.median(rounds) / quiet:.1f}, {max(rounds) / quiet:.1f}"
+                if known else "-"
+            )  # fmt: skip
+        lines.append([" ".join(str(case[key]) for key in ("kind", "shape", "net") if key in case)])
+        lines[-1] += cells
+    return table(["case", *names], lines)
+
+
 def process_table(runs):
     lines = [[r["process"], f"{r['seconds']:.2f}", f"{r['test_accuracy']:.4f}"] for r in runs]
     return table(["process", "wall time, s", "test accuracy"], lines)
@@ -91,7 +112,7 @@ def summary(measured):
     lines = []
     for name, group_rows in groups.items():
         cases = by_case(group_rows).values()
-        limit = over_nbbn(cases, (COPY, COPY_ALL, PRODUCTS))
+        limit = over_nbbn(cases, (COPY, COPY_ALL, PRODUCTS, TILES))
         lines.append([name, limit, *(over_nbbn(cases, (peer,)) for peer in PEERS)])
     return table(["time over that of nbbn", "limit", *PEERS], lines)
 
@@ -194,7 +215,7 @@ def draw_roofline(axis, cases, kind):
 
 
 def draw_steps(axis, cases):
-    names = contenders(cases, leave_out=(PRODUCTS,))
+    names = contenders(cases, leave_out=(PRODUCTS, TILES))
     width = 0.8 / len(names)
     for position, name in enumerate(names):
         ratios = [

@@ -255,7 +255,6 @@ EXCLUDED = {
     "optim.OneCycle.__call__": "called with the number of a step",
     "optim.Schedule": "the name of a type",
     "optim.StepDecay.__call__": "called with the number of a step",
-    "threads.share": "changes the process for good",
 }
 # Called by the library, with what it has made itself.
 HOOKS = {"start", "step", "epoch", "end", "close", "take", "forward"}

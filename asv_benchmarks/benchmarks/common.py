@@ -78,19 +78,10 @@ def batches(net):
     )
 
 
-@functools.cache
-def share_threads():
-    """Run matrix products on the kernels' threads, as the nbbn command does."""
-    import nbbn
-
-    nbbn.threads.share()
-
-
 def make_step(net, recorded=True):
     """Make a training step of one of NETS; return it and its model."""
     import nbbn
 
-    share_threads()
     hidden, _ = NETS[net]
     model = nbbn.mlp((784, *hidden, 10), rng=0)
     optimizer = nbbn.optim.Adam(model.parameters(), lr=1e-3)

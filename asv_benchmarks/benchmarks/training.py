@@ -8,7 +8,7 @@ import numpy as np
 import nbbn
 from nbbn.errors import DataError
 
-from .common import NETS, batches, labels, make_step, share_threads, use_threads
+from .common import NETS, batches, labels, make_step, use_threads
 
 
 class StepBenchmark:
@@ -69,7 +69,6 @@ def _mnist():
 
 
 def _train(images, truth):
-    share_threads()
     rng = np.random.default_rng(0)
     data = nbbn.data.Batches(images, truth, 128, rng=rng, reuse=True)
     model = nbbn.mlp((784, 256, 128, 10), rng=rng)

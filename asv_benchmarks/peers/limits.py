@@ -4,6 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from nbbn.kernels import matmul_cpu
+
 from . import inputs
 
 VERSIONS = {"numpy": np.__version__}
@@ -23,8 +25,12 @@ def bn(kind, shape, axis, threads=1):
     return lambda: list(pool.map(lambda part: np.copyto(*part), parts))
 
 
-def step(sizes, batch):
-    """Only the matrix products of a step: forward, and backward but for the first layer's input."""
+def step(sizes, batch, tiles=False):
+    """Only the matrix products of a step: forward, and backward but for the first layer's input.
+
+    By NumPy's BLAS and its threads, or by nbbn's tiles on Numba's.
+    """
+    matmul = matmul_cpu.matmul if tiles else np.matmul
     weights = inputs.weights(sizes)
     shapes = [(batch, n) for n in sizes]
     x = [np.ones(shape, np.float32) for shape in shapes]
@@ -33,10 +39,10 @@ def step(sizes, batch):
 
     def products():
         for layer, weight in enumerate(weights):
-            np.matmul(x[layer], weight.T, out=x[layer + 1])
+            matmul(x[layer], weight.T, x[layer + 1])
         for layer in reversed(range(len(weights))):
-            np.matmul(dx[layer + 1].T, x[layer], out=dweights[layer])
+            matmul(dx[layer + 1].T, x[layer], dweights[layer])
             if layer:
-                np.matmul(dx[layer + 1], weights[layer], out=dx[layer])
+                matmul(dx[layer + 1], weights[layer], dx[layer])
 
     return products

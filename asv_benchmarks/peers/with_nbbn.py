@@ -25,7 +25,6 @@ def bn(kind, shape, axis, out=False):
 
 
 def step(sizes, batch):
-    nbbn.threads.share()  # the machine is ours, as for `nbbn train --dedicated`
     model = nbbn.mlp(sizes, rng=0)
     optimizer = nbbn.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE)
     train = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)

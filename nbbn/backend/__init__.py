@@ -38,7 +38,8 @@ from .arrays import (
 
 __all__ = [
     "add_at", "address", "adopt", "aligned_zeros", "assign", "available", "checked", "choose",
-    "constant", "contiguous", "dense", "describe_devices", "device_module", "device_of", "empty", "fill",
-    "host", "is_array", "is_bfloat16", "is_foreign", "is_writeable", "kernels", "matmul", "memory",
-    "not_recordable", "ones", "recording", "require", "run", "run_ahead", "to", "verify", "zeros",
+    "constant", "contiguous", "dense", "describe_devices", "device_module", "device_of", "empty",
+    "fill", "host", "is_array", "is_bfloat16", "is_foreign", "is_writeable", "kernels", "matmul",
+    "memory", "not_recordable", "ones", "recording", "require", "run", "run_ahead", "to", "verify",
+    "zeros",
 ]  # fmt: skip

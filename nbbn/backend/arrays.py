@@ -177,6 +177,8 @@ def kernels(op: str, name: str = "cpu") -> Any:
             from ..kernels import elementwise_cpu as module
         case "gather":
             from ..kernels import gather_cpu as module
+        case "matmul":
+            from ..kernels import matmul_cpu as module
         case "optim":
             from ..kernels import optim_cpu as module
         case "softmax":
@@ -321,20 +323,8 @@ def memory(array: Any) -> Any:
 
 def matmul(a: Any, b: Any, out: Any) -> None:
     """Write ``a @ b`` to `out`."""
-    run(_product if isinstance(out, np.ndarray) else device_module().matmul, a, b, out)
-
-
-def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """Multiply on the host, and let this thread's kernels know that BLAS threads are about."""
-    np.matmul(a, b, out)
-    _jit().note_product()
-
-
-@functools.cache
-def _jit() -> Any:
-    from ..kernels import _jit as jit
-
-    return jit
+    host = isinstance(out, np.ndarray)
+    run(kernels("matmul").matmul if host else device_module().matmul, a, b, out)
 
 
 def contiguous(array: Any, dtype: Any) -> np.ndarray:

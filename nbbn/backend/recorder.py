@@ -16,6 +16,7 @@ the two recordings must agree in everything else.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterable
@@ -300,10 +301,15 @@ class Plan:
 
     def __init__(self, recorder: Recorder, result: Any) -> None:
         self._result = recorder.place(result)
-        self._notes = [(note.launcher, note.arguments) for note in recorder.notes]
-        self._behind = [
-            (note.launcher, note.arguments) for note in recorder.notes if note.when != "ahead"
+        # What a launcher enters at each call, a replay enters once.
+        around = (getattr(note.launcher, "around", None) for note in recorder.notes)
+        self._around = next(filter(None, around), contextlib.nullcontext())
+        notes = [
+            (getattr(note.launcher, "inside", note.launcher), note.arguments, note.when)
+            for note in recorder.notes
         ]
+        self._notes = [note[:2] for note in notes]
+        self._behind = [note[:2] for note in notes if note[2] != "ahead"]
         slots = [(at, place) for at, place in recorder.places.items() if place.owner == "input"]
         # An input that is only used as a whole is swapped for the next; one that is viewed in
         # parts is copied to where the views look.
@@ -338,8 +344,9 @@ class Plan:
         for arguments, index, number in self._slots:
             arguments[index] = inputs[number]
         try:
-            for launcher, arguments in self._notes if ahead else self._behind:
-                launcher(*arguments)
+            with self._around:
+                for launcher, arguments in self._notes if ahead else self._behind:
+                    launcher(*arguments)
         finally:
             for arguments, index, _ in self._slots:
                 arguments[index] = None

@@ -138,8 +138,7 @@ def _train(commands: Any) -> None:
     add("--quiet", action="store_true", help="print the JSON line only")
     add("--device", choices=_DEVICES, default="cpu", metavar="NAME",
         help="auto, cpu or cuda; auto: cuda if it can be [cpu]")  # fmt: skip
-    add("--threads", type=values.count, metavar="N", help="threads of kernels and BLAS")
-    add("--dedicated", action="store_true", help="faster where nothing else runs, slow elsewhere")
+    add("--threads", type=values.count, metavar="N", help="threads of kernels and products")
     add("--help", "-h", action="help", help="show this and exit")
 
 

@@ -19,32 +19,30 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     import llvmlite.binding as llvm
     import numba
     import numpy as np
-    from numba.np.ufunc.parallel import _launch_threads
-    from threadpoolctl import threadpool_info
+    import scipy
 
     from .. import backend
     from .._validation import cache_dir as user_cache
+    from ..kernels import matmul_cpu
     from ..kernels._cache import cache_dir
 
-    _launch_threads()
     rows = [
         ("nbbn", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
-        ("numpy", np.__version__),
+        ("numpy", f"{np.__version__}, scipy {scipy.__version__}"),
         ("numba", f"{numba.__version__} (llvmlite {llvmlite.__version__})"),
     ]
-    for pool in threadpool_info():
-        if pool["user_api"] == "blas":
-            rows.append(
-                ("BLAS", f"{pool['internal_api']} {pool['version']}, {pool.get('architecture')} "
-                 f"kernels, {pool['num_threads']} threads")
-            )  # fmt: skip
+    for blas in matmul_cpu.libraries():
+        rows.append(
+            ("BLAS", f"{blas.internal_api} {blas.version}, {getattr(blas, 'architecture', '?')} "
+             "kernels, one thread a tile")
+        )  # fmt: skip
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         if name in os.environ:
             rows.append(("", f"{name}={os.environ[name]} is set: matrix products may be slow"))
+    threads, cores = numba.get_num_threads(), os.cpu_count() or 1
     layer = numba.threading_layer()
     serial = " (not safe between threads: kernels run serially)" if layer == "workqueue" else ""
-    threads, cores = numba.get_num_threads(), os.cpu_count() or 1
     rows.append(("threads", f"{threads} of {cores}, layer {layer}{serial}"))
     if hasattr(os, "getloadavg"):
         load = os.getloadavg()[0]

@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 
     device = backend.choose(arguments.device)
     training = config.prepare(data_dir=arguments.data_dir, device=device)
-    # Two pools: OpenMP's idle threads must not spin while matrix products run.
-    if "numba" not in sys.modules and not arguments.dedicated:
+    # Where there is no TBB: OpenMP's idle threads must not spin on cores that others want.
+    if "numba" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     from ..backend import threads
@@ -68,15 +68,13 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 
     if arguments.threads is not None:
         threads.limit(arguments.threads)
-    if arguments.dedicated:
-        threads.share()
     if not arguments.quiet:
         _announce_compilation()
     say(f"{_summary(config, training)}, on {device}")
     if found is not None:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
     if keeper is not None:
-        keeper.config = training.description() | {"threads": _threads(found)}
+        keeper.config = training.description()
     if found is not None:
         _check_data(found, config, training)
     history = train.fit(
@@ -176,21 +174,6 @@ def _flag(name: str, value: Any) -> str:
         return "batch normalization" if value else "--no-batch-norm"
     text = ",".join(map(str, value)) if isinstance(value, tuple) else value
     return f"--{name.replace('_', '-')} {text}"
-
-
-def _threads(found: Checkpoint | None) -> int:
-    """Count the threads, and say so if there were others before."""
-    import numba
-
-    threads: int = numba.get_num_threads()
-    before = threads if found is None else found.config.get("threads", threads)
-    if before != threads:
-        print(
-            f"nbbn: warning: {threads} threads now, {before} before: matrix products round "
-            f"differently, so the results will; --threads {before} keeps them",
-            file=sys.stderr,
-        )
-    return threads
 
 
 def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:

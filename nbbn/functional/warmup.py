@@ -67,9 +67,8 @@ def warmup(
 
 def _call_everything(dtype: np.dtype[Any]) -> None:
     """Call every launcher with the argument types that the library uses."""
-    dropout, elementwise, gather, optim, softmax, weighted = map(
-        backend.kernels, ("dropout", "elementwise", "gather", "optim", "softmax", "weighted")
-    )
+    names = ("dropout", "elementwise", "gather", "matmul", "optim", "softmax", "weighted")
+    dropout, elementwise, gather, matmul, optim, softmax, weighted = map(backend.kernels, names)
     rows = np.zeros((4, 3), dtype)
     vector = np.zeros(3, dtype)
     labels = np.zeros(4, np.int64)
@@ -101,6 +100,8 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     elementwise.bias_gradient(rows, vector)
     elementwise.masked(vector, vector, vector.copy())
     dropout.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
+    for left in (rows, np.zeros((2, 4, 3), dtype)):
+        matmul.matmul(left, rows.T, np.zeros((*left.shape[:-1], 4), dtype))
     hyper = np.zeros(9, dtype)
     optim.sgd(vector, hyper, vector, vector)
     optim.adam(vector, hyper, vector, vector, vector)

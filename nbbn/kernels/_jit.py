@@ -12,11 +12,13 @@ Loops are written so that they vectorize as they stand.
 
 from __future__ import annotations
 
-import math
+import ctypes
 import os
+import site
+import sys
 import threading
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -34,7 +36,6 @@ PARALLEL_MIN = 131_072
 class _State(threading.local):
     def __init__(self) -> None:
         self.busy = False
-        self.last_product = -math.inf
         self.compile_only = False
         self.scratch: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -74,22 +75,27 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-# BLAS's threads spin for about this many seconds after a product, and take the cores from kernels:
-# serial kernels are then up to ten times faster, unless both run on one pool.
-SPIN = 0.02
-shares_pool = False
+# Where the wheel of TBB puts its library, below the environment's or the user's folder.
+_TBB = {"linux": "lib/libtbb.so.12", "win32": "Library/bin/tbb12.dll"}
 
 
-def note_product() -> None:
-    """Remember that this thread has just made a matrix product."""
-    _state.last_product = time.monotonic()
+def _find_tbb() -> None:
+    """Load the wheel's TBB, so that Numba finds it: threads that wait sleep soon, not spin."""
+    for base in (sys.prefix, site.getuserbase()):
+        if (path := Path(base, _TBB.get(sys.platform, "-"))).exists():
+            try:
+                ctypes.CDLL(str(path))
+            except OSError:  # of another processor, say: Numba's next layer does
+                continue
+            return
+
+
+_find_tbb()
 
 
 def workers(work: int) -> int:
     """How many threads a kernel over `work` elements gets now: 1 means the serial form."""
     if work < PARALLEL_MIN or _state.busy or _forked_with_pool:
-        return 1
-    if not shares_pool and time.monotonic() - _state.last_product < SPIN:
         return 1
     threads = numba.get_num_threads()
     if threads > 1 and numba.threading_layer() == "workqueue":

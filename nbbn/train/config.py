@@ -107,7 +107,7 @@ def check(name: str, value: Any, label: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """All that decides what comes out of a training, given the same number of threads.
+    """All that decides what comes out of a training.
 
     Parameters
     ----------

@@ -137,7 +137,7 @@ def fit(
         Are told how it goes, in their order; they start in the reverse one.
     resume : Checkpoint, optional
         Go on where this was saved, as if nothing had happened: the numbers are the same bit for
-        bit, for the same number of threads. Make model, batches and optimizer as for the first
+        bit, with any number of threads. Make model, batches and optimizer as for the first
         run; their state is replaced.
     strict : bool, default True
         Whether `watch`, optimizer, schedule and batches must have the settings they had before a
@@ -225,8 +225,7 @@ def fit(
             run.next_epoch()
             for callback in callbacks:
                 callback.epoch(run, result)
-            # A resumed run keeps its number of threads, for the results to be the same.
-            if resume is None and device == "cpu":
+            if device == "cpu":
                 step.tell_if_crowded()
         for callback in callbacks:
             callback.end(run)

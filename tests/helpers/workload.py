@@ -27,7 +27,14 @@ def digest() -> str:
     """Run every parallel kernel in its parallel form, where the guard allows it."""
     import nbbn.functional as F  # noqa: N812
     from nbbn.data import Batches
-    from nbbn.kernels import _jit, dropout_cpu, elementwise_cpu, gather_cpu, optim_cpu
+    from nbbn.kernels import (  # fmt: skip
+        _jit,
+        dropout_cpu,
+        elementwise_cpu,
+        gather_cpu,
+        matmul_cpu,
+        optim_cpu,
+    )
 
     _jit.PARALLEL_MIN = 0
     rng = np.random.default_rng(5)
@@ -50,6 +57,10 @@ def digest() -> str:
         results += [y, getattr(F, f"{name}_backward")(dy, y)]
     results.append(F.cross_entropy(x, labels, reduction="none"))
     results.append(F.cross_entropy_backward(x, labels))
+    product = np.empty((300, 300), np.float32)
+    wide = np.resize(x, (300, 300))
+    matmul_cpu.matmul(wide, wide.T, product)
+    results.append(product)
     elementwise_cpu.add_bias(x, x[0].copy(), x)
     hyper = np.linspace(0.1, 0.9, 9, dtype=np.float32)
     flat, state, other = np.abs(rng.normal(size=(3, 5000))).astype(np.float32)

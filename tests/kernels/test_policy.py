@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -434,29 +432,3 @@ def test_fit_refuses_single_examples_before_its_first_step(count, size, options,
 def test_fit_takes_single_examples_where_the_model_does(model, options, caplog):
     (epoch,) = fitted(model, 9, 4, **options)
     assert np.isfinite(epoch.loss)
-
-
-# ------------------------------------------------------------------------ kernels beside BLAS
-
-
-def test_kernels_are_serial_only_shortly_after_a_product_of_their_own_thread(monkeypatch):
-    """BLAS's threads spin for a while after a product, and would take the cores from a kernel."""
-    from nbbn.kernels import _jit
-
-    monkeypatch.setattr(_jit, "shares_pool", False)
-    monkeypatch.setattr(_jit.numba, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(_jit.numba, "threading_layer", lambda: "omp")
-    now = [_jit.time.monotonic() + 1]
-    monkeypatch.setattr(_jit.time, "monotonic", lambda: now[0])
-    x = nbbn.Tensor(np.ones((2, 2), np.float32))
-    large = _jit.PARALLEL_MIN
-    assert _jit.workers(large) == 4
-    x @ x
-    assert _jit.workers(large) == 1
-    others = []
-    thread = threading.Thread(target=lambda: others.append(_jit.workers(large)))
-    thread.start()
-    thread.join()
-    assert others == [4]
-    now[0] += 2 * _jit.SPIN
-    assert _jit.workers(large) == 4

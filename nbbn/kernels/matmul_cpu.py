@@ -1,0 +1,272 @@
+"""Matrix products on the CPU: tiles, each one single-threaded BLAS call, on Numba's own threads.
+
+The tiles follow from the shape alone, so a product has the same bits for every number of threads.
+BLAS is SciPy's, called by address from compiled code; its own threads rest meanwhile, because two
+pools of threads would take the cores from each other. NumPy's BLAS is another one, left as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ._jit import PARALLEL_MIN, Kernel, bounds, workers
+
+# Multiplications of a product that is worth a second thread, and of a tile that is worth a third.
+_WORTH_TWO = 1 << 20
+_WORTH_MORE = 1 << 23
+# Packing costs a tile as much as some ten of its rows or columns: few small tiles, many large ones.
+_SHORTEST_CUT, _LONG_CUT, _SHORT_TILES, _MOST_TILES = 32, 256, 8, 64
+# BLAS starts no threads for so few.
+_ALONE = 1 << 16
+_INT_MAX = np.iinfo(np.int32).max
+_N, _T = ord("N"), ord("T")
+
+
+def grid(M: int, N: int, K: int) -> tuple[int, int]:
+    """How many tiles the result of (M, K) @ (K, N) has along its rows and its columns."""
+    rows = cols = 1
+    while rows * cols < _MOST_TILES:
+        height, width = M // rows, N // cols
+        work, longer, tiles = height * width * K, max(height, width), rows * cols
+        if tiles == 1:
+            cut = work > _WORTH_TWO and longer >= _SHORTEST_CUT
+        else:
+            cut = work > _WORTH_MORE and longer >= _LONG_CUT * (1 if tiles < _SHORT_TILES else 4)
+        if not cut:
+            break
+        rows, cols = (rows, 2 * cols) if width > height else (2 * rows, cols)
+    return rows, cols
+
+
+@intrinsic
+def _gemm(typing_context, gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, c, ldc):
+    """c = a @ b by the Fortran function at the address `gemm`; matrices by address, in columns."""
+    arguments = gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, c, ldc
+
+    def generate(context, builder, signature, values):
+        pointer = ir.IntType(8).as_pointer()
+
+        def by_address(value, kind):
+            slot = cgutils.alloca_once(builder, kind)
+            builder.store(value, slot)
+            return builder.bitcast(slot, pointer)
+
+        def flag(value):
+            return by_address(builder.trunc(value, ir.IntType(8)), ir.IntType(8))
+
+        def number(value):
+            return by_address(builder.trunc(value, ir.IntType(32)), ir.IntType(32))
+
+        def matrix(value):
+            return builder.inttoptr(value, pointer)
+
+        gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, c, ldc = values
+        zero = by_address(ir.Constant(one.type, 0.0), one.type)
+        parameters = [
+            flag(flags_a), flag(flags_b), number(m), number(n), number(k),
+            by_address(one, one.type), matrix(a), number(lda), matrix(b), number(ldb),
+            zero, matrix(c), number(ldc),
+        ]  # fmt: skip
+        kind = ir.FunctionType(ir.VoidType(), [pointer] * len(parameters))
+        builder.call(builder.inttoptr(gemm, kind.as_pointer()), parameters)
+        return context.get_dummy_value()
+
+    return types.void(*arguments), generate
+
+
+@Kernel
+def _tiles(gemm, one, a, a_turned, b, b_turned, rows, cols, c):
+    """Write a @ b to c (..., M, N) in rows * cols tiles; a matrix that is `turned` is transposed.
+
+    All are (m, n) or (count, m, n), with rows whose elements lie side by side.
+    """
+    M, N = c.shape[-2:]
+    K = a.shape[-2] if a_turned else a.shape[-1]
+    tiles = rows * cols
+    a_step = a.strides[0] if a.ndim > 2 else 0
+    b_step = b.strides[0] if b.ndim > 2 else 0
+    # The stride of a single row may be anything.
+    a_row = a.strides[-2] if a.shape[-2] > 1 else a.itemsize * a.shape[-1]
+    b_row = b.strides[-2] if b.shape[-2] > 1 else b.itemsize * b.shape[-1]
+    for t in prange(c.size // (M * N) * tiles):
+        i, tile = t // tiles, t % tiles
+        m0, m1 = bounds(tile // cols, rows, M)
+        n0, n1 = bounds(tile % cols, cols, N)
+        # BLAS counts by columns: the transposed of c is that of b times that of a.
+        _gemm(
+            gemm,
+            one,
+            _T if b_turned else _N,
+            _T if a_turned else _N,
+            n1 - n0,
+            m1 - m0,
+            K,
+            b.ctypes.data + i * b_step + n0 * (b_row if b_turned else b.itemsize),
+            b_row // b.itemsize,
+            a.ctypes.data + i * a_step + m0 * (a.itemsize if a_turned else a_row),
+            a_row // a.itemsize,
+            c.ctypes.data + ((i * M + m0) * N + n0) * c.itemsize,
+            N,
+        )
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """Write a (..., M, K) @ b (..., K, N) to out (..., M, N)."""
+    if out.size * a.shape[-1] <= _ALONE:
+        matmul_inside(a, b, out)
+        return
+    with one_thread:
+        matmul_inside(a, b, out)
+
+
+def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """As `matmul`, for callers that are inside `one_thread`."""
+    blas = _blas().get(out.dtype)
+    if blas is None or max(a.shape + b.shape) > _INT_MAX or not out.flags.carray:
+        # Other types: NumPy's own loops, which use no threads.
+        np.matmul(a, b, out)
+        return
+    (M, N), K = out.shape[-2:], a.shape[-1]
+    products = out.size * K
+    if not products:
+        out.fill(0)
+        return
+    if out.ndim > 2:
+        a, b = _batched(a, out), _batched(b, out)
+        out = out.reshape(-1, M, N)
+    rows, cols = grid(M, N, K)
+    threads = workers(PARALLEL_MIN) if products > _WORTH_TWO else 1
+    _tiles(threads, *blas, *_operand(a, out.dtype), *_operand(b, out.dtype), rows, cols, out)
+
+
+def _batched(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """View or copy x (..., m, n) as (count, m, n); (m, n) stays what it is, for all of `out`."""
+    if x.ndim == 2:
+        return x
+    return np.broadcast_to(x, (*out.shape[:-2], *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+
+
+def _operand(x: np.ndarray, dtype: np.dtype[Any]) -> tuple[np.ndarray, bool]:
+    """Matrices as BLAS can read them, copied only if it cannot; and whether transposed."""
+    if x.dtype == dtype:
+        flags = x.flags
+        if flags.carray:
+            return x, False
+        turned = x.swapaxes(-1, -2)
+        if turned.flags.carray:
+            return turned, True
+        if flags.aligned:
+            for view, is_turned in ((x, False), (turned, True)):
+                *_, row, item = view.strides
+                if item == x.itemsize and x.itemsize * view.shape[-1] <= row <= _INT_MAX:
+                    return view, is_turned
+    return np.array(x, dtype, order="C"), False
+
+
+@functools.cache
+def _blas() -> dict[np.dtype[Any], tuple[int, Any]]:
+    """For each type the address of its product, and one."""
+    from scipy.linalg import cython_blas
+
+    functions = {}
+    for dtype, name in ((np.dtype(np.float32), "sgemm"), (np.dtype(np.float64), "dgemm")):
+        capsule = cython_blas.__pyx_capi__[name]
+        functions[dtype] = _pointer(capsule, _name(capsule)), dtype.type(1)
+    return functions
+
+
+_name = ctypes.pythonapi.PyCapsule_GetName
+_name.restype, _name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+class _OneThread:
+    """While any thread is inside, SciPy's BLAS uses no threads of its own."""
+
+    def __init__(self) -> None:
+        # Held during a fork: a child would wait for ever for a lock that another thread holds.
+        self.lock = threading.RLock()
+        self._inside = 0
+        self._held: list[tuple[Any, int]] = []
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self._inside += 1
+            if self._inside == 1:
+                for get, put in _thread_counts():
+                    threads = get()
+                    if threads > 1:
+                        put(1)
+                        self._held.append((put, threads))
+
+    def __exit__(self, *exc: object) -> None:
+        with self.lock:
+            self._inside -= 1
+            if not self._inside:
+                self._release()
+
+    def _release(self) -> None:
+        while self._held:
+            put, threads = self._held.pop()
+            put(threads)
+
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's other threads, which are not here."""
+        self._inside = 0
+        self._release()
+        self.lock.release()
+
+
+one_thread = _OneThread()
+# A replay enters once for all of its products.
+matmul.around, matmul.inside = one_thread, matmul_inside  # type: ignore[attr-defined]
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=one_thread.lock.acquire,
+        after_in_parent=one_thread.lock.release,
+        after_in_child=one_thread.after_fork_in_child,
+    )
+
+
+@functools.cache
+def libraries() -> list[Any]:
+    """What threadpoolctl knows of SciPy's BLAS: all but NumPy's own, or the one that both use."""
+    from threadpoolctl import ThreadpoolController
+
+    _blas()
+    found = [c for c in ThreadpoolController().lib_controllers if c.user_api == "blas"]
+    return [c for c in found if "numpy.libs" not in c.filepath] or found
+
+
+@functools.cache
+def _thread_counts() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
+    """Functions that read and set how many threads SciPy's BLAS uses."""
+    counts = []
+    for library in libraries():
+        get, put = library.get_num_threads, library.set_num_threads
+        # threadpoolctl lets one thread of the process alone set those of OpenBLAS.
+        for name in _OPENBLAS if library.internal_api == "openblas" else ():
+            own = ctypes.CDLL(library.filepath)
+            if hasattr(own, name.format("set")):
+                get, put = getattr(own, name.format("get")), getattr(own, name.format("set"))
+        counts.append((get, put))
+    return counts
+
+
+_OPENBLAS = [
+    prefix + "openblas_{}_num_threads" + suffix
+    for prefix in ("", "scipy_")
+    for suffix in ("", "64_", "_64")
+]
