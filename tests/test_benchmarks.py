@@ -127,7 +127,7 @@ def test_compare_training_step(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (case,) = json.loads(out.read_text())["step"]
-    assert case["seconds"].keys() == {"nbbn", "NumPy", "matrix products"}
+    assert case["seconds"].keys() == {"nbbn", "NumPy", "matrix products", "matrix products, tiles"}
 
 
 @pytest.mark.parametrize("arguments", [("--shapes", "12"), ("--contenders", "tensorflow")])

@@ -53,6 +53,7 @@ __all__ = [
 _ACTIVATIONS = (None, "relu")
 # Beyond so many elements the checks do not count, and a kernel may use several threads.
 _SMALL = 1 << 15
+_FLOAT64 = np.dtype(np.float64)
 ON_SINGLE = ("error", "eval", "skip")
 
 
@@ -89,6 +90,19 @@ def batch_norm_train(
     y : ndarray, shape and dtype of `x`
     stats : BatchNormStats
     """
+    small = None
+    if residual is None is activation and single is False:
+        small = _small("train_small", x, axis, eps, out, gamma, beta)
+    if small is not None:
+        y = np.empty(x.shape, x.dtype) if out is None else out
+        mean, var, inv_std = np.empty((3, x.shape[1]))
+        scaled, shifted = gamma is not None, beta is not None
+        scale, shift = gamma if scaled else x[0], beta if shifted else x[0]
+        try:
+            if small(x, scale, scaled, shift, shifted, eps, y, mean, var, inv_std):
+                return y, BatchNormStats(mean, var, inv_std, len(x))
+        except TypeError:  # of the dispatcher: a wrong number of dimensions
+            pass
     layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=False)
@@ -217,6 +231,20 @@ def batch_norm_backward(
     dx : ndarray, shape and dtype of `x`
     dgamma, dbeta : ndarray, shape (C,)
     """
+    small = None
+    given = y is not None or out_dgamma is not None or out_dbeta is not None
+    if not given and dy is not None and type(stats) is BatchNormStats:
+        small = _small("backward_small", x, axis, 1.0, out, gamma, dy)
+    if small is not None and dy.flags.carray and _wide(stats, len(x)):
+        dx = np.empty(x.shape, x.dtype) if out is None else out
+        dgamma, dbeta = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+        scale = x[0] if gamma is None else gamma
+        moments = stats.mean, stats.inv_std
+        try:
+            if small(dy, x, scale, gamma is not None, *moments, dx, dgamma, dbeta):
+                return dx, dgamma, dbeta
+        except TypeError:  # of the dispatcher: a wrong number of dimensions
+            pass
     layout = channel_layout(x, axis)
     if not isinstance(stats, BatchNormStats):
         raise DTypeError(
@@ -412,8 +440,20 @@ def batch_norm(
     return y
 
 
+def _wide(stats: BatchNormStats, count: int) -> bool:
+    """Whether stats are as the forward has made them, of `count` values per channel."""
+    return (
+        type(stats.count) is int
+        and stats.count == count
+        and all(
+            type(a) is np.ndarray and a.dtype is _FLOAT64 and a.flags.carray
+            for a in (stats.mean, stats.inv_std)
+        )
+    )
+
+
 def _small(
-    kernel: str, x: Any, axis: Any, eps: Any, out: Any, gamma: Any, beta: Any
+    kernel: str, x: Any, axis: Any, eps: Any, out: Any, *others: Any
 ) -> Callable[..., bool] | None:
     """Return the kernel that checks shapes itself, for small arrays of the usual types.
 
@@ -422,9 +462,9 @@ def _small(
     if type(x) is not np.ndarray or type(axis) is not int or type(eps) is not float:
         return None
     dtype = x.dtype
-    if axis != 1 or x.ndim != 2 or x.size > _SMALL or not x.flags.carray:
+    if axis != 1 or x.ndim != 2 or not 0 < x.size <= _SMALL or not x.flags.carray:
         return None
-    for array in (gamma, beta, out):
+    for array in (*others, out):
         if array is not None and (type(array) is not np.ndarray or array.dtype is not dtype):
             return None
     if out is not None and not out.flags.carray:

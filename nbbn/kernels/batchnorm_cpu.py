@@ -101,25 +101,36 @@ def _update_running_within(
 def _fits(x, first, second, gamma, beta, eps, y):
     """Whether these are rows and four vectors for them, and y is x or lies apart from it."""
     C = x.shape[1]
-    distance = abs(y.ctypes.data - x.ctypes.data)
     return (
         x.size > 0
         and C > 1
         and first.size == second.size == gamma.size == beta.size == C
         and 0.0 < eps < np.inf
-        and y.shape == x.shape
-        and (distance == 0 or distance >= x.size * x.itemsize)
+        and _same_or_apart(x, y)
     )
 
 
-def _infer_types(number):
-    rows, flag = types.Array(number, 2, "C"), types.boolean
+@device_function
+def _same_or_apart(x, y):
+    """Whether two arrays of rows have one shape, and are one or share no memory."""
+    distance = abs(y.ctypes.data - x.ctypes.data)
+    return y.shape == x.shape and (distance == 0 or distance >= x.size * x.itemsize)
+
+
+def _small_types(number):
+    """Types of rows of `number`, a flag, a float, per-channel results, and vectors of two kinds."""
     usual = types.Array(number, 1, "C")
     # Any strides, read-only and misaligned.
     other = types.Array(number, 1, "A", readonly=True, aligned=False)
+    wide = types.Array(types.float64, 1, "C")
+    for vector in (usual, other):
+        yield types.Array(number, 2, "C"), types.boolean, types.float64, usual, wide, vector
+
+
+def _infer_types(number):
     return [
-        (rows, vector, vector, vector, flag, vector, flag, types.float64, rows)
-        for vector in (usual, other)
+        (rows, vector, vector, vector, flag, vector, flag, eps, rows)
+        for rows, flag, eps, _, _, vector in _small_types(number)
     ]
 
 
@@ -137,6 +148,57 @@ def _infer_small(x, mean, var, gamma, scaled, beta, shifted, eps, y):
 
 
 infer_small = CheckedKernel(_infer_small, _infer_types)
+
+
+def _train_types(number):
+    return [
+        (rows, vector, flag, vector, flag, eps, rows, wide, wide, wide)
+        for rows, flag, eps, _, wide, vector in _small_types(number)
+    ]
+
+
+_train_rows, _backward_rows = train_rows.serial, backward_rows.serial
+
+
+def _train_small(x, gamma, scaled, beta, shifted, eps, y, mean, var, inv_std):
+    M, C = x.shape
+    if M < 2 or not _fits(x, mean, var, gamma, beta, eps, y):
+        return False
+    blocks = blocks_of_rows(M, C)
+    wide, narrow = scratch_of_train_rows(C, blocks)
+    _train_rows(
+        x, x[:0], gamma[: C * scaled], beta[: C * shifted], eps, False, 1, blocks,
+        y, mean, var, inv_std, np.empty(wide), np.empty(narrow, x.dtype),
+    )  # fmt: skip
+    return True
+
+
+train_small = CheckedKernel(_train_small, _train_types)
+
+
+def _backward_types(number):
+    return [
+        (rows, rows, vector, flag, wide, wide, rows, usual, usual)
+        for rows, flag, _, usual, wide, vector in _small_types(number)
+    ]
+
+
+def _backward_small(dy, x, gamma, scaled, mean, inv_std, dx, dgamma, dbeta):
+    M, C = x.shape
+    if dy.shape != x.shape or not _same_or_apart(dy, dx):
+        return False
+    if not _fits(x, mean, inv_std, gamma, gamma, 1.0, dx):
+        return False
+    blocks = blocks_of_rows(M, C)
+    wide, narrow = scratch_of_backward_rows(C, blocks)
+    _backward_rows(
+        dy, x, x[:0], gamma[: C * scaled], mean, inv_std, False, 1, blocks,
+        dx, dgamma, dbeta, np.empty(wide), np.empty(narrow, x.dtype),
+    )  # fmt: skip
+    return True
+
+
+backward_small = CheckedKernel(_backward_small, _backward_types)
 
 
 # ---------------------------------------------------------------- launchers

@@ -47,77 +47,122 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def outcome(**arguments):
+CALLS = {
+    "infer": ("mean", "var", "gamma", "beta"),
+    "train": ("gamma", "beta"),
+    "backward": ("dy", "gamma", "stats"),
+}
+
+
+def outcome(call, out=None, **arguments):
     """What a call gives, however it ends, and what `out` holds then."""
+    first = (arguments.pop("dy"),) if call == "backward" else ()
     try:
-        y = F.batch_norm_infer(arguments.pop("x"), **arguments)
+        found = getattr(F, f"batch_norm_{call}")(*first, arguments.pop("x"), out=out, **arguments)
     except Exception as error:
         return type(error), str(error)
-    out = arguments["out"]
-    assert out is None or y is out
-    return type(y), y.dtype, y.shape, y.strides, y.tobytes()
+    found = found if isinstance(found, tuple) else (found,)
+    assert out is None or found[0] is out
+    results = [r for item in found for r in (item if isinstance(item, tuple) else (item,))]
+    return [
+        (type(r), r.dtype, r.shape, r.strides, r.tobytes()) if isinstance(r, np.ndarray) else r
+        for r in results
+    ]
 
 
-def both(monkeypatch, make):
+def both(monkeypatch, call, make):
     """Return the outcomes of the short way and of the long one."""
-    short = outcome(**make())
+    short = outcome(call, **make())
     with monkeypatch.context() as patched:
         patched.setattr(batchnorm, "_small", lambda *args: None)
-        return short, outcome(**make())
+        return short, outcome(call, **make())
 
 
-def operands(shape, dtype):
+def operands(call, shape, dtype):
     rng = np.random.default_rng(5)
     mean, gamma, beta = rng.normal(size=(3, shape[-1])).astype(dtype)
     var = rng.uniform(0.5, 2.0, shape[-1]).astype(dtype)
     x = rng.normal(1.0, 2.0, shape).astype(dtype)
-    return {"x": x, "mean": mean, "var": var, "gamma": gamma, "beta": beta, "out": np.zeros_like(x)}
+    wide = np.float64
+    stats = F.BatchNormStats(
+        x.mean(tuple(range(x.ndim - 1)), wide), var.astype(wide), rng.uniform(1, 2, shape[-1]),
+        x.size // shape[-1],
+    )  # fmt: skip
+    found = {"mean": mean, "var": var, "gamma": gamma, "beta": beta, "stats": stats}
+    found["dy"] = rng.normal(size=shape).astype(dtype)
+    return {name: found[name] for name in CALLS[call]} | {"x": x, "out": np.zeros_like(x)}
 
 
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(1, 64), (7, 5), (0, 3), (4, 1), (2, 3, 4), (300, 200)])
-def test_layouts_types_and_bad_operands(shape, dtype, monkeypatch):
+@pytest.mark.parametrize("call", CALLS)
+def test_layouts_types_and_bad_operands(call, shape, dtype, monkeypatch):
     def make(name=None, change=None):
-        found = operands(shape, dtype)
-        if name is not None:
+        found = operands(call, shape, dtype)
+        if call == "backward" and name in F.BatchNormStats._fields:
+            found["stats"] = found["stats"]._replace(
+                **{name: change(getattr(found["stats"], name))}
+            )
+        elif name is not None:
             found[name] = change(found[name])
         return found
 
-    for name in ("x", "mean", "var", "gamma", "beta", "out"):
+    names = [name for name in operands(call, shape, dtype) if name != "stats"]
+    for name in (*names, *(("mean", "inv_std") if call == "backward" else ())):
         for change in CHANGES:
-            short, long = both(monkeypatch, functools.partial(make, name, change))
+            short, long = both(monkeypatch, call, functools.partial(make, name, change))
             assert short == long, (name, change)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_options(options, monkeypatch):
-    short, long = both(monkeypatch, lambda: operands((6, 5), np.float32) | options)
+@pytest.mark.parametrize("count", [5, 7, True, 6.0, np.int64(6), "6", None])
+def test_counts(count, monkeypatch):
+    def make():
+        found = operands("backward", (6, 5), np.float32)
+        return found | {"stats": found["stats"]._replace(count=count)}
+
+    short, long = both(monkeypatch, "backward", make)
     assert short == long
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("call", CALLS)
+def test_options(call, options, monkeypatch):
+    known = (
+        {"axis", "gamma"} if call == "backward" else {"axis", "gamma", "beta", "eps", "activation"}
+    )
+    if options.keys() <= known:
+        short, long = both(monkeypatch, call, lambda: operands(call, (6, 5), np.float32) | options)
+        assert short == long
 
 
 @pytest.mark.parametrize("shift", [-5, -1, 0, 1, 30, 31])
-def test_outputs_that_overlap(shift, monkeypatch):
+@pytest.mark.parametrize(("call", "name"), [*((c, "x") for c in CALLS), ("backward", "dy")])
+def test_outputs_that_overlap(call, name, shift, monkeypatch):
     def make():
-        found = operands((6, 5), np.float32)
+        found = operands(call, (6, 5), np.float32)
         memory = np.zeros(110, np.float32)
-        memory[40:70] = found["x"].ravel()
-        found["x"] = memory[40:70].reshape(6, 5)
+        memory[40:70] = found[name].ravel()
+        found[name] = memory[40:70].reshape(6, 5)
         found["out"] = memory[40 + shift : 70 + shift].reshape(6, 5)
         return found
 
-    short, long = both(monkeypatch, make)
+    short, long = both(monkeypatch, call, make)
     assert short == long
-    out_is_mean = operands((1, 5), np.float32)
-    expected = outcome(**out_is_mean)
+
+
+def test_an_output_over_the_mean():
+    out_is_mean = operands("infer", (1, 5), np.float32)
+    expected = outcome("infer", **out_is_mean)
     out_is_mean["out"] = out_is_mean["mean"].reshape(1, 5)
-    assert outcome(**out_is_mean) == expected
+    assert outcome("infer", **out_is_mean) == expected
 
 
-def test_the_short_way_is_taken(monkeypatch):
+@pytest.mark.parametrize("call", CALLS)
+def test_the_short_way_is_taken(call, monkeypatch):
     def fail(*args):
         raise AssertionError("the long way")
 
     monkeypatch.setattr(batchnorm, "channel_layout", fail)
-    found = operands((3, 4), np.float32)
-    y = F.batch_norm_infer(found.pop("x"), **found)
-    assert y is found["out"]
+    found = outcome(call, **operands(call, (3, 4), np.float32))
+    assert found[0][0] is np.ndarray
