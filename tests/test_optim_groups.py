@@ -14,7 +14,8 @@ import nbbn
 from nbbn import Parameter, Tape, checkpoint, losses, optim
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError
 from nbbn.train.loop import fit, record_step
-from tests.helpers.optimizers import Twins, advance, bits, parameters, state
+from tests.helpers.layers import state_of
+from tests.helpers.optimizers import Twins, advance, bits, parameters
 from tests.helpers.refusals import refused
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, batches
 
@@ -466,7 +467,7 @@ def test_groups_resume_bit_for_bit(tmp_path):
     other, batches_, half = grouped_training()
     fit(other, batches_, half, epochs=4, resume=checkpoint.latest(tmp_path))
     assert bits(other.parameters()) == bits(model.parameters())
-    assert state(half) == state(optimizer)
+    assert state_of(half) == state_of(optimizer)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +510,7 @@ def test_a_checkpoint_of_before_the_counts_is_resumed(tmp_path):
     del saved.optimizer["counts"]
     other, batches_, again = make()
     checkpoint.restore(saved, other, again, batches_)
-    assert state(again) == state(optimizer)
+    assert state_of(again) == state_of(optimizer)
 
 
 def test_logs_have_the_rate_of_the_first_group(tmp_path):

@@ -15,6 +15,7 @@ from nbbn import Convention, convert
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from nbbn.export import BatchNormState
 from nbbn.nn.variants import InPlaceBatchNorm
+from tests.helpers.layers import state_of
 
 
 def recorded(batches, channels, *, of_old: float) -> tuple[np.ndarray, np.ndarray]:
@@ -32,10 +33,6 @@ def net(bias: bool = True, **options) -> nbbn.Sequential:
         nbbn.BatchNorm(6, activation="relu", dtype=np.float64, **options),
         nbbn.Dense(6, 3, rng=1, dtype=np.float64),
     )
-
-
-def state_of(model) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in model.state_dict().items()}
 
 
 # -------------------------------------------------------------------------------- conventions

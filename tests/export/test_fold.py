@@ -12,6 +12,7 @@ from nbbn import BatchNorm, Convention, Dense, Dropout, Flatten, ReLU, Sequentia
 from nbbn.errors import ArgumentError, DTypeError
 from nbbn.export import fold as folding
 from nbbn.nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
+from tests.helpers.layers import state_of
 
 WIDE = {"dtype": np.float64}
 
@@ -80,7 +81,7 @@ FOLDABLE = {
 def test_a_folded_model_computes_the_same(name, rng):
     layers, shape, count = FOLDABLE[name]
     model = settled(Sequential(*layers), rng)
-    before = {name: array.tobytes() for name, array in model.state_dict().items()}
+    before = state_of(model)
     folded = nbbn.fold(model)
     assert len(folded) == count
     assert norms(folded) == 0
@@ -88,7 +89,7 @@ def test_a_folded_model_computes_the_same(name, rng):
     expected = model.eval()(x).data
     np.testing.assert_allclose(folded(x).data, expected, rtol=1e-11, atol=1e-12)
     assert not folded.training
-    assert before == {name: array.tobytes() for name, array in model.state_dict().items()}
+    assert before == state_of(model)
 
 
 def test_the_model_stays_in_its_mode_and_shares_no_memory(rng):

@@ -32,10 +32,6 @@ def bits(items) -> list[bytes]:
     return [p.data.tobytes() for p in items]
 
 
-def state(optimizer) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in optimizer.state_dict().items()}
-
-
 class Twins:
     """The same parameters under an optimizer and under PyTorch's."""
 

@@ -15,6 +15,7 @@ from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, S
 from nbbn.train import loop
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
+from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
 
 
@@ -90,11 +91,10 @@ def test_evaluate_measures_and_restores(small, rng):
     _, test = small
     model = nbbn.mlp((784, 16, 10), rng=0)
     model[1].eval()
-    before = model.state_dict()
+    before = state_of(model)
     found = evaluate(model, test)
     assert [module.training for module in model.modules()] == [True, True, False, True]
-    for name, array in model.state_dict().items():
-        np.testing.assert_array_equal(array, before[name])
+    assert state_of(model) == before
     model.eval()
     x, y = next(iter(Batches(test._images, test._labels, 1000, shuffle=False)))
     output = model(x)
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
     images = rng.normal(size=(12, FEATURES))
     images[[5, 9], 2] = np.nan
     model, _ = adam_mlp()
-    before = model.state_dict()
+    before = state_of(model)
     evaluate(model, Batches(images, np.zeros(12, int), 4, rows=np.array([0, 1, 2, 3])))
     assert not caplog.messages
     found = evaluate(model, Batches(images, np.zeros(12, int), 4, shuffle=False))
@@ -183,8 +183,7 @@ def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
         "the loss is nan in evaluation: the batch itself holds NaN or Inf; repair such examples or "
         "leave them out"
     ]
-    for name, array in model.state_dict().items():
-        np.testing.assert_array_equal(array, before[name])
+    assert state_of(model) == before
 
 
 class Own(nbbn.Op):
