@@ -17,7 +17,7 @@ from nbbn.train.loop import fit, record_step
 from tests.helpers.layers import state_of
 from tests.helpers.optimizers import Twins, advance, bits, parameters
 from tests.helpers.refusals import refused
-from tests.helpers.training_pair import CLASSES, FEATURES, Pair, batches
+from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam, batches, under
 
 # ------------------------------------------------------------------------ a count for each
 
@@ -310,12 +310,7 @@ class Skipping(nbbn.Module):
 @pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
 def test_plans_that_update_other_parameters_share_an_optimizer(kind, rng):
     """What one plan leaves out falls behind: launches of the other plan must not mix counts."""
-
-    def make():
-        model = Skipping()
-        return model, kind(model.parameters(), 0.01)
-
-    pair = Pair(make)
+    pair = Pair(under(Skipping, lambda p: kind(p, 0.01)))
     pair.train(batches(rng, [8] * 4 + [5] * 4))
     pair.train(batches(rng, [8] * 3))
     assert pair.train(batches(rng, [8, 5] * 6)) == 12
@@ -326,7 +321,7 @@ def test_plans_that_update_other_parameters_share_an_optimizer(kind, rng):
 
 
 def test_a_parameter_that_thaws_begins_with_its_first_step(rng):
-    pair = Pair(lambda: (model := mlp(), optim.Adam(model.parameters(), 0.01)))
+    pair = Pair(under(mlp, adam))
     pair.both(lambda model, optimizer: setattr(model[0].weight, "requires_grad", False))
     assert pair.train(batches(rng, [16] * 6)) == 4
     pair.both(lambda model, optimizer: setattr(model[0].weight, "requires_grad", True))
@@ -342,7 +337,7 @@ def test_steps_by_hand_between_recorded_ones(rng):
         optimizer.step()
         optimizer.zero_grad()
 
-    pair = Pair(lambda: (model := mlp(), optim.Adam(model.parameters(), 0.01)))
+    pair = Pair(under(mlp, adam))
     pair.train(batches(rng, [16] * 4))
     for _ in range(3):
         pair.both(by_hand)
