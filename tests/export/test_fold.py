@@ -64,15 +64,11 @@ FOLDABLE = {
     "both sides": ((norm(5), dense(5, 4), norm(4)), (7, 5), 1),
     "both sides, with relu": ((norm(5), dense(5, 4), norm(4, activation="relu")), (7, 5), 2),
     "planes": ((norm(3), Flatten(), dense(12, 4)), (7, 3, 2, 2), 2),
-    "planes, channels last": (
-        (norm(3, convention=Convention(axis=-1)), Flatten(), dense(12, 4)), (7, 2, 2, 3), 2,
-    ),
-    "planes, both sides": (
-        (norm(3), Flatten(), dense(12, 4), norm(4), dense(4, 2)), (7, 3, 4), 3,
-    ),
-    "nested": (
-        (Sequential(dense(5, 4), norm(4)), ReLU(), Sequential(norm(4), dense(4, 3))), (7, 5), 3,
-    ),
+    "planes, channels last": ((norm(3, convention=Convention(axis=-1)), Flatten(), dense(12, 4)),
+                              (7, 2, 2, 3), 2),
+    "planes, both sides": ((norm(3), Flatten(), dense(12, 4), norm(4), dense(4, 2)), (7, 3, 4), 3),
+    "nested": ((Sequential(dense(5, 4), norm(4)), ReLU(), Sequential(norm(4), dense(4, 3))), (7, 5),
+               3),
     "nothing to fold": ((dense(5, 4), ReLU(), dense(4, 3)), (7, 5), 3),
 }  # fmt: skip
 
@@ -165,9 +161,8 @@ def test_any_stack_of_layers_computes_the_same(plan):
 REFUSED = {
     r"'0', BatchNorm\(5\): it is between the input and ReLU\(\)": (norm(5), ReLU()),
     r"'1', BatchNorm\(4\): it is between ReLU\(\) and the output": (ReLU(), norm(4)),
-    r"it follows the input, and its relu comes before Dense": (
-        norm(5, activation="relu"), dense(5, 4),
-    ),
+    r"it follows the input, and its relu comes before Dense": (norm(5, activation="relu"),
+                                                               dense(5, 4)),
     "it keeps no running statistics": (dense(5, 4), norm(4, track_running_stats=False)),
     "its leaky ReLU has no layer": (dense(5, 4), InPlaceBatchNorm(4, **WIDE)),
     "it normalizes axis 2": (norm(5, convention=Convention(axis=2)), Flatten(), dense(10, 4)),
@@ -242,27 +237,15 @@ def test_a_model_that_says_nothing_of_its_input_needs_a_batch(rng):
     ("arguments", "options", "error", "message"),
     [
         ((3,), {}, DTypeError, "model must be a Module, got int"),
-        (
-            (Sequential(dense(5, 4), norm(4)), [1.0]),
-            {},
-            ArgumentError,
-            "x must be a Tensor or a numpy",
-        ),
-        (
-            (Sequential(dense(5, 4), norm(4)), np.ones((0, 5))),
-            {},
-            ArgumentError,
-            "x has no elements",
-        ),
-        (
-            (Sequential(dense(5, 4), norm(4)), np.ones((3, 6))),
-            {},
-            ArgumentError,
-            r"'0 and 1' does not take .*6\)",
-        ),
+        ((Sequential(dense(5, 4), norm(4)), [1.0]), {}, ArgumentError,
+         "x must be a Tensor or a numpy"),
+        ((Sequential(dense(5, 4), norm(4)), np.ones((0, 5))), {}, ArgumentError,
+         "x has no elements"),
+        ((Sequential(dense(5, 4), norm(4)), np.ones((3, 6))), {}, ArgumentError,
+         r"'0 and 1' does not take .*6\)"),
         ((Sequential(dense(5, 4)),), {"tolerance": 0}, ArgumentError, "tolerance must be above 0"),
     ],
-)
+)  # fmt: skip
 def test_arguments_that_make_no_sense(arguments, options, error, message):
     with pytest.raises(error, match=message):
         nbbn.fold(*arguments, **options)
