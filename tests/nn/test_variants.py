@@ -327,20 +327,17 @@ def test_renorm_matches_the_paper(r_max, d_max, activation, rng):
     layer.running_mean[...], layer.running_var[...] = rng.normal(size=3), rng.uniform(0.2, 4, 3)
     given, affine = (layer.running_mean.copy(), layer.running_var.copy()), layer.parameters()
     x, dy = rng.normal(size=(2, 6, 3, 2))
-    want, r, d = reference.batch_renorm(
-        x, *given, (r_max, d_max), *(p.data for p in affine), activation=activation
-    )
+    own = [p.data for p in affine]
+    want, r, d = reference.batch_renorm(x, *given, (r_max, d_max), *own, activation=activation)
     y, dx, gradients = run(layer, x, dy)
     assert_close(y, want)
     if r_max > 1e6 and activation is None:
-        plain = reference.batch_norm_infer(x, *given, *(p.data for p in affine))
-        assert_close(y, plain)
+        assert_close(y, reference.batch_norm_infer(x, *given, *own))
 
-    leaves = [torch.tensor(a, requires_grad=True) for a in (x, *(p.data for p in affine))]
+    leaves = [torch.tensor(a, requires_grad=True) for a in (x, *own)]
     x_hat = torch.nn.functional.batch_norm(leaves[0], None, None, training=True)
-    r, d, gamma, beta = (
-        v.reshape(1, 3, 1) for v in (torch.tensor(r), torch.tensor(d), *leaves[1:])
-    )
+    vectors = torch.tensor(r), torch.tensor(d), *leaves[1:]
+    r, d, gamma, beta = (v.reshape(1, 3, 1) for v in vectors)
     y = gamma * (x_hat * r + d) + beta
     (y.relu() if activation else y).backward(torch.tensor(dy))
     assert_all_close((dx, *gradients), [leaf.grad.numpy() for leaf in leaves], 1e-10)
@@ -360,9 +357,8 @@ def test_renorm_follows_its_schedules(rng):
 
 def test_renorm_starts_as_batch_norm(rng):
     x = rng.normal(size=(5, 3))
-    assert_close(
-        nbbn.BatchRenorm(3, dtype=np.float64)(x).data, nbbn.BatchNorm(3, dtype=np.float64)(x).data
-    )
+    first, plain = (kind(3, dtype=np.float64) for kind in (nbbn.BatchRenorm, nbbn.BatchNorm))
+    assert_close(first(x).data, plain(x).data)
 
 
 # ------------------------------------------------------------------------------ in place
@@ -376,12 +372,10 @@ def test_in_place_equals_its_parts(slope, training, rng):
     layer.gamma.data[...], layer.beta.data[...] = [-1.5, 0.5, 1.0], rng.normal(size=3)
     x, dy = rng.normal(size=(2, 6, 3, 2))
     twin = torch.nn.BatchNorm1d(3, dtype=torch.float64).train(training)
-    leaves = [
-        torch.tensor(a, requires_grad=True) for a in (x, *(p.data for p in layer.parameters()))
-    ]
-    y = torch.nn.functional.batch_norm(
-        leaves[0], twin.running_mean, twin.running_var, leaves[1].abs() + 1e-5, leaves[2], training
-    )
+    operands = (x, *(p.data for p in layer.parameters()))
+    leaves = x_, gamma, beta = [torch.tensor(a, requires_grad=True) for a in operands]
+    given = twin.running_mean, twin.running_var
+    y = torch.nn.functional.batch_norm(x_, *given, gamma.abs() + 1e-5, beta, training)
     torch.nn.functional.leaky_relu(y, slope).backward(torch.tensor(dy))
     _, dx, gradients = run(layer, x, dy)
     assert_all_close((dx, *gradients), [leaf.grad.numpy() for leaf in leaves], 1e-9)
@@ -472,32 +466,26 @@ def network(rng, **options):
     )
 
 
-@pytest.mark.parametrize("convention", ["torch", "keras"])
-def test_recalibration_is_exact(convention, rng):
+@pytest.mark.parametrize(
+    ("convention", "rows", "parts"),
+    [("torch", 50, [7, 30, 48]), ("keras", 50, [7, 30, 48]), ("torch", 400, 200)],
+    ids=["torch", "keras", "more batches than are kept at a time"],
+)
+def test_recalibration_is_exact(convention, rows, parts, rng):
     """Of the first layer, whose input does not depend on batches, over batches of any sizes."""
     model = network(0, convention=Convention.of(convention, axis=1))
-    x = rng.normal(size=(50, 4))
-    parts = np.split(x, [7, 30, 48])
+    x = rng.normal(size=(rows, 4)) + 3 * (rows > 50)
+    batches = np.split(x, parts)
     model.training = False
-    nbbn.recalibrate(model, ((part, "label") for part in parts))
+    nbbn.recalibrate(model, batches if rows > 50 else ((part, "label") for part in batches))
     want = model[0](x).data
-    correction = 50 / 49 if convention == "torch" else 1
+    correction = rows / (rows - 1) if convention == "torch" else 1
     assert_close(model[1].running_mean, want.mean(axis=0))
     assert_close(model[1].running_var, want.var(axis=0) * correction)
     assert model[1].num_batches_tracked == 0
     assert not model.training
     assert model[1].training
     assert model[2].training
-
-
-def test_recalibration_over_many_batches(rng):
-    """More than are kept at a time."""
-    model = network(0)
-    x = rng.normal(size=(400, 4)) + 3
-    nbbn.recalibrate(model, np.split(x, 200))
-    want = model[0](x).data
-    assert_close(model[1].running_mean, want.mean(axis=0))
-    assert_close(model[1].running_var, want.var(axis=0, ddof=1))
 
 
 def test_recalibration_over_one_batch_makes_evaluation_equal_training(rng):
