@@ -23,6 +23,13 @@ from nbbn.train.inference import Classifier, read_images
 from tests.helpers.small_run import FLAGS, call, digits
 
 
+def fit(training, *callbacks, epochs=1, **options):
+    return train.fit(
+        training.model, training.batches, training.optimizer, epochs=epochs,
+        callbacks=callbacks, **options,
+    )  # fmt: skip
+
+
 def weights(folder):
     return {name: array.tobytes() for name, array in checkpoint.load(folder).model.items()}
 
@@ -63,9 +70,8 @@ def test_every_flag_of_training(own, tmp_path, capsys):
     saved = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
     assert saved == ["step-00000035.safetensors", "step-00000039.safetensors"]
     rows = list(csv.DictReader((tmp_path / "own.csv").read_text().splitlines()))
-    assert [row["step"] for row in rows if row["kind"] == "step"] == [
-        str(step) for step in range(4, 40, 4)
-    ]
+    steps = [int(row["step"]) for row in rows if row["kind"] == "step"]
+    assert steps == list(range(4, 40, 4))
     assert list((tmp_path / "board").iterdir())
 
 
@@ -82,12 +88,11 @@ def test_it_learns_and_until_stops_it(own, capsys):
 
 def test_the_command_is_a_few_lines_of_public_api(own, tmp_path, capsys):
     call(capsys, "train", "--data", own, *FLAGS, "--epochs", 3, "--out", tmp_path, "--quiet")
-    config = Config(
+    training = Config(
         data=(str(own),), hidden=(8,), batch_size=16, dropout=0.2, seed=1, epochs=3
-    )  # fmt: skip
-    training = config.prepare()
+    ).prepare()  # fmt: skip
     keeper = checkpoint.Checkpoints(tmp_path / "own", config=training.description())
-    train.fit(training.model, training.batches, training.optimizer, epochs=3, callbacks=[keeper])
+    fit(training, keeper, epochs=3)
     assert weights(tmp_path / "own") == weights(tmp_path)
     images, _ = digits(9, 2)
     np.testing.assert_array_equal(
@@ -271,9 +276,11 @@ def test_a_log_has_no_rows_of_lost_steps(ending, own, tmp_path, capsys):
 _ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
-def start(*arguments):
+def start(*arguments, script=None):
+    """Start the command, or a script that is given its arguments."""
+    code = ("-m", "nbbn") if script is None else ("-c", script)
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "nbbn", *map(str, arguments)],
+        [sys.executable, "-W", "error", *code, *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT,
     )  # fmt: skip
 
@@ -334,9 +341,7 @@ batches = data.Batches(np.zeros((4, 4), np.float32), np.zeros(4, int), 4)
 optimizer = optim.SGD(model.parameters())
 train.fit(model, batches, optimizer, epochs=1, callbacks=[StopOnSignal(), Slow()])
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start(script=script) as process:
         assert process.stdout.readline() == "step\n"
         process.send_signal(signal.SIGTERM)
         assert process.stderr.readline() == "\n"
@@ -348,15 +353,9 @@ train.fit(model, batches, optimizer, epochs=1, callbacks=[StopOnSignal(), Slow()
 
 @pytest.mark.parametrize("delay", [0.05, 0.2, 0.4, 0.7])
 def test_an_interrupt_while_libraries_load(delay, own, tmp_path):
-    script = (
-        "import sys; from nbbn.cli import main; print('ready', flush=True); "
-        "sys.exit(main(sys.argv[1:]))"
-    )
+    script = "import sys; from nbbn.cli import main; print('ready', flush=True); sys.exit(main())"
     flags = ("--data", own, *FLAGS, "--epochs", "100000", "--out", tmp_path, "--quiet")
-    with subprocess.Popen(
-        [sys.executable, "-c", script, "train", *map(str, flags)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT,
-    ) as process:  # fmt: skip
+    with start("train", *flags, script=script) as process:
         assert process.stdout.readline() == "ready\n"
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
@@ -374,9 +373,7 @@ def test_a_swallowed_interrupt_stops_training_before_its_first_step(own):
             time.sleep(1)
         except KeyboardInterrupt:
             pass  # as a library may do that is interrupted in a callback
-        history = train.fit(
-            training.model, training.batches, training.optimizer, epochs=3, callbacks=[signals]
-        )
+        history = fit(training, signals, epochs=3)
     assert (history, training.optimizer.step_count, signals.status) == ([], 0, 130)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -401,13 +398,11 @@ checkpoint.latest = spring
 sys.exit(main(sys.argv[1:]))
 """
     flags = ("--data", own, *FLAGS, "--out", tmp_path, "--resume", "auto", "--quiet")
-    done = subprocess.run(
-        [sys.executable, "-c", script, "train", *map(str, flags)],
-        capture_output=True, text=True, env=_ENVIRONMENT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
-    assert "stopped after step 0; there is nothing to save yet" in done.stderr
+    with start("train", *flags, script=script) as process:
+        _, error = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert "stopped after step 0; there is nothing to save yet" in error
 
 
 _LAST_MOMENTS = """
@@ -455,17 +450,14 @@ sys.exit(cli.main())
 )
 def test_a_signal_when_all_is_saved_leaves_no_trace(moment, name, own, tmp_path):
     flags = ("--data", own, *FLAGS, "--epochs", 1, "--out", tmp_path, "--quiet")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _LAST_MOMENTS, moment, name, "train",
-         *map(str, flags)],
-        capture_output=True, text=True, env=_ENVIRONMENT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 128 + getattr(signal, name), done.stderr
-    assert done.stderr in ("", "nbbn: interrupted\n")
+    with start(moment, name, "train", *flags, script=_LAST_MOMENTS) as process:
+        out, error = process.communicate()
+    assert process.returncode == 128 + getattr(signal, name), error
+    assert error in ("", "nbbn: interrupted\n")
     assert checkpoint.load(tmp_path).optimizer["step_count"] == 7
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 7
     if moment != "writing":
-        assert json.loads(done.stdout)["steps"] == 7
+        assert json.loads(out)["steps"] == 7
 
 
 def test_signals_in_another_thread_are_left_alone(own):
@@ -476,10 +468,7 @@ def test_signals_in_another_thread_are_left_alone(own):
 
     def work():
         try:
-            train.fit(
-                training.model, training.batches, training.optimizer, epochs=1,
-                callbacks=[StopOnSignal()],
-            )  # fmt: skip
+            fit(training, StopOnSignal())
         except BaseException as error:
             failures.append(error)
 
@@ -503,11 +492,9 @@ def test_eval_measures_what_training_measured(trained, own, capsys):
     assert result["accuracy"] == best[-1][1]
     assert result["loss"] == pytest.approx(best[-1][0], rel=1e-6)
     last = sorted(trained.glob("step-*"))[-1]
-    status, lines, _ = call(capsys, "eval", last)
-    assert (
-        json.loads(lines[0])["accuracy"]
-        == json.loads((trained / "result.json").read_text())["test_accuracy"]
-    )
+    found = json.loads(call(capsys, "eval", last)[1][0])
+    expected = json.loads((trained / "result.json").read_text())
+    assert found["accuracy"] == expected["test_accuracy"]
 
 
 def test_eval_of_a_run_without_a_test_set_takes_its_validation_split(own, tmp_path, capsys):
@@ -639,10 +626,8 @@ def test_the_log_says_what_happened(own, tmp_path):
                                for b in a.buffers))  # fmt: skip
             seen.append((run.step, run.loss, run.right / run.count, norm))
 
-    history = train.fit(
-        training.model, training.batches, training.optimizer, epochs=2, test=training.test,
-        callbacks=[ByHand(), logs.LogFile(path, every=3, percentiles=True)],
-    )  # fmt: skip
+    log = logs.LogFile(path, every=3, percentiles=True)
+    history = fit(training, ByHand(), log, epochs=2, test=training.test)
     rows = logs.read_log(path)
     steps = [row for row in rows if row["kind"] == "step"]
     assert [row["step"] for row in steps] == [3, 6, 9, 12]
@@ -670,13 +655,9 @@ def test_tensorboard_has_the_same_numbers(own, tmp_path):
     from tensorboardX.record_writer import RecordWriter  # noqa: F401 - the format that is read
 
     training = Config(data=(str(own),), hidden=(8,), batch_size=16, seed=1, epochs=2).prepare()
-    train.fit(
-        training.model, training.batches, training.optimizer, epochs=2, test=training.test,
-        callbacks=[
-            logs.LogFile(tmp_path / "log.jsonl", every=4),
-            logs.TensorBoard(tmp_path / "board", every=4),
-        ],
-    )  # fmt: skip
+    log = logs.LogFile(tmp_path / "log.jsonl", every=4)
+    board = logs.TensorBoard(tmp_path / "board", every=4)
+    fit(training, log, board, epochs=2, test=training.test)
     points = {}
     for path in (tmp_path / "board").iterdir():
         content = path.read_bytes()
@@ -698,7 +679,4 @@ def test_a_log_in_the_way(own, tmp_path):
     (tmp_path / "log.jsonl").mkdir()
     training = Config(data=(str(own),), epochs=1).prepare()
     with pytest.raises(ArgumentError, match=r"cannot write to .*log.jsonl"):
-        train.fit(
-            training.model, training.batches, training.optimizer, epochs=1,
-            callbacks=[logs.LogFile(tmp_path / "log.jsonl")],
-        )  # fmt: skip
+        fit(training, logs.LogFile(tmp_path / "log.jsonl"))
