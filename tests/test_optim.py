@@ -14,7 +14,7 @@ from nbbn import Parameter, Tape, optim
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.helpers.layers import state_of
 from tests.helpers.optimizers import Twins, advance, bits, parameters
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 
 NAN = float("nan")
 
@@ -408,10 +408,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@refused(REFUSED, globals())
-def test_arguments_that_do_not_fit_are_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_arguments_that_do_not_fit_are_refused = refusing(REFUSED, globals())
 
 
 @pytest.mark.parametrize(

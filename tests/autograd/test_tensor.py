@@ -15,7 +15,7 @@ import pytest
 import nbbn
 from nbbn import Parameter, Tape, Tensor
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError, TapeError
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 
 
 class Cube(nbbn.Op):
@@ -715,7 +715,4 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@refused(REFUSED, globals())
-def test_what_is_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_what_is_refused = refusing(REFUSED, globals())

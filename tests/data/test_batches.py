@@ -9,7 +9,7 @@ from nbbn.data import Batches
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from tests.helpers.advice import typed
 from tests.helpers.idx_files import random_bytes
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 
 
 def naive(images, order, mean=0.0, std=1.0) -> np.ndarray:
@@ -316,10 +316,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@refused(REFUSED, globals())
-def test_what_does_not_fit_is_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_what_does_not_fit_is_refused = refusing(REFUSED, globals())
 
 
 def gather_cases():

@@ -16,7 +16,7 @@ from nbbn import Convention, convert
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from nbbn.export import BatchNormState
 from tests.helpers.layers import state_of
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 
 
 def recorded(batches, channels, *, of_old: float) -> tuple[np.ndarray, np.ndarray]:
@@ -515,7 +515,4 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@refused(REFUSED, globals())
-def test_what_cannot_move_is_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_what_cannot_move_is_refused = refusing(REFUSED, globals())

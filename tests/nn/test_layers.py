@@ -13,7 +13,7 @@ from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from nbbn.nn.losses import DoubleSoftmaxWarning
 from tests.helpers import reference
 from tests.helpers.layers import run, state_of
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 
 FLOATS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -598,10 +598,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@refused(REFUSED, globals())
-def test_arguments_that_do_not_fit_are_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_arguments_that_do_not_fit_are_refused = refusing(REFUSED, globals())
 
 
 def test_a_refused_batch_leaves_the_state_alone(rng):

@@ -20,7 +20,7 @@ from nbbn.train.loop import evaluate, fit
 from tests.helpers import reference
 from tests.helpers.advice import typed
 from tests.helpers.layers import run
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 from tests.helpers.training_pair import Pair
 
 OF_NUMBERS = [losses.mse, losses.huber, losses.binary_cross_entropy]
@@ -132,10 +132,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@refused(REFUSED, globals())
-def test_operands_and_options_that_do_not_fit(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_operands_and_options_that_do_not_fit = refusing(REFUSED, globals())
 
 
 def test_the_output_of_a_sigmoid_warns(rng):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 import nbbn
 from nbbn import losses, optim, train
@@ -11,7 +10,7 @@ from nbbn.data import Batches, split
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from nbbn.train.callbacks import EarlyStopping
 from nbbn.train.config import Config
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(20, 4)).astype(np.float32), RNG.integers(0, 2, 20)
@@ -64,10 +63,7 @@ MISUSES = [
 ]  # fmt: skip
 
 
-@refused(MISUSES, {**globals(), "Config": Config})
-def test_misuse_is_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_misuse_is_refused = refusing(MISUSES, {**globals(), "Config": Config})
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -14,7 +14,7 @@ from nbbn import Convention, Parameter, Tape, losses, optim
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from tests.helpers import reference
 from tests.helpers.layers import assert_all_close, assert_close, assert_states_close, run, state_of
-from tests.helpers.refusals import refused
+from tests.helpers.refusals import refusing
 
 # ------------------------------------------------------------------------------ weights
 
@@ -585,10 +585,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@refused(REFUSED, globals())
-def test_wrong_use_is_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+test_wrong_use_is_refused = refusing(REFUSED, globals())
 
 
 def test_weights_pass_layers_that_know_of_none():
