@@ -12,22 +12,9 @@ from nbbn import BatchNorm, Convention, Dense, Dropout, Flatten, ReLU, Sequentia
 from nbbn.errors import ArgumentError, DTypeError
 from nbbn.export import fold as folding
 from nbbn.nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
-from tests.helpers.layers import state_of
+from tests.helpers.layers import settled, state_of
 
 WIDE = {"dtype": np.float64}
-
-
-def settled(model: nbbn.Module, rng) -> nbbn.Module:
-    """Give every BatchNorm statistics and parameters that do something, and biases values."""
-    for layer in model.modules():
-        if isinstance(layer, BatchNorm) and layer.running_mean is not None:
-            layer.running_mean[...] = rng.normal(size=layer.running_mean.shape)
-            layer.running_var[...] = rng.uniform(0.3, 3, layer.running_var.shape)
-        for name in ("gamma", "beta", "bias"):
-            parameter = getattr(layer, name, None)
-            if parameter is not None:
-                parameter.data[...] = rng.normal(size=parameter.shape)
-    return model
 
 
 def norms(model: nbbn.Module) -> int:

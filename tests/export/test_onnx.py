@@ -30,6 +30,7 @@ from nbbn.errors import (
 )
 from nbbn.export.onnx import exporter
 from nbbn.nn.variants import InPlaceBatchNorm
+from tests.helpers.layers import settled
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -37,20 +38,6 @@ from tests.helpers.onnx_backend import Backend  # noqa: E402 - needs onnx
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 FLOAT = onnx.TensorProto.FLOAT
-
-
-def settled(model: nbbn.Module, rng) -> nbbn.Module:
-    """Give statistics, scales, shifts and biases values that matter."""
-    for layer in model.modules():
-        for name, low, high in (("running_mean", -1, 1), ("running_var", 0.3, 3)):
-            array = getattr(layer, name, None)
-            if array is not None:
-                array[...] = rng.uniform(low, high, array.shape)
-        for name in ("gamma", "beta", "bias"):
-            parameter = getattr(layer, name, None)
-            if parameter is not None:
-                parameter.data[...] = rng.normal(size=parameter.shape)
-    return model
 
 
 def by_runtime(model, x: np.ndarray) -> np.ndarray:

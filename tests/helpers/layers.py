@@ -7,6 +7,19 @@ import numpy as np
 from nbbn import Parameter, Tape
 
 
+def settled(model, rng):
+    """Give statistics, scales, shifts and biases values that matter."""
+    for layer in model.modules():
+        if getattr(layer, "running_mean", None) is not None:
+            layer.running_mean[...] = rng.normal(size=layer.running_mean.shape)
+            layer.running_var[...] = rng.uniform(0.3, 3, layer.running_var.shape)
+        for name in ("gamma", "beta", "bias"):
+            parameter = getattr(layer, name, None)
+            if parameter is not None:
+                parameter.data[...] = rng.normal(size=parameter.shape)
+    return model
+
+
 def run(layer, x, dy=None, **operands):
     """Return the output and the gradients of x and of the parameters."""
     x = Parameter(x)
