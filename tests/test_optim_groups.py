@@ -14,43 +14,10 @@ import nbbn
 from nbbn import Parameter, Tape, checkpoint, losses, optim
 from nbbn.errors import ArgumentError, CheckpointError, DTypeError
 from nbbn.train.loop import fit, record_step
+from tests.helpers.layers import state_of
+from tests.helpers.optimizers import Twins, advance, bits, parameters
 from tests.helpers.refusals import refused
-from tests.helpers.training_pair import CLASSES, FEATURES, Pair, batches
-
-SHAPES = [(4, 3), (3,), (), (2, 1, 5)]
-
-
-def parameters(rng, shapes=SHAPES, dtype=np.float64):
-    return [Parameter(np.asarray(rng.normal(size=shape), dtype)) for shape in shapes]
-
-
-def gradient(p, step: int):
-    return (np.sin(3 * p + step) + 0.1 * p).astype(p.dtype)
-
-
-def bits(items) -> list[bytes]:
-    return [p.data.tobytes() for p in items]
-
-
-class Twins:
-    """The same parameters under an optimizer and under PyTorch's."""
-
-    def __init__(self, rng, make, shapes=SHAPES):
-        torch = pytest.importorskip("torch")
-        self.own = parameters(rng, shapes)
-        self.peers = [torch.tensor(p.data.copy(), requires_grad=True) for p in self.own]
-        self.tensor = torch.tensor
-        self.optimizer, self.peer = make(optim, self.own), make(torch.optim, self.peers)
-
-    def step(self, number, having) -> None:
-        for position, (p, twin) in enumerate(zip(self.own, self.peers, strict=True)):
-            p.grad = gradient(p.data, number) if position in having else None
-            twin.grad = None if p.grad is None else self.tensor(p.grad)
-        self.optimizer.step()
-        self.peer.step()
-        for p, twin in zip(self.own, self.peers, strict=True):
-            np.testing.assert_allclose(p.data, twin.detach().numpy(), rtol=0, atol=1e-12)
-
+from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam, batches, under
 
 # ------------------------------------------------------------------------ a count for each
 
@@ -68,15 +35,14 @@ def test_counts_of_their_own_match_torch(name, rng):
 
 def test_the_first_step_of_a_late_parameter_is_the_learning_rate(rng):
     """Adam's first step is lr * sign(g), whatever the others have done by then."""
-    early, late = own = parameters(rng, [(3,), (3,)])
+    own = parameters(rng, [(3,), (3,)])
     optimizer = optim.Adam(own, 0.01)
     for number in range(1000):
-        early.grad = gradient(early.data, number)
-        optimizer.step()
-    before = late.data.copy()
-    late.grad = np.array([5.0, -0.3, 1.0])
+        advance(optimizer, number, having=[0])
+    before = own[1].data.copy()
+    own[1].grad = np.array([5.0, -0.3, 1.0])
     optimizer.step()
-    np.testing.assert_allclose(before - late.data, [0.01, -0.01, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(before - own[1].data, [0.01, -0.01, 0.01], rtol=1e-6)
 
 
 def test_parameters_that_step_together_are_one_launch(rng, monkeypatch):
@@ -88,64 +54,12 @@ def test_parameters_that_step_together_are_one_launch(rng, monkeypatch):
 
     def step(having):
         launches.clear()
-        for position, p in enumerate(own):
-            p.grad = np.ones(3) if position in having else None
-        optimizer.step()
+        advance(optimizer, 0, having)
         return launches
 
     assert step(range(5)) == [15]
     assert step([0, 1, 3, 4]) == [6, 6]
     assert step(range(5)) == [6, 3, 6]
-
-
-def test_counts_survive_a_state(rng):
-    own, other = parameters(rng), parameters(rng)
-    first, second = (optim.AdamW(items, 0.01) for items in (own, other))
-    for number in range(5):
-        for position, p in enumerate(own):
-            p.grad = gradient(p.data, number) if position <= number else None
-        first.step()
-    for p, q in zip(own, other, strict=True):
-        q.data = p.data.copy()
-    second.load_state_dict(first.state_dict())
-    assert second.state_dict()["counts"].tolist() == [5, 4, 3, 2]
-    for number in range(3):
-        for items, optimizer in ((own, first), (other, second)):
-            for p in items:
-                p.grad = gradient(p.data, number)
-            optimizer.step()
-        assert bits(own) == bits(other)
-
-
-def test_a_state_without_counts_gives_everybody_the_step_count(rng):
-    own = parameters(rng)
-    optimizer = optim.Adam(own)
-    for number in range(3):
-        for p in own:
-            p.grad = gradient(p.data, number)
-        optimizer.step()
-    state = optimizer.state_dict()
-    del state["counts"]
-    again = optim.Adam(parameters(rng))
-    again.load_state_dict(state)
-    for name, array in again.state_dict().items():
-        np.testing.assert_array_equal(array, optimizer.state_dict()[name])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "error", "words"),
-    [
-        ([1, 2, 3], ArgumentError, "another optimizer or model"),
-        ([1, 2, -3, 1], ArgumentError, "counts must be a whole number.*-3"),
-        ([1, 2, 0.5, 1], ArgumentError, "counts must be a whole number.*0.5"),
-        (["1"] * 4, DTypeError, "counts must hold numbers"),
-    ],
-)
-def test_counts_that_are_none_are_refused(wrong, error, words, rng):
-    optimizer = optim.Adam(parameters(rng))
-    with pytest.raises(error, match=words):
-        optimizer.load_state_dict({**optimizer.state_dict(), "counts": np.array(wrong)})
-    assert optimizer.state_dict()["counts"].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -156,17 +70,13 @@ def test_a_copy_keeps_counts_groups_and_rates(duplicate, rng):
     groups = [{"params": own[:2], "lr": optim.Cosine(0.1, 50)}, {"params": own[2:]}]
     optimizer = optim.AdamW(groups, 0.01)
     for number in range(4):
-        for position, p in enumerate(own):
-            p.grad = gradient(p.data, number) if position != number else None
-        optimizer.step()
+        advance(optimizer, number, having=set(range(4)) - {number})
     optimizer.param_groups[1]["lr"] = 0.5
     others, other = duplicate((own, optimizer))
     assert [g["lr"] for g in other.param_groups] == [g["lr"] for g in optimizer.param_groups]
     for number in range(3):
-        for items, each in ((own, optimizer), (others, other)):
-            for p in items:
-                p.grad = gradient(p.data, number)
-            each.step()
+        advance(optimizer, number)
+        advance(other, number)
         assert bits(own) == bits(others)
     optimizer.param_groups[0]["lr"] = 1.0
     assert other.param_groups[0]["lr"] != 1.0
@@ -226,7 +136,7 @@ def test_a_group_that_is_added_late_matches_torch(rng):
     twins.optimizer.add_param_group({"params": twins.own[2:], "lr": 0.1})
     twins.peer.add_param_group({"params": twins.peers[2:], "lr": 0.1})
     for number in range(5):
-        twins.step(number, {0, 1, 2, 3})
+        twins.step(number)
     assert twins.optimizer.state_dict()["counts"].tolist() == [10, 10, 5, 5]
 
 
@@ -251,12 +161,8 @@ def test_a_group_is_a_mapping(rng):
     optimizer = optim.Adam([{"params": own, "eps": 1e-3}], 0.01)
     (group,) = optimizer.param_groups
     assert dict(group) == {
-        "params": tuple(own),
-        "lr": 0.01,
-        "weight_decay": 0.0,
-        "betas": (0.9, 0.999),
-        "eps": 1e-3,
-    }
+        "params": tuple(own), "lr": 0.01, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-3,
+    }  # fmt: skip
     assert "nesterov" not in group
     assert group.get("nesterov") is None
     group.update(lr=0.5, betas=[0.1, 0.2])
@@ -323,9 +229,7 @@ def test_arrays_hold_all_that_an_optimizer_writes(rng):
     optimizer = optim.Adam([{"params": own[:2]}, {"params": own[2:]}])
     arrays = optimizer.arrays()
     assert sum(array.size for array in arrays) == 4 * sum(p.size for p in own) + 5 * 9
-    for p in own:
-        p.grad = gradient(p.data, 0)
-    optimizer.step()
+    advance(optimizer, 0)
     for p in own:
         assert any(np.shares_memory(p.data, array) for array in arrays)
         assert any(np.shares_memory(p.grad, array) for array in arrays)
@@ -346,13 +250,16 @@ def grouped(kind=optim.AdamW, **options):
     return make
 
 
-def test_groups_replay(rng):
-    for make in (
+@pytest.mark.parametrize(
+    "make",
+    [
         grouped(lr=optim.OneCycle(0.05, 20)),
         grouped(optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
         grouped(optim.Adam),
-    ):
-        assert Pair(make).train(batches(rng, [16] * 20)) == 18
+    ],
+)
+def test_groups_replay(make, rng):
+    assert Pair(make).train(batches(rng, [16] * 20)) == 18
 
 
 def test_settings_that_change_between_steps_replay(rng):
@@ -403,12 +310,7 @@ class Skipping(nbbn.Module):
 @pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
 def test_plans_that_update_other_parameters_share_an_optimizer(kind, rng):
     """What one plan leaves out falls behind: launches of the other plan must not mix counts."""
-
-    def make():
-        model = Skipping()
-        return model, kind(model.parameters(), 0.01)
-
-    pair = Pair(make)
+    pair = Pair(under(Skipping, lambda p: kind(p, 0.01)))
     pair.train(batches(rng, [8] * 4 + [5] * 4))
     pair.train(batches(rng, [8] * 3))
     assert pair.train(batches(rng, [8, 5] * 6)) == 12
@@ -419,7 +321,7 @@ def test_plans_that_update_other_parameters_share_an_optimizer(kind, rng):
 
 
 def test_a_parameter_that_thaws_begins_with_its_first_step(rng):
-    pair = Pair(lambda: (model := mlp(), optim.Adam(model.parameters(), 0.01)))
+    pair = Pair(under(mlp, adam))
     pair.both(lambda model, optimizer: setattr(model[0].weight, "requires_grad", False))
     assert pair.train(batches(rng, [16] * 6)) == 4
     pair.both(lambda model, optimizer: setattr(model[0].weight, "requires_grad", True))
@@ -435,7 +337,7 @@ def test_steps_by_hand_between_recorded_ones(rng):
         optimizer.step()
         optimizer.zero_grad()
 
-    pair = Pair(lambda: (model := mlp(), optim.Adam(model.parameters(), 0.01)))
+    pair = Pair(under(mlp, adam))
     pair.train(batches(rng, [16] * 4))
     for _ in range(3):
         pair.both(by_hand)
@@ -476,40 +378,30 @@ def head_only(kind=optim.Adam):
     return make
 
 
-def test_a_subset_replays_and_the_other_gradients_add_up(rng):
-    pair = Pair(head_only())
-    data = batches(rng, [16] * 20)
+def assign(model, optimizer):
+    model[0].weight.grad = np.full(model[0].weight.shape, 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "before", "replays"),
+    [
+        (optim.Adam, None, (), 17),
+        (optim.SGD, lambda model, optimizer: model.zero_grad(), range(0, 20, 3), 16),
+        (optim.Adam, assign, (6,), 15),
+    ],
+    ids=["add up", "forgotten", "assigned"],
+)
+def test_a_subset_replays_and_the_other_gradients_are_right(kind, change, before, replays, rng):
+    pair = Pair(head_only(kind))
     replayed = 0
-    for batch in data:
+    for number, batch in enumerate(batches(rng, [16] * 20)):
+        if number in before:
+            pair.both(change)
         replayed += pair.train([batch])
         assert gradients(pair.model) == gradients(pair.twin)
-    assert replayed == 17
+    assert replayed == replays
     assert pair.step.refusal is None
     assert pair.model[0].weight.grad is not None
-
-
-def test_other_gradients_that_are_forgotten_begin_again(rng):
-    pair = Pair(head_only(optim.SGD))
-    replayed = 0
-    for number, batch in enumerate(batches(rng, [16] * 24)):
-        if number % 3 == 0:
-            pair.both(lambda model, optimizer: model.zero_grad())
-        replayed += pair.train([batch])
-        assert gradients(pair.model) == gradients(pair.twin)
-    assert replayed >= 18
-
-
-def test_other_gradients_that_are_assigned_are_added_to(rng):
-    pair = Pair(head_only())
-
-    def assign(model, optimizer):
-        model[0].weight.grad = np.full(model[0].weight.shape, 0.5, np.float32)
-
-    for number, batch in enumerate(batches(rng, [16] * 12)):
-        if number == 6:
-            pair.both(assign)
-        pair.train([batch])
-        assert gradients(pair.model) == gradients(pair.twin)
 
 
 def test_two_optimizers_share_a_recorded_step(rng):
@@ -570,8 +462,7 @@ def test_groups_resume_bit_for_bit(tmp_path):
     other, batches_, half = grouped_training()
     fit(other, batches_, half, epochs=4, resume=checkpoint.latest(tmp_path))
     assert bits(other.parameters()) == bits(model.parameters())
-    for name, array in half.state_dict().items():
-        assert array.tobytes() == optimizer.state_dict()[name].tobytes()
+    assert state_of(half) == state_of(optimizer)
 
 
 @pytest.mark.parametrize(
@@ -609,28 +500,19 @@ def test_a_checkpoint_of_before_the_counts_is_resumed(tmp_path):
     checkpoint.save(tmp_path / "c", model, optimizer, data)
     saved = checkpoint.load(tmp_path / "c")
     assert json.loads(json.dumps(saved.settings["optimizer"])) == {
-        "type": "Adam",
-        "weight_decay": 0.0,
-        "betas": [0.9, 0.999],
-        "eps": 1e-8,
-    }
+        "type": "Adam", "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8,
+    }  # fmt: skip
     del saved.optimizer["counts"]
     other, batches_, again = make()
     checkpoint.restore(saved, other, again, batches_)
-    for name, array in again.state_dict().items():
-        np.testing.assert_array_equal(array, optimizer.state_dict()[name])
+    assert state_of(again) == state_of(optimizer)
 
 
 def test_logs_have_the_rate_of_the_first_group(tmp_path):
     model, data, optimizer = grouped_training()
     optimizer.param_groups[1]["lr"] = 0.5
-    fit(
-        model,
-        data,
-        optimizer,
-        epochs=1,
-        callbacks=[nbbn.logs.LogFile(tmp_path / "l.jsonl", every=1)],
-    )
+    log = nbbn.logs.LogFile(tmp_path / "l.jsonl", every=1)
+    fit(model, data, optimizer, epochs=1, callbacks=[log])
     rows = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
     rates = [row["lr"] for row in rows if row["kind"] == "step"]
     assert rates == [optim.OneCycle(0.01, 12)(step) for step in range(3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import operator
 import threading
 import tracemalloc
 import weakref
@@ -14,6 +15,7 @@ import pytest
 import nbbn
 from nbbn import Parameter, Tape, Tensor
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError, TapeError
+from tests.helpers.refusals import refusing
 
 
 class Cube(nbbn.Op):
@@ -29,13 +31,12 @@ class Cube(nbbn.Op):
         return 3 * ctx.scale * ctx.x**2 * dy
 
 
-def gradient(function, *values):
-    """Gradients of function(*values), summed, for float64 values."""
-    parameters = [Parameter(np.asarray(value, np.float64)) for value in values]
+def walked(function, *leaves, start=None):
+    """Record `function(*leaves)`, walk back from the result, and return it."""
     with Tape() as tape:
-        total = function(*parameters).sum()
-    tape.backward(total)
-    return [p.grad for p in parameters]
+        result = function(*leaves)
+    tape.backward(result, start)
+    return result
 
 
 # ------------------------------------------------------------------------- what is recorded
@@ -78,20 +79,10 @@ def test_recording_stops_at_the_end_of_the_block_and_after_an_error():
     assert not y.requires_grad
 
 
-def test_detach_cuts_the_graph():
-    w = Parameter([3.0])
-    with Tape() as tape:
-        loss = (w * (w * w).detach()).sum()
-    tape.backward(loss)
-    np.testing.assert_array_equal(w.grad, [9])
-
-
 def test_a_frozen_parameter_gets_no_gradient():
     w, frozen = Parameter([3.0]), Parameter([4.0])
     frozen.requires_grad = False
-    with Tape() as tape:
-        loss = (w * frozen).sum()
-    tape.backward(loss)
+    walked(lambda: w * frozen)
     np.testing.assert_array_equal(w.grad, [4])
     assert frozen.grad is None
 
@@ -151,10 +142,10 @@ def test_each_thread_has_its_own_tape():
 def test_threads_record_at_the_same_time():
     count = 4
     barrier = threading.Barrier(count, timeout=30)
-    found: dict[int, tuple[int, np.ndarray]] = {}
+    found = []
 
-    def work(number: int) -> None:
-        w = Parameter(np.full(3, float(number)))
+    def work():
+        w = Parameter(np.ones(3))
         with Tape() as tape:
             h = w
             for _ in range(50):
@@ -164,31 +155,17 @@ def test_threads_record_at_the_same_time():
         barrier.wait()
         nodes = len(tape)
         tape.backward(loss)
-        found[number] = nodes, w.grad
+        found.append([nodes, *w.grad])
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == list(range(count))
-    for nodes, grad in found.values():
-        assert nodes == 51
-        np.testing.assert_array_equal(grad, [51, 51, 51])
+    assert found == [[51] * 4] * count
 
 
 # --------------------------------------------------------------------- length and memory
-
-
-def test_a_chain_of_100_000_operations():
-    w = Parameter(np.ones(3))
-    with Tape() as tape:
-        y = w
-        for _ in range(100_000):
-            y = y + w
-        loss = y.sum()
-    tape.backward(loss)
-    np.testing.assert_array_equal(w.grad, np.full(3, 100_001.0))
 
 
 def test_a_long_chain_can_be_dropped_without_backward():
@@ -202,8 +179,18 @@ def test_a_long_chain_can_be_dropped_without_backward():
     del tape, y
 
 
+@pytest.fixture
+def without_collector():
+    """Nothing but reference counts frees memory in the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
 def test_memory_falls_while_backward_walks():
-    """Half-way through, half of the saved arrays are gone: reference counting alone frees them."""
+    """Half-way through, half of the saved arrays are gone."""
     saved: list[weakref.ref] = []
     alive: list[int] = []
 
@@ -219,69 +206,104 @@ def test_memory_falls_while_backward_walks():
             alive.append(sum(reference() is not None for reference in saved))
             return dy
 
-    gc.disable()
-    try:
-        w = Parameter(np.ones(1000))
-        with Tape() as tape:
-            y = w
-            for _ in range(100):
-                y = nbbn.apply(Watched, y)
-        tape.backward(y, np.ones(1000))
-    finally:
-        gc.enable()
+    w = Parameter(np.ones(1000))
+    with Tape() as tape:
+        y = w
+        for _ in range(100):
+            y = nbbn.apply(Watched, y)
+    tape.backward(y, np.ones(1000))
     # The node under way is alive, and the one before it until its variables are assigned again.
     assert all(now <= 101 - walked for walked, now in enumerate(alive))
     assert alive[-1] <= 2
 
 
-@pytest.fixture
-def without_collector():
-    """Nothing but reference counts frees memory in the test."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-def dropped(tape, loss):
-    """A step that needs its loss and no gradient: an evaluation, or one that is given up."""
-
-
-def walked(tape, loss):
-    tape.backward(loss)
-
-
-def walked_from_the_loss(tape, loss):
+def backward_from_the_loss(tape, loss):
     del tape
     loss.backward()
 
 
-def first_gradients(tape, loss):
-    nbbn.grad(loss, [loss])
-
-
-def failed(tape, loss):
+def failed_backward(tape, loss):
     with pytest.raises(ShapeError):
         tape.backward(loss, np.ones(2))
 
 
-@pytest.mark.parametrize(
-    "end",
-    [dropped, walked, walked_from_the_loss, first_gradients, failed],
-    ids=lambda f: f.__name__,
-)
-@pytest.mark.usefixtures("without_collector")
-def test_a_tape_needs_no_collector(end):
-    saved = []
-    w = Parameter(np.ones((100, 100)))
-    for _ in range(50):
+def first_derivative(end):
+    def step(w):
         with Tape() as tape:
             h = nbbn.ops.relu(w * 2)
-            saved.append(weakref.ref(h.data))
             loss = (h @ h).sum()
         end(tape, loss)
-        del tape, h, loss
-        assert all(array() is None for array in saved)
+        return [h]
+
+    return step
+
+
+def second_derivative(w):
+    with Tape():
+        h = nbbn.ops.tanh(w @ w)
+        (slope,) = nbbn.grad((h * h).sum(), [w], create_graph=True)
+        (slope * slope).sum()
+    return [h, slope]
+
+
+def exception_in_the_block(w):
+    h = None
+
+    def block():
+        nonlocal h
+        with Tape():
+            h = w * 2
+            h @ np.ones((7, 7))
+
+    with contextlib.suppress(ShapeError):
+        block()
+    return [h]
+
+
+def tapes_that_use_results_of_each_other(*walks):
+    def step(w):
+        with Tape() as outer:
+            a = w * 2
+            with Tape() as inner:
+                b = a * 3
+            c = b * a
+        ones = np.ones(w.shape)
+        for walk in walks:
+            inner.backward(b, ones) if walk == "inner" else outer.backward(c, ones)
+        if walks == ("inner", "outer"):
+            np.testing.assert_array_equal(a.grad, 3 * ones)
+            np.testing.assert_array_equal(b.grad, 2 * ones)
+        return [a, b, c]
+
+    return step
+
+
+STEPS = {
+    "dropped": first_derivative(lambda tape, loss: None),  # an evaluation, or a step given up
+    "backward": first_derivative(lambda tape, loss: tape.backward(loss)),
+    "backward from the loss": first_derivative(backward_from_the_loss),
+    "grad": first_derivative(lambda tape, loss: nbbn.grad(loss, [loss])),
+    "failed backward": first_derivative(failed_backward),
+    "second derivative": second_derivative,
+    "exception": exception_in_the_block,
+    "two tapes, dropped": tapes_that_use_results_of_each_other(),
+    "two tapes, outer": tapes_that_use_results_of_each_other("outer"),
+    "two tapes, inner": tapes_that_use_results_of_each_other("inner"),
+    "two tapes, inner first": tapes_that_use_results_of_each_other("inner", "outer"),
+    "two tapes, outer first": tapes_that_use_results_of_each_other("outer", "inner"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.usefixtures("without_collector")
+def test_a_tape_needs_no_collector(step):
+    w = Parameter(np.ones((20, 20)))
+    for _ in range(5):
+        saved = [weakref.ref(tensor.data) for tensor in step(w)]
+        assert [array() for array in saved] == [None] * len(saved)
+    w.zero_grad()
+    walked(w.sum)  # and the next tape is as good as the first
+    np.testing.assert_array_equal(w.grad, np.ones((20, 20)))
 
 
 @pytest.mark.usefixtures("without_collector")
@@ -303,65 +325,6 @@ def test_a_step_that_is_given_up_leaves_no_memory():
     finally:
         tracemalloc.stop()
     assert after - before < 100_000
-
-
-@pytest.mark.usefixtures("without_collector")
-def test_a_second_derivative_needs_no_collector():
-    saved = []
-    w = Parameter(np.ones((20, 20)))
-    for _ in range(5):
-        with Tape():
-            h = nbbn.ops.tanh(w @ w)
-            (slope,) = nbbn.grad((h * h).sum(), [w], create_graph=True)
-            saved += [weakref.ref(h.data), weakref.ref(slope.data)]
-            (slope * slope).sum()
-        del h, slope
-        assert all(array() is None for array in saved)
-
-
-@pytest.mark.usefixtures("without_collector")
-def test_an_exception_in_the_block_leaves_no_memory():
-    saved = []
-
-    def step(w):
-        with Tape():
-            h = w * 2
-            saved.append(weakref.ref(h.data))
-            h @ np.ones((7, 7))
-
-    w = Parameter(np.ones((3, 3)))
-    for _ in range(3):
-        with contextlib.suppress(ShapeError):
-            step(w)
-        assert saved[-1]() is None
-    with Tape() as tape:
-        loss = w.sum()
-    tape.backward(loss)
-    np.testing.assert_array_equal(w.grad, np.ones((3, 3)))
-
-
-@pytest.mark.usefixtures("without_collector")
-def test_tapes_that_use_results_of_each_other_leave_no_memory():
-    w = Parameter(np.ones(3))
-    saved = []
-    for ends in ((), ("outer",), ("inner",), ("inner", "outer"), ("outer", "inner")):
-        with Tape() as outer:
-            a = w * 2
-            with Tape() as inner:
-                b = a * 3
-            c = b * a
-        tapes = {"inner": (inner, b), "outer": (outer, c)}
-        saved += [weakref.ref(tensor.data) for tensor in (a, b, c)]
-        for name in ends:
-            tape, result = tapes[name]
-            tape.backward(result, np.ones(3))
-        if ends == ("inner", "outer"):
-            np.testing.assert_array_equal(a.grad, [3, 3, 3])
-            np.testing.assert_array_equal(b.grad, [2, 2, 2])
-        del a, b, c, outer, inner, tapes
-        if ends:
-            del tape, result
-        assert all(array() is None for array in saved)
 
 
 def test_gradients_of_what_another_tape_recorded():
@@ -389,91 +352,89 @@ def test_the_gradient_of_a_result_that_nobody_holds_is_lost():
         assert w.grad is None
 
 
-def test_a_loss_keeps_its_tape():
-    w = Parameter([3.0])
-    with Tape():
-        loss = (w * w).sum()
-    loss.backward()
-    np.testing.assert_array_equal(w.grad, [6])
-
-
-def test_intermediate_gradients_are_freed():
-    w = Parameter(np.ones(5))
-    with Tape() as tape:
-        h = w * 2
-        loss = (h * h).sum()
-    tape.backward(loss)
-    assert h.grad is None
-    assert loss.grad is None
-
-
 # ------------------------------------------------------------------------------- gradients
 
 
 def test_gradients_add_up_until_they_are_zeroed():
-    w = Parameter(np.array([1.0, 2.0]))
-    for times in (1, 2, 3):
-        with Tape() as tape:
-            loss = (w * w).sum()
-        tape.backward(loss)
-        np.testing.assert_array_equal(w.grad, times * 2 * w.data)
+    w, kept = Parameter(np.array([1.0, 2.0])), []
+    for _ in range(3):
+        walked(lambda: (w * w).sum())
+        kept.append(w.grad)
+    np.testing.assert_array_equal(kept, [[2, 4], [4, 8], [6, 12]])  # each in an array of its own
     w.zero_grad()
     assert w.grad is None
-    with Tape() as tape:
-        loss = (w * 3).sum()
-    loss.backward()
+    walked(lambda: (w * 3).sum())
     np.testing.assert_array_equal(w.grad, [3, 3])
 
 
-def test_adding_up_leaves_the_earlier_array_as_it_was():
-    w = Parameter(np.array([1.0, 2.0]))
+def repeated(function, times):
+    def chain(x):
+        y = x
+        for _ in range(times):
+            y = function(x, y)
+        return y
+
+    return chain
+
+
+def diamond(x):
+    a = x * x
+    b = a * 3
+    return a * b + a
+
+
+def shared(a, b):
+    """The sum hands one array of gradients to both; the first result has another one to add."""
+    u, v = a * 2, b * 3
+    late = u * 5
+    return late + (u + v)
+
+
+GRAPHS = {
+    "detach": (lambda w: w * (w * w).detach(), [[3]], [[9]]),
+    "diamond": (diamond, [[1, -2]], [[14, -100]]),
+    "diamonds in diamonds, in linear time": (
+        repeated(lambda x, y: (y + y) * 0.5, 60), [[1]], [[1]],
+    ),
+    "a long chain": (repeated(lambda x, y: y + x, 100_000), [[1, 1]], [[100_001, 100_001]]),
+    "twice in one operation": (lambda x: x @ x, [[[1, 2], [3, 4]]], [[[7, 11], [9, 13]]]),
+    "results that share a gradient": (shared, [[1, 1], [1, 1]], [[12, 12], [3, 3]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "values", "expected"), GRAPHS.values(), ids=GRAPHS)
+def test_gradients_of_small_graphs(function, values, expected):
+    leaves = [Parameter(np.array(value, float)) for value in values]
     kept = []
-    for _ in range(2):
-        with Tape() as tape:
-            loss = (w * w).sum()
-        tape.backward(loss)
-        kept.append(w.grad)
-    np.testing.assert_array_equal(kept[0], [2, 4])
-    np.testing.assert_array_equal(kept[1], [4, 8])
 
+    def graph():
+        kept.append(function(*leaves))
+        kept.append(kept[0].sum())
+        return kept[1]
 
-def test_diamonds():
-    def diamond(x):
-        a = x * x
-        b = a * 3
-        return a * b + a
-
-    x = np.array([1.0, -2.0])
-    np.testing.assert_allclose(gradient(diamond, x)[0], 12 * x**3 + 2 * x, rtol=1e-15)
-
-
-def test_diamonds_in_diamonds_take_linear_time():
-    w = Parameter(np.ones(1))
-    with Tape() as tape:
-        y = w
-        for _ in range(60):
-            y = (y + y) * 0.5
-    tape.backward(y)
-    np.testing.assert_array_equal(w.grad, [1])
-
-
-def test_an_input_used_twice_by_one_operation():
-    (grad,) = gradient(lambda x: x @ x, [[1.0, 2.0], [3.0, 4.0]])
-    np.testing.assert_array_equal(grad, [[7, 11], [9, 13]])
+    walked(graph)
+    for leaf, slope in zip(leaves, expected, strict=True):
+        np.testing.assert_array_equal(leaf.grad, slope)
+    assert [result.grad for result in kept] == [None, None]  # only leaves keep theirs
 
 
 def test_a_branch_that_does_not_reach_the_loss_costs_nothing():
     w, other = Parameter([2.0]), Parameter([5.0])
-    with Tape() as tape:
-        _ = (other * w).exp()
-        loss = (w * w).sum()
-    tape.backward(loss)
+    walked(lambda: ((other * w).exp(), w * w)[1])
     np.testing.assert_array_equal(w.grad, [4])
     assert other.grad is None
 
 
+OPERATORS = {
+    "add": (operator.add, lambda a, b: (1, 1)),
+    "subtract": (operator.sub, lambda a, b: (1, -1)),
+    "multiply": (operator.mul, lambda a, b: (b, a)),
+    "divide": (operator.truediv, lambda a, b: (1 / b, -a / b**2)),
+}
+
+
 @pytest.mark.parametrize(
-    ("shape", "other"),
+    "shapes",
     [
         ((3, 1), (1, 4)),
         ((4,), (3, 4)),
@@ -483,41 +444,27 @@ def test_a_branch_that_does_not_reach_the_loss_costs_nothing():
         ((0,), ()),
     ],
 )
-@pytest.mark.parametrize("name", ["add", "subtract", "multiply", "divide"])
-def test_broadcast_gradients_have_the_shapes_of_their_leaves(name, shape, other, rng):
-    operators = {
-        "add": lambda a, b: a + b,
-        "subtract": lambda a, b: a - b,
-        "multiply": lambda a, b: a * b,
-        "divide": lambda a, b: a / b,
-    }
-    a, b = rng.uniform(1, 2, shape), rng.uniform(1, 2, other)
-    da, db = gradient(operators[name], a, b)
-    assert (da.shape, db.shape) == (a.shape, b.shape)
-    wide = np.broadcast_shapes(shape, other)
-    ones = np.ones(wide)
-    slopes = {
-        "add": (ones, ones),
-        "subtract": (ones, -ones),
-        "multiply": (b * ones, a * ones),
-        "divide": (ones / b, -a * ones / b**2),
-    }[name]
-    for got, slope in zip((da, db), slopes, strict=True):
-        extra = len(wide) - got.ndim
-        want = slope.sum(axis=tuple(range(extra)))
-        axes = tuple(d for d, n in enumerate(got.shape) if n == 1)
-        np.testing.assert_allclose(got, want.sum(axis=axes, keepdims=True), rtol=1e-12)
+@pytest.mark.parametrize(("function", "slopes"), OPERATORS.values(), ids=OPERATORS)
+def test_broadcast_gradients_have_the_shapes_of_their_leaves(function, slopes, shapes, rng):
+    a, b = (rng.uniform(1, 2, shape) for shape in shapes)
+    leaves = Parameter(a), Parameter(b)
+    walked(lambda: function(*leaves).sum())
+    ones = np.ones(np.broadcast_shapes(*shapes))
+    for leaf, slope in zip(leaves, slopes(a, b), strict=True):
+        assert leaf.grad.shape == leaf.shape
+        want = (slope * ones).sum(axis=tuple(range(ones.ndim - leaf.ndim)))
+        axes = tuple(d for d, n in enumerate(leaf.shape) if n == 1)
+        np.testing.assert_allclose(leaf.grad, want.sum(axis=axes, keepdims=True), rtol=1e-12)
 
 
 def test_backward_starts_from_a_given_gradient():
     w = Parameter(np.array([1.0, 2.0]))
     start = np.array([10.0, 100.0])
-    with Tape() as tape:
+    with Tape():  # which its result keeps
         y = w * w
     y.backward(start)
     np.testing.assert_array_equal(w.grad, [20, 400])
     np.testing.assert_array_equal(start, [10, 100])
-    assert len(tape) == 0
 
 
 @pytest.mark.parametrize(
@@ -532,10 +479,8 @@ def test_backward_starts_from_a_given_gradient():
 )
 def test_changing_a_gradient_in_place_changes_no_other(expression):
     a, b = Parameter(np.ones((2, 2))), Parameter(np.ones((2, 2)))
-    with Tape() as tape:
-        y = expression(a, b)
     start = np.ones((2, 2))
-    tape.backward(y, start)
+    walked(expression, a, b, start=start)
     before = b.grad.copy()
     a.grad *= 5
     np.testing.assert_array_equal(b.grad, before)
@@ -546,33 +491,18 @@ def test_changing_a_gradient_in_place_changes_no_later_one():
     """The tape's own arrays must not be handed out: they may be on their way to another leaf."""
     w = Parameter(np.ones(2))
     for _ in range(2):
-        with Tape() as tape:
-            y = w + w
         start = np.ones(2)
-        tape.backward(y, start)
+        walked(lambda: w + w, start=start)
         w.grad *= 10
         np.testing.assert_array_equal(start, [1, 1])
     np.testing.assert_array_equal(w.grad, [220, 220])
-
-
-def test_a_gradient_that_two_results_share_is_not_added_to_in_place():
-    a, b = Parameter(np.ones(2)), Parameter(np.ones(2))
-    with Tape() as tape:
-        u, v = a * 2, b * 3
-        late = u * 5
-        loss = (late + (u + v)).sum()
-    tape.backward(loss)
-    np.testing.assert_array_equal(a.grad, [12, 12])
-    np.testing.assert_array_equal(b.grad, [3, 3])
 
 
 @pytest.mark.parametrize("leaf", [np.float32, np.float64])
 @pytest.mark.parametrize("start", [np.float32, np.float64])
 def test_a_gradient_has_the_dtype_of_its_leaf(leaf, start):
     w = Parameter(np.ones(2, leaf))
-    with Tape() as tape:
-        y = w * np.ones(2)
-    tape.backward(y, np.ones(2, start))
+    walked(lambda: w * np.ones(2), start=np.ones(2, start))
     assert w.grad.dtype == leaf
 
 
@@ -583,9 +513,7 @@ def test_a_custom_operation(rng):
     x = rng.normal(size=(3, 4))
     assert nbbn.gradcheck(lambda t: nbbn.apply(Cube, t, scale=2.0), x) < 1e-6
     w = Parameter(np.array([2.0]))
-    with Tape() as tape:
-        loss = nbbn.apply(Cube, w * 1, scale=2.0).sum()
-    tape.backward(loss)
+    walked(lambda: nbbn.apply(Cube, w * 1, scale=2.0).sum())
     np.testing.assert_array_equal(w.grad, [24])
 
 
@@ -603,32 +531,15 @@ def test_a_custom_operation_sees_which_gradients_are_wanted():
 
     seen: list[tuple[bool, ...]] = []
     w = Parameter(np.array([2.0]))
-    with Tape() as tape:
-        y = nbbn.apply(Product, w, Tensor(np.array([3.0])), 1.0)
-    tape.backward(y)
+    walked(lambda: nbbn.apply(Product, w, Tensor(np.array([3.0])), 1.0))
     assert seen == [(True, False, False)]
     np.testing.assert_array_equal(w.grad, [3])
 
 
-def test_gradcheck_finds_a_wrong_gradient(rng):
-    class Wrong(Cube):
-        @staticmethod
-        def backward(ctx, dy):
-            return 2.999 * ctx.x**2 * dy
-
-    with pytest.raises(ArgumentError, match="the gradient of input 0 is wrong"):
-        nbbn.gradcheck(lambda t: nbbn.apply(Wrong, t), rng.normal(size=(3, 4)))
-
-
-def test_gradcheck_finds_a_missing_gradient(rng):
-    with pytest.raises(ArgumentError, match="input 1 received no gradient"):
-        nbbn.gradcheck(lambda a, b: a * b.detach(), *rng.normal(size=(2, 3)))
-
-
-@pytest.mark.parametrize("x", [np.ones(2, np.float32), [1.0, 2.0], np.ones(2, int)])
-def test_gradcheck_needs_float64(x):
-    with pytest.raises(DTypeError, match="float64"):
-        nbbn.gradcheck(lambda t: t * t, x)
+class Wrong(Cube):
+    @staticmethod
+    def backward(ctx, dy):
+        return 2.999 * ctx.x**2 * dy
 
 
 @pytest.mark.parametrize(
@@ -646,10 +557,8 @@ def test_a_custom_backward_that_returns_nonsense_is_refused(returned):
         def backward(ctx, dy):
             return returned(dy)
 
-    with Tape() as tape:
-        y = nbbn.apply(Nonsense, Parameter(np.ones(3)))
     with pytest.raises(NbbnError, match="Nonsense"):
-        tape.backward(y, np.ones(3))
+        walked(lambda: nbbn.apply(Nonsense, Parameter(np.ones(3))), start=np.ones(3))
 
 
 # ------------------------------------------------------------------------------- TapeErrors
@@ -733,27 +642,6 @@ def test_numbers_and_lists_become_float32(data):
     np.testing.assert_array_equal(t.data, np.asarray(data, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("data", "found"),
-    [
-        (np.arange(3), "int64"),
-        (np.ones(2, bool), "bool"),
-        (np.ones(2, complex), "complex128"),
-        (np.array(["a"]), "U1"),
-        (np.array([None]), "object"),
-        ([1j], "complex128"),
-        ("abc", "U3"),
-        (None, "object"),
-        (Tensor([1.0]), "Tensor"),
-        (np.ma.array([1.0, 2.0]), "MaskedArray"),
-        (np.ones((2, 2)).view(np.matrix), "matrix"),
-    ],
-)
-def test_a_tensor_holds_floats_only(data, found):
-    with pytest.raises(DTypeError, match=found):
-        Tensor(data)
-
-
 def test_equality_is_identity_and_tensors_are_hashable():
     """An elementwise == would break the dictionaries that backward keeps its gradients in."""
     assert "__eq__" not in vars(Tensor)
@@ -762,19 +650,9 @@ def test_equality_is_identity_and_tensors_are_hashable():
     assert len({a, b, a}) == 2
 
 
-def test_the_truth_of_a_tensor_is_refused():
-    with pytest.raises(DTypeError, match="truth"):
-        bool(Tensor([1.0]))
-    with pytest.raises(DTypeError, match="truth"):
-        _ = Tensor([1.0]) and True
-
-
 def test_one_element_is_a_number():
     assert Tensor([[2.5]]).item() == 2.5
     assert float(Tensor(2.5)) == 2.5
-    for t in (Tensor([1.0, 2.0]), Tensor(np.ones((0,)))):
-        with pytest.raises(ShapeError, match="one element"):
-            t.item()
 
 
 def test_a_tensor_iterates_over_its_first_axis():
@@ -808,6 +686,33 @@ def test_repr_shows_values_and_flag():
     assert len(repr(Tensor(np.zeros((1000, 1000))))) < 1000
 
 
-def test_unknown_attributes_are_refused():
-    with pytest.raises(AttributeError):
-        Tensor([1.0]).gard = None
+CUBES = np.arange(1.0, 13).reshape(3, 4)
+
+REFUSED = [
+    ("Tensor(np.arange(3))", DTypeError, "int64"),
+    ("Tensor(np.ones(2, bool))", DTypeError, "bool"),
+    ("Tensor(np.ones(2, complex))", DTypeError, "complex128"),
+    ('Tensor(np.array(["a"]))', DTypeError, "U1"),
+    ("Tensor(np.array([None]))", DTypeError, "object"),
+    ("Tensor([1j])", DTypeError, "complex128"),
+    ('Tensor("abc")', DTypeError, "U3"),
+    ("Tensor(None)", DTypeError, "object"),
+    ("Tensor(Tensor([1.0]))", DTypeError, "Tensor"),
+    ("Tensor(np.ma.array([1.0, 2.0]))", DTypeError, "MaskedArray"),
+    ("Tensor(np.ones((2, 2)).view(np.matrix))", DTypeError, "matrix"),
+    ("bool(Tensor([1.0]))", DTypeError, "truth"),
+    ("Tensor([1.0]) and True", DTypeError, "truth"),
+    ("Tensor([1.0, 2.0]).item()", ShapeError, "one element"),
+    ("Tensor(np.ones(0)).item()", ShapeError, "one element"),
+    ('setattr(Tensor([1.0]), "gard", None)', AttributeError, "gard"),
+    ("nbbn.gradcheck(lambda t: t * t, np.ones(2, np.float32))", DTypeError, "float64"),
+    ("nbbn.gradcheck(lambda t: t * t, [1.0, 2.0])", DTypeError, "float64"),
+    ("nbbn.gradcheck(lambda t: t * t, np.ones(2, int))", DTypeError, "float64"),
+    ("nbbn.gradcheck(lambda t: nbbn.apply(Wrong, t), CUBES)",
+     ArgumentError, "the gradient of input 0 is wrong"),
+    ("nbbn.gradcheck(lambda a, b: a * b.detach(), CUBES, CUBES)",
+     ArgumentError, "input 1 received no gradient"),
+]  # fmt: skip
+
+
+test_what_is_refused = refusing(REFUSED, globals())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,56 +30,148 @@ def refused(capsys, *arguments):
     return error
 
 
-@pytest.mark.parametrize(
-    ("command", "flag"),
-    [("train", "--epo=1"), ("eval", "--data-d=x"), ("predict", "--inv"), ("plot", "--ou=x"),
-     ("data", "--di=x"), ("warmup", "--qu")],
-)  # fmt: skip
-def test_flags_have_no_abbreviations(command, flag, capsys):
-    rest = {"eval": ["run"], "predict": ["run", "x.npy"], "plot": ["run"]}.get(command, [])
-    assert f"unrecognized arguments: {flag}" in refused(capsys, command, *rest, flag)
+# ------------------------------------------------------------------------------ one line each
 
 
-# ---------------------------------------------------------------------------- a checkpoint
-
-
-@pytest.fixture
-def things(trained, own, tmp_path):
-    """Files and folders that are no checkpoints."""
+@pytest.fixture(scope="module")
+def things(trained, own, tmp_path_factory):
+    """Files and folders that are not what a command needs."""
+    folder = tmp_path_factory.mktemp("things")
+    images, labels = digits(40, 1)
     whole = (trained / "best.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "empty.safetensors").touch()
-    (tmp_path / "text.txt").write_text("not a checkpoint, but long enough to be one")
-    (tmp_path / "folder").mkdir()
-    shutil.copy(own, tmp_path / "data.npz")
-    return tmp_path
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.safetensors").touch()
+    (folder / "text.txt").write_text("not a checkpoint, but long enough to be one")
+    (folder / "text.png").write_text("no picture")
+    (folder / "bad.jsonl").write_text("{}\n")
+    (folder / "folder").mkdir()
+    checkpoint.save(folder / "api", nbbn.mlp((3, 2), rng=0))
+    np.savez(folder / "no_test.npz", x=images, y=labels)
+    np.savez(folder / "archive.npz", x=images)
+    shutil.copy(folder / "archive.npz", folder / "archive.npy")
+    for name, array in {
+        "images": images,
+        "labels": labels,
+        "numbers": np.zeros(5, np.uint8),
+        "wide": np.zeros((2, SIDE, SIDE), np.int64),
+        "float": np.zeros((2, SIDE, SIDE)),
+    }.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "cut.npy").write_bytes((folder / "numbers.npy").read_bytes()[:50])
+    return folder
 
 
-@pytest.mark.parametrize("command", ["predict", "eval", "export"])
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        (
-            "data.npz",
-            "is not a checkpoint, or damaged: expected a .safetensors file that nbbn train",
-        ),
-        (
-            "text.txt",
-            "is not a checkpoint, or damaged: expected a .safetensors file that nbbn train",
-        ),
-        ("cut.safetensors", "is damaged or cut short"),
-        ("empty.safetensors", "is damaged or cut short"),
-        ("folder", "there is no checkpoint in the folder"),
-        ("nothing", "there is no checkpoint"),
-        ("text.txt/x", "cannot be read: Not a directory"),
-    ],
-)
-def test_what_is_no_checkpoint(command, name, reason, things, capsys):
-    np.save(things / "images.npy", digits(2, 0)[0])
-    rest = {"predict": [things / "images.npy"], "export": [things / "x.npz"]}.get(command, [])
-    error = refused(capsys, command, things / name, *rest)
-    assert f"{things / name}" in error
-    assert reason in error
+TRAIN = [
+    ("--optimizer rmsprop", "must be one of 'adam', 'adamw', 'sgd'; got 'rmsprop'"),
+    ("--schedule linear", "--schedule: the value must be one of 'one-cycle', 'cosine'"),
+    ("--device tpu", "'tpu' (choose from"),
+    ("--standardize yes", "'global', 'feature'; got 'yes'"),
+    ("--epochs 2.5", "--epochs: the value must be an integer, got float"),
+    ("--keep 0", "--keep: the value must be at least 1, got 0"),
+    ("--out ''", "--out: expected a path, got ''"),
+    ("--epochs 0", "--epochs: the value must be at least 1, got 0"),
+    ("--hidden 8,x", "--hidden: expected a number, got 'x'"),
+    ("--hidden 100000000000000000000",
+     "a Dense with a weight of shape (100000000000000000000, 16) would take"),
+    ("--lr nan", "--lr: the value must be finite, got nan"),
+    ("--dropout 1", "must be at least 0 and below 1, got 1.0"),
+    ("--momentum 0.5", "momentum belongs to the optimizer sgd, not to adam"),
+    ("--data-dir /does/not/exist", "--data-dir: there is no folder /does/not/exist"),
+    ("--data-dir {things}",
+     "data_dir is the folder of a named data set (mnist, fashion-mnist)", "{own}"),
+    ("--resume", "--resume auto looks into the folder --out: name it"),
+    ("--resume /does/not/exist", "there is no checkpoint /does/not/exist"),
+    ("--save-every 3", "--save-every needs a folder for checkpoints: name it with --out"),
+    ("--keep 2", "--keep needs a folder for checkpoints: name it with --out"),
+    ("--percentiles", "--percentiles needs a log: name its folder with --out, or --log-file"),
+    ("--log-every 9", "--log-every needs a log: name its folder with --out"),
+    ("--watch loss", "--watch needs something that asks for the best epoch: --patience"),
+    ("--watch speed", "'loss', 'accuracy'; got 'speed'"),
+    ("--percentiles --no-batch-norm --log-file x.csv", "batch normalization: there"),
+    ("--learning-rate 1", "--learning-rate 1 (see nbbn train --help)"),
+    ("--log-file a.txt", "a log file must end in .jsonl or .csv, got a.txt"),
+    ("--log-file {things}/text.txt/x.csv --quiet", "cannot write to"),
+    ("--out /dev/null/x", "cannot write to /dev/null/x"),
+    ("--epoch 2", "unrecognized arguments: --epoch 2"),
+    ("--epo=1", "unrecognized arguments: --epo=1"),  # flags have no abbreviations
+    ("--epochs", "expected one argument"),
+]  # fmt: skip
+NO_CHECKPOINTS = {
+    "no_test.npz": "is not a checkpoint, or damaged: expected a .safetensors file that nbbn train",
+    "text.txt": "is not a checkpoint, or damaged: expected a .safetensors file that nbbn train",
+    "cut.safetensors": "is damaged or cut short",
+    "empty.safetensors": "is damaged or cut short",
+    "folder": "there is no checkpoint in the folder",
+    "nothing": "there is no checkpoint",
+    "text.txt/x": "cannot be read: Not a directory",
+}
+NO_IMAGES = {
+    "large.png": "takes images of shape (4, 4), one or several, got an array of shape (7, 9)",
+    "text.png": "holds no images: expected an array in a .npy or IDX file, or a picture",
+    "archive.npz": "holds no images: expected an array in a .npy or IDX file, or a picture",
+    "float.npy": "was trained on bytes (uint8), got float64",
+    "wide.npy": "wide.npy: this model was trained on bytes (uint8), got int64",
+    "numbers.npy": "takes images of shape (4, 4), one or several, got an array of shape (5,)",
+    "cut.npy": "cannot be read as .npy",
+    "archive.npy": "archive.npy cannot be read as .npy",
+    "missing.png": "there is no file",
+    "folder": "is a folder: name the files of images in it",
+}
+# A command, and what its one line must say.
+REFUSED = [
+    *((f"train --data {{own}} {flags}", *reasons) for flags, *reasons in TRAIN),
+    ("train --data imagenet", "there is no data set imagenet: expected mnist, fashion-mnist"),
+    ("train --data a b c", "expected a name, one path, or those of"),
+    *((f"{command} {{things}}/{name}{rest}", reason, f"{{things}}/{name}")
+      for command, rest in (("eval", ""), ("predict", " {things}/images.npy"),
+                            ("export", " {things}/x.npz"))
+      for name, reason in NO_CHECKPOINTS.items()),
+    ("eval run --data-d=x", "unrecognized arguments: --data-d=x"),
+    ("eval {things}/api", "was not saved by nbbn train"),
+    ("eval {trained} --data {things}/no_test.npz",
+     "has no test set: name other data with --data"),
+    ("eval {trained} --data a b c",
+     "expected a name, one path, or those of images and labels, got 3"),
+    ("eval {trained} --data ''",
+     "expected a name, one path, or those of images and labels, got ''"),
+    ("eval {trained} --data {own} {things}/labels.npy",
+     "{own} is an archive, which holds images and labels: name it alone"),
+    ("eval {trained} --data-dir {things}",
+     "data_dir is the folder of a named data set (mnist, fashion-mnist)", "{own}"),
+    ("eval {trained} --data-dir {things}/none", "there is no folder"),
+    *((f"predict {{trained}} {{things}}/{name}", reason) for name, reason in NO_IMAGES.items()),
+    ("predict run x.npy --inv", "unrecognized arguments: --inv"),
+    ("export {trained} {things}/a.pt", "can export to .onnx, .safetensors and .npz"),
+    ("export {trained} {things}/none/x.npz", "cannot write {things}/none"),
+    ("export {trained} {things}/text.txt/x.safetensors", "Not a directory"),
+    ("plot run --ou=x", "unrecognized arguments: --ou=x"),
+    ("plot {things}", "there is no log.jsonl or log.csv in"),
+    ("plot {things}/bad.jsonl", "is not a log of nbbn"),
+    ("plot {trained} --data-dir {things}/none", "there is no folder"),
+    ("plot {trained} --out {things}/text.txt", "cannot write to {things}/text.txt"),
+    ("data cifar", "'cifar' (choose from"),
+    ("data --di=x", "unrecognized arguments: --di=x"),
+    ("warmup --qu", "unrecognized arguments: --qu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "reasons"), [(row[0], row[1:]) for row in REFUSED])
+def test_what_is_refused_gets_one_line_and_writes_nothing(
+    command, reasons, things, own, trained, capsys, request
+):
+    if command.startswith("plot {"):
+        pytest.importorskip("matplotlib")
+    if command.endswith("large.png"):
+        image = pytest.importorskip("PIL.Image")
+        image.new("L", (9, 7)).save(things / "large.png")
+        request.addfinalizer((things / "large.png").unlink)
+    before = sorted(path.name for path in (*things.iterdir(), *trained.iterdir()))
+    places = {"things": things, "own": own, "trained": trained}
+    error = refused(capsys, *shlex.split(command.format(**places)))
+    for reason in reasons:
+        assert reason.format(**places) in error
+    assert not Path("/does").exists()
+    assert sorted(path.name for path in (*things.iterdir(), *trained.iterdir())) == before
 
 
 @pytest.mark.parametrize("thing", [None, 3, b"bytes", ["a"]])
@@ -95,9 +188,7 @@ def test_what_is_no_path(thing):
         lambda: logs.LogFile(thing),
         lambda: logs.read_log(thing),
     ):
-        with pytest.raises(
-            DTypeError, match=f"must be a path, a str or an os.PathLike, got {kind}"
-        ):
+        with pytest.raises(DTypeError, match=f"path, a str or an os.PathLike, got {kind}"):
             use()
 
 
@@ -149,20 +240,6 @@ def test_images_too_large_for_the_model(trained_on_floats, tmp_path, capsys):
     np.save(tmp_path / "large.npy", images)
     error = refused(capsys, "predict", trained_on_floats, tmp_path / "large.npy")
     assert "outputs for 1 of 3 images are not finite (number 1 is the first, counted" in error
-
-
-def test_files_that_hold_no_images(trained, tmp_path, capsys):
-    (tmp_path / "folder").mkdir()
-    np.savez(tmp_path / "archive.npz", x=digits(2, 0)[0])
-    np.save(tmp_path / "numbers.npy", np.zeros(5, np.uint8))
-    np.save(tmp_path / "wide.npy", np.zeros((2, SIDE, SIDE), np.int64))
-    for name, reason in {
-        "folder": "is a folder: name the files of images in it",
-        "archive.npz": "holds no images: expected an array in a .npy or IDX file, or a picture",
-        "numbers.npy": "takes images of shape (4, 4), one or several, got an array of shape (5,)",
-        "wide.npy": "wide.npy: this model was trained on bytes (uint8), got int64",
-    }.items():
-        assert reason in refused(capsys, "predict", trained, tmp_path / name)
 
 
 # ------------------------------------------------------------------------------ other data
@@ -227,33 +304,23 @@ def test_a_run_does_not_go_on_with_other_data(change, here, epochs, own, changed
 
 
 def test_a_run_goes_on_with_its_data_elsewhere(own, changed, tmp_path, capsys):
-    call(
-        capsys, "train", "--data", own, *FLAGS, "--quiet", "--epochs", 1, "--out", tmp_path / "run"
-    )
+    flags = (*FLAGS, "--quiet", "--epochs", 1)
+    call(capsys, "train", "--data", own, *flags, "--out", tmp_path / "run")
     moved = changed(lambda parts: None)
     again = ("train", "--resume", tmp_path / "run", "--quiet", "--data", moved)
     status, lines, _ = call(capsys, *again, "--epochs", 2)
     assert (status, json.loads(lines[-1])["epochs"]) == (0, 2)
 
 
-def test_a_run_that_has_ended_says_so(own, tmp_path, capsys):
-    flags = ("--data", own, *FLAGS, "--epochs", 1)
-    call(capsys, "train", *flags, "--out", tmp_path)
+@pytest.mark.parametrize(
+    ("flags", "more"),
+    [(("--epochs", 1), "--epochs go on"), (("--epochs", 3, "--until", 0.001), "--until goes on")],
+)
+def test_a_run_that_has_ended_says_what_goes_on(flags, more, own, tmp_path, capsys):
+    call(capsys, "train", "--data", own, *FLAGS, *flags, "--out", tmp_path)
     status, lines, _ = call(capsys, "train", "--resume", tmp_path)
     assert status == 0
-    assert (
-        "nothing was left to train: the run had ended after epoch 1; more --epochs go on" in lines
-    )
-
-
-def test_a_run_that_was_stopped_early_says_what_goes_on(own, tmp_path, capsys):
-    flags = ("--data", own, *FLAGS, "--epochs", 3, "--until", 0.001)
-    call(capsys, "train", *flags, "--out", tmp_path)
-    status, lines, _ = call(capsys, "train", "--resume", tmp_path)
-    assert status == 0
-    assert (
-        "nothing was left to train: the run had ended after epoch 1; more --until goes on" in lines
-    )
+    assert f"nothing was left to train: the run had ended after epoch 1; more {more}" in lines
 
 
 # -------------------------------------------------------------------- single examples, sizes
@@ -278,11 +345,6 @@ def test_a_single_example_is_refused_before_training(flags, reason, own, tmp_pat
     assert call(capsys, *command, *flags, "--no-batch-norm")[0] == 0
 
 
-def test_widths_beyond_any_memory(own, capsys):
-    error = refused(capsys, "train", "--data", own, "--hidden", 10**20)
-    assert "a Dense with a weight of shape (100000000000000000000, 16) would take" in error
-
-
 def test_widths_beyond_this_memory(own, capsys, monkeypatch):
     def allocate(*arguments, **options):
         raise MemoryError("Unable to allocate 9.0 TiB")
@@ -302,33 +364,7 @@ def test_overflow_is_told_once(rate, more, own, tmp_path, capsys, recwarn):
     assert not recwarn.list
 
 
-# --------------------------------------------------------------------- where data comes from
-
-
-def test_a_folder_for_data_belongs_to_a_named_data_set(own, trained, tmp_path, capsys):
-    for command in (
-        ("train", "--data", own, "--data-dir", tmp_path),
-        ("eval", trained, "--data-dir", tmp_path),
-    ):
-        error = refused(capsys, *command)
-        assert "data_dir is the folder of a named data set (mnist, fashion-mnist)" in error
-        assert str(own) in error
-    for command in (("eval", trained), ("plot", trained)):
-        error = refused(capsys, *command, "--data-dir", tmp_path / "none")
-        assert "there is no folder" in error
-
-
-def test_three_sources(trained, capsys):
-    error = refused(capsys, "eval", trained, "--data", "a", "b", "c")
-    assert "expected a name, one path, or those of images and labels, got 3" in error
-    error = refused(capsys, "eval", trained, "--data", "")
-    assert "expected a name, one path, or those of images and labels, got ''" in error
-
-
-def test_an_archive_is_named_alone(own, trained, tmp_path, capsys):
-    np.save(tmp_path / "labels.npy", digits(40, 1)[1])
-    error = refused(capsys, "eval", trained, "--data", own, tmp_path / "labels.npy")
-    assert f"{own} is an archive, which holds images and labels: name it alone" in error
+# ----------------------------------------------------------------- where data come from and go
 
 
 def test_plot_of_a_run_by_the_api(trained, tmp_path, capsys):
@@ -340,9 +376,6 @@ def test_plot_of_a_run_by_the_api(trained, tmp_path, capsys):
     assert lines == [str(tmp_path / "curves.png"), str(tmp_path / "percentiles.png")]
     assert error.startswith("nbbn: no confusion matrix and mistakes: ")
     assert "was not saved by nbbn train" in error
-
-
-# -------------------------------------------------------------------------- where output goes
 
 
 def test_plot_of_a_run_without_a_test_set(tmp_path, capsys):
@@ -361,21 +394,6 @@ def test_plot_of_a_run_without_a_test_set(tmp_path, capsys):
     assert (status, lines) == (0, [str(run / "curves.png")])
     assert f"no confusion matrix and mistakes: {tmp_path / 'a.npz'} has no test set" in error
     assert "has no test set: name other data with --data" in refused(capsys, "eval", run)
-
-
-def test_output_that_cannot_be_written(trained, own, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    for command, reason in (
-        (("export", trained, tmp_path / "none" / "x.npz"), f"cannot write {tmp_path / 'none'}"),
-        (("export", trained, tmp_path / "file" / "x.safetensors"), "Not a directory"),
-        (("plot", trained, "--out", tmp_path / "file"), f"cannot write to {tmp_path / 'file'}"),
-        (("train", "--data", own, "--log-file", tmp_path / "file" / "x.csv", "--quiet"),
-         "cannot write to"),
-    ):  # fmt: skip
-        if command[0] == "plot":
-            pytest.importorskip("matplotlib")
-        assert reason in refused(capsys, *command)
-    assert sorted(os.listdir(tmp_path)) == ["file"]
 
 
 def test_a_folder_for_tensorboard_that_cannot_be_one(own, tmp_path, capsys):

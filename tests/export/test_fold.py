@@ -12,21 +12,9 @@ from nbbn import BatchNorm, Convention, Dense, Dropout, Flatten, ReLU, Sequentia
 from nbbn.errors import ArgumentError, DTypeError
 from nbbn.export import fold as folding
 from nbbn.nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
+from tests.helpers.layers import settled, state_of
 
 WIDE = {"dtype": np.float64}
-
-
-def settled(model: nbbn.Module, rng) -> nbbn.Module:
-    """Give every BatchNorm statistics and parameters that do something, and biases values."""
-    for layer in model.modules():
-        if isinstance(layer, BatchNorm) and layer.running_mean is not None:
-            layer.running_mean[...] = rng.normal(size=layer.running_mean.shape)
-            layer.running_var[...] = rng.uniform(0.3, 3, layer.running_var.shape)
-        for name in ("gamma", "beta", "bias"):
-            parameter = getattr(layer, name, None)
-            if parameter is not None:
-                parameter.data[...] = rng.normal(size=parameter.shape)
-    return model
 
 
 def norms(model: nbbn.Module) -> int:
@@ -63,15 +51,11 @@ FOLDABLE = {
     "both sides": ((norm(5), dense(5, 4), norm(4)), (7, 5), 1),
     "both sides, with relu": ((norm(5), dense(5, 4), norm(4, activation="relu")), (7, 5), 2),
     "planes": ((norm(3), Flatten(), dense(12, 4)), (7, 3, 2, 2), 2),
-    "planes, channels last": (
-        (norm(3, convention=Convention(axis=-1)), Flatten(), dense(12, 4)), (7, 2, 2, 3), 2,
-    ),
-    "planes, both sides": (
-        (norm(3), Flatten(), dense(12, 4), norm(4), dense(4, 2)), (7, 3, 4), 3,
-    ),
-    "nested": (
-        (Sequential(dense(5, 4), norm(4)), ReLU(), Sequential(norm(4), dense(4, 3))), (7, 5), 3,
-    ),
+    "planes, channels last": ((norm(3, convention=Convention(axis=-1)), Flatten(), dense(12, 4)),
+                              (7, 2, 2, 3), 2),
+    "planes, both sides": ((norm(3), Flatten(), dense(12, 4), norm(4), dense(4, 2)), (7, 3, 4), 3),
+    "nested": ((Sequential(dense(5, 4), norm(4)), ReLU(), Sequential(norm(4), dense(4, 3))), (7, 5),
+               3),
     "nothing to fold": ((dense(5, 4), ReLU(), dense(4, 3)), (7, 5), 3),
 }  # fmt: skip
 
@@ -80,7 +64,7 @@ FOLDABLE = {
 def test_a_folded_model_computes_the_same(name, rng):
     layers, shape, count = FOLDABLE[name]
     model = settled(Sequential(*layers), rng)
-    before = {name: array.tobytes() for name, array in model.state_dict().items()}
+    before = state_of(model)
     folded = nbbn.fold(model)
     assert len(folded) == count
     assert norms(folded) == 0
@@ -88,7 +72,7 @@ def test_a_folded_model_computes_the_same(name, rng):
     expected = model.eval()(x).data
     np.testing.assert_allclose(folded(x).data, expected, rtol=1e-11, atol=1e-12)
     assert not folded.training
-    assert before == {name: array.tobytes() for name, array in model.state_dict().items()}
+    assert before == state_of(model)
 
 
 def test_the_model_stays_in_its_mode_and_shares_no_memory(rng):
@@ -164,9 +148,8 @@ def test_any_stack_of_layers_computes_the_same(plan):
 REFUSED = {
     r"'0', BatchNorm\(5\): it is between the input and ReLU\(\)": (norm(5), ReLU()),
     r"'1', BatchNorm\(4\): it is between ReLU\(\) and the output": (ReLU(), norm(4)),
-    r"it follows the input, and its relu comes before Dense": (
-        norm(5, activation="relu"), dense(5, 4),
-    ),
+    r"it follows the input, and its relu comes before Dense": (norm(5, activation="relu"),
+                                                               dense(5, 4)),
     "it keeps no running statistics": (dense(5, 4), norm(4, track_running_stats=False)),
     "its leaky ReLU has no layer": (dense(5, 4), InPlaceBatchNorm(4, **WIDE)),
     "it normalizes axis 2": (norm(5, convention=Convention(axis=2)), Flatten(), dense(10, 4)),
@@ -241,27 +224,15 @@ def test_a_model_that_says_nothing_of_its_input_needs_a_batch(rng):
     ("arguments", "options", "error", "message"),
     [
         ((3,), {}, DTypeError, "model must be a Module, got int"),
-        (
-            (Sequential(dense(5, 4), norm(4)), [1.0]),
-            {},
-            ArgumentError,
-            "x must be a Tensor or a numpy",
-        ),
-        (
-            (Sequential(dense(5, 4), norm(4)), np.ones((0, 5))),
-            {},
-            ArgumentError,
-            "x has no elements",
-        ),
-        (
-            (Sequential(dense(5, 4), norm(4)), np.ones((3, 6))),
-            {},
-            ArgumentError,
-            r"'0 and 1' does not take .*6\)",
-        ),
+        ((Sequential(dense(5, 4), norm(4)), [1.0]), {}, ArgumentError,
+         "x must be a Tensor or a numpy"),
+        ((Sequential(dense(5, 4), norm(4)), np.ones((0, 5))), {}, ArgumentError,
+         "x has no elements"),
+        ((Sequential(dense(5, 4), norm(4)), np.ones((3, 6))), {}, ArgumentError,
+         r"'0 and 1' does not take .*6\)"),
         ((Sequential(dense(5, 4)),), {"tolerance": 0}, ArgumentError, "tolerance must be above 0"),
     ],
-)
+)  # fmt: skip
 def test_arguments_that_make_no_sense(arguments, options, error, message):
     with pytest.raises(error, match=message):
         nbbn.fold(*arguments, **options)

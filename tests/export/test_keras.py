@@ -8,7 +8,8 @@ import pytest
 import nbbn
 from nbbn import Convention, convert
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
-from tests.export.test_conventions import net, state_of
+from tests.export.test_conventions import net
+from tests.helpers.layers import state_of
 
 
 def keras_forward(weights, x, eps=1e-3) -> np.ndarray:

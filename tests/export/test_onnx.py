@@ -30,6 +30,7 @@ from nbbn.errors import (
 )
 from nbbn.export.onnx import exporter
 from nbbn.nn.variants import InPlaceBatchNorm
+from tests.helpers.layers import settled
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -37,20 +38,6 @@ from tests.helpers.onnx_backend import Backend  # noqa: E402 - needs onnx
 
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 FLOAT = onnx.TensorProto.FLOAT
-
-
-def settled(model: nbbn.Module, rng) -> nbbn.Module:
-    """Give statistics, scales, shifts and biases values that matter."""
-    for layer in model.modules():
-        for name, low, high in (("running_mean", -1, 1), ("running_var", 0.3, 3)):
-            array = getattr(layer, name, None)
-            if array is not None:
-                array[...] = rng.uniform(low, high, array.shape)
-        for name in ("gamma", "beta", "bias"):
-            parameter = getattr(layer, name, None)
-            if parameter is not None:
-                parameter.data[...] = rng.normal(size=parameter.shape)
-    return model
 
 
 def by_runtime(model, x: np.ndarray) -> np.ndarray:
@@ -64,10 +51,8 @@ def by_runtime(model, x: np.ndarray) -> np.ndarray:
 MODELS = {
     "mlp": (lambda d: [*nbbn.mlp((6, 5, 4), rng=0, dtype=d)], (3, 6)),
     "no batch norm": (lambda d: [*nbbn.mlp((6, 5, 4), batch_norm=False, rng=0, dtype=d)], (3, 6)),
-    "sigmoid, tanh": (
-        lambda d: [Dense(6, 5, rng=0, dtype=d), Sigmoid(), Dense(5, 4, rng=1, dtype=d), Tanh()],
-        (3, 6),
-    ),
+    "sigmoid, tanh": (lambda d: [Dense(6, 5, rng=0, dtype=d), Sigmoid(),
+                                 Dense(5, 4, rng=1, dtype=d), Tanh()], (3, 6)),
     "softmax": (lambda d: [Dense(6, 5, rng=0, dtype=d), Softmax()], (3, 6)),
     "softmax over rows": (lambda d: [Dense(6, 5, rng=0, dtype=d), Softmax(0)], (3, 6)),
     "dropout": (lambda d: [Dense(6, 5, rng=0, dtype=d), Dropout(0.5, rng=0), ReLU()], (3, 6)),
@@ -81,10 +66,8 @@ MODELS = {
         ],
         (3, 6),
     ),
-    "planes": (
-        lambda d: [BatchNorm(3, activation="relu", dtype=d), Flatten(), Dense(24, 2, dtype=d)],
-        (4, 3, 2, 4),
-    ),
+    "planes": (lambda d: [BatchNorm(3, activation="relu", dtype=d), Flatten(),
+                          Dense(24, 2, dtype=d)], (4, 3, 2, 4)),
     "channels last": (
         lambda d: [
             BatchNorm(3, convention=Convention(axis=-1), activation="relu", dtype=d),
@@ -93,19 +76,15 @@ MODELS = {
         ],
         (4, 2, 4, 3),
     ),
-    "channels between": (
-        lambda d: [BatchNorm(3, convention=Convention(axis=2), dtype=d), Flatten()],
-        (4, 2, 3, 4),
-    ),
-    "volumes": (
-        lambda d: [BatchNorm(3, convention=Convention(axis=-1), dtype=d), Flatten()],
-        (2, 2, 3, 2, 3),
-    ),
+    "channels between": (lambda d: [BatchNorm(3, convention=Convention(axis=2), dtype=d),
+                                    Flatten()], (4, 2, 3, 4)),
+    "volumes": (lambda d: [BatchNorm(3, convention=Convention(axis=-1), dtype=d), Flatten()],
+                (2, 2, 3, 2, 3)),
     "nested": (
         lambda d: [Sequential(Dense(6, 5, rng=0, dtype=d), Sequential(BatchNorm(5, dtype=d)))],
         (3, 6),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
@@ -178,26 +157,18 @@ class Residual(nbbn.Module):
         (Sequential(ReLU()), {}, ArgumentError, "no layer tells the shape of the input"),
         (Sequential(Dense(6, 5), Dense(6, 4)), {}, ShapeError, "'1', Dense.* cannot take .*5,"),
         (Sequential(Dense(6, 5), BatchNorm(6)), {}, ShapeError, "has 6 channels on axis 1, and"),
-        (
-            Sequential(BatchNorm(6, convention=Convention(axis=0))), {},
-            ShapeError, "has 6 channels on axis 0, and",
-        ),
+        (Sequential(BatchNorm(6, convention=Convention(axis=0))), {}, ShapeError,
+         "has 6 channels on axis 0, and"),
         (Sequential(Dense(6, 5), Softmax(2)), {}, ShapeError, "has no such axis"),
         (Sequential(Dense(6, 5)), {"input_shape": 6}, DTypeError, "input_shape must be a list"),
         (Sequential(Dense(6, 5)), {"input_shape": (0,)}, ArgumentError, "must be at least 1"),
         (Sequential(Dense(6, 5)), {"path": "no/such/x.onnx"}, ArgumentError, "no folder no/such"),
         (Sequential(Dense(6, 5)), {"path": "/"}, ArgumentError, "is a folder"),
-        (
-            Sequential(Dense(6, 5), BatchNorm(5, track_running_stats=False)), {},
-            ArgumentError, "it keeps no running statistics for inference",
-        ),
-        (
-            Sequential(InPlaceBatchNorm(6)), {}, ArgumentError, "nbbn would not read it back",
-        ),
-        (
-            Sequential(Dense(6, 5), BatchNorm(5, dtype=np.float64)), {},
-            DTypeError, "the layers mix float32, float64",
-        ),
+        (Sequential(Dense(6, 5), BatchNorm(5, track_running_stats=False)), {}, ArgumentError,
+         "it keeps no running statistics for inference"),
+        (Sequential(InPlaceBatchNorm(6)), {}, ArgumentError, "nbbn would not read it back"),
+        (Sequential(Dense(6, 5), BatchNorm(5, dtype=np.float64)), {}, DTypeError,
+         "the layers mix float32, float64"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_exported(model, options, error, message):
@@ -242,16 +213,13 @@ STATS = [("s", np.full(4, 2)), ("b", B[[0, 1, 2, 0]]), ("m", np.ones(4)), ("v", 
 NORM = ["s", "b", "m", "v"]
 FOREIGN = {
     "gemm": graph([("Gemm", ["x", "w", "b"], ["y"], {})], [("w", W), ("b", B)]),
-    "gemm, scaled": graph(
-        [("Gemm", ["x", "w", "b"], ["y"], {"alpha": 0.5, "beta": 3.0})], [("w", W), ("b", [[2]])]
-    ),
+    "gemm, scaled": graph([("Gemm", ["x", "w", "b"], ["y"], {"alpha": 0.5, "beta": 3.0})],
+                          [("w", W), ("b", [[2]])]),
     "gemm, beta 0": graph([("Gemm", ["x", "w", "b"], ["y"], {"beta": 0.0})], [("w", W), ("b", B)]),
-    "matmul, add": graph(
-        [("MatMul", ["x", "w"], ["z"], {}), ("Add", ["b", "z"], ["y"], {})], [("w", W), ("b", B)]
-    ),
-    "transposed weight": graph(
-        [("Transpose", ["w"], ["t"], {}), ("MatMul", ["x", "t"], ["y"], {})], [("w", W.T)]
-    ),
+    "matmul, add": graph([("MatMul", ["x", "w"], ["z"], {}), ("Add", ["b", "z"], ["y"], {})],
+                         [("w", W), ("b", B)]),
+    "transposed weight": graph([("Transpose", ["w"], ["t"], {}), ("MatMul", ["x", "t"], ["y"], {})],
+                               [("w", W.T)]),
     "constant, identity, dropout": graph(
         [
             ("Constant", [], ["w"], {"value": numpy_helper.from_array(W.astype(np.float32))}),
@@ -261,11 +229,10 @@ FOREIGN = {
         ]
     ),
     "norm": graph([("BatchNormalization", ["x", *NORM], ["y"], {"epsilon": 0.1})], STATS),
-    "norm, relu": graph(
-        [("BatchNormalization", ["x", *NORM], ["z"], {}), ("Relu", ["z"], ["y"], {})], STATS
-    ),
+    "norm, relu": graph([("BatchNormalization", ["x", *NORM], ["z"], {}),
+                         ("Relu", ["z"], ["y"], {})], STATS),
     "old softmax": graph([("Softmax", ["x"], ["y"], {})], opset=11),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -303,33 +270,26 @@ def test_what_torch_exports_comes_in(folding, tmp_path):
 
 REFUSED = {
     "no layer computes it": graph([("Exp", ["x"], ["y"], {})]),
-    "it does not take 'a', the result before it": graph(
-        [("Relu", ["x"], ["a"], {}), ("Tanh", ["x"], ["y"], {})]
-    ),
+    "it does not take 'a', the result before it": graph([("Relu", ["x"], ["a"], {}),
+                                                         ("Tanh", ["x"], ["y"], {})]),
     "only the bias of a matrix product can be added": graph([("Add", ["x", "x"], ["y"], {})]),
-    "its B is computed, not stored": graph(
-        [("Relu", ["x"], ["a"], {}), ("Gemm", ["a", "a"], ["y"], {})], shape=(4, 4)
-    ),
-    r"it transposes the value \(transA\)": graph(
-        [("Gemm", ["x", "w"], ["y"], {"transA": 1})], [("w", W)], shape=(4, 2)
-    ),
-    "it adds an array of shape": graph(
-        [("Gemm", ["x", "w", "b"], ["y"], {})], [("w", W), ("b", np.ones((2, 3)))], shape=(2, 4)
-    ),
+    "its B is computed, not stored": graph([("Relu", ["x"], ["a"], {}),
+                                            ("Gemm", ["a", "a"], ["y"], {})], shape=(4, 4)),
+    r"it transposes the value \(transA\)": graph([("Gemm", ["x", "w"], ["y"], {"transA": 1})],
+                                                 [("w", W)], shape=(4, 2)),
+    "it adds an array of shape": graph([("Gemm", ["x", "w", "b"], ["y"], {})],
+                                       [("w", W), ("b", np.ones((2, 3)))], shape=(2, 4)),
     "only inference with one mean": graph(
         [("BatchNormalization", ["x", *NORM], ["y", "p", "q"], {"training_mode": 1})], STATS
     ),
-    "the output is transposed": graph(
-        [("Transpose", ["x"], ["y"], {"perm": [0, 2, 1]})], shape=("N", 4, 2)
-    ),
+    "the output is transposed": graph([("Transpose", ["x"], ["y"], {"perm": [0, 2, 1]})],
+                                      shape=("N", 4, 2)),
     "it moves the batch axis": graph([("Transpose", ["x"], ["y"], {"perm": [1, 0]})]),
-    "it acts on a transposed value": graph(
-        [("Transpose", ["x"], ["a"], {"perm": [0, 2, 1]}), ("Softmax", ["a"], ["y"], {})],
-        shape=("N", 4, 2),
-    ),
+    "it acts on a transposed value": graph([("Transpose", ["x"], ["a"], {"perm": [0, 2, 1]}),
+                                            ("Softmax", ["a"], ["y"], {})], shape=("N", 4, 2)),
     "only the last axis": graph([("Softmax", ["x"], ["y"], {})], opset=11, shape=("N", 4, 2)),
     "only Flatten from axis 1": graph([("Flatten", ["x"], ["y"], {"axis": 0})]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("message", REFUSED)

@@ -144,25 +144,35 @@ def _beside(x: Any, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _for_torch(torch: Any, x: Any, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: torch.as_tensor(value, dtype=x.dtype) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+
+
+def _for_reference(options: dict[str, Any]) -> dict[str, Any]:
+    names = {"ignore_index": "ignored", "label_smoothing": "smoothing"}
+    return {names.get(name, name): value for name, value in options.items()}
+
+
 def _cross_entropy_case(
     name: str, shape: Shape, labels: np.ndarray, how: str, **options: Any
 ) -> Case:
     def with_torch(torch: Any, x: Any) -> Any:
-        found = dict(options)
-        if "weight" in found:
-            found["weight"] = torch.as_tensor(found["weight"], dtype=x.dtype)
+        found = _for_torch(torch, x, options)
         return torch.nn.functional.cross_entropy(x, torch.as_tensor(labels), reduction=how, **found)
 
-    names = {"ignore_index": "ignored", "label_smoothing": "smoothing"}
-    given = {names.get(name, name): value for name, value in options.items()}
+    def with_reference(x: Any) -> Any:
+        given = _for_reference(options)
+        if labels.ndim:
+            return reference.cross_entropy(x, labels, how, **given)
+        return reference.cross_entropy(x[None], labels[None], "sum", **given)
+
     return Case(
         f"ops.cross_entropy, {name}, {how}",
         lambda x: ops.cross_entropy(x, reduction=how, **_beside(x, {"labels": labels, **options})),
-        lambda x: (
-            reference.cross_entropy(x, labels, how, **given)
-            if labels.ndim
-            else reference.cross_entropy(x[None], labels[None], "sum", **given)
-        ),
+        with_reference,
         (shape,),
         with_torch,
     )
@@ -178,15 +188,20 @@ def _reduced(loss: Any, how: str) -> Any:
     return loss if how == "none" else getattr(loss, how)()
 
 
-def _in_groups(x: Any, *operands: Any, **options: Any) -> np.ndarray:
-    """Nine examples in virtual batches of at least two: 2, 2, 2 and 3."""
-    residual = options.pop("residual", None)
+GROUPS = ((0, 2), (2, 4), (4, 6), (6, 9))
+
+
+def _in_groups(x: Any, *operands: Any, residual: Any = None, **options: Any) -> np.ndarray:
+    """Nine examples in virtual batches of at least two."""
     parts = []
-    for a, b in ((0, 2), (2, 4), (4, 6), (6, 9)):
+    for a, b in GROUPS:
         own = None if residual is None else residual[a:b]
-        y, _ = reference.batch_norm_train(x[a:b], *operands, residual=own, **options)
-        parts.append(y)
+        parts.append(reference.batch_norm_train(x[a:b], *operands, residual=own, **options)[0])
     return np.concatenate(parts)
+
+
+def _torch_in_groups(torch: Any, x: Any, *operands: Any) -> Any:
+    return torch.cat([_torch_batch_norm_train(torch, x[a:b], *operands) for a, b in GROUPS])
 
 
 CASES = [
@@ -213,28 +228,12 @@ CASES = [
     same("a ** 0.5", lambda a: a**0.5, (3, 4), domain=positive),
     same("a ** -1.5", lambda a: a**-1.5, (3, 4), domain=positive),
     Case("exp", lambda x: x.exp(), lambda x: np.exp(wide(x)), ((3, 4),), lambda torch, x: x.exp()),
-    Case(
-        "log",
-        lambda x: x.log(),
-        lambda x: np.log(wide(x)),
-        ((3, 4),),
-        lambda torch, x: x.log(),
-        positive,
-    ),
-    same(
-        "a @ b",
-        lambda a, b: a @ b,
-        (3, 4),
-        (4, 5),
-        misfits=(((3, 4), (3, 4)), ((4,), (4, 5)), ((3, 4), (4,)), ((3, 4), ())),
-    ),
-    same(
-        "a @ b, batches",
-        lambda a, b: a @ b,
-        (2, 1, 3, 4),
-        (6, 4, 5),
-        misfits=(((2, 3, 4), (3, 4, 5)),),
-    ),
+    Case("log", lambda x: x.log(), lambda x: np.log(wide(x)), ((3, 4),), lambda torch, x: x.log(),
+         positive),
+    same("a @ b", lambda a, b: a @ b, (3, 4), (4, 5),
+         misfits=(((3, 4), (3, 4)), ((4,), (4, 5)), ((3, 4), (4,)), ((3, 4), ()))),
+    same("a @ b, batches", lambda a, b: a @ b, (2, 1, 3, 4), (6, 4, 5),
+         misfits=(((2, 3, 4), (3, 4, 5)),)),
     # ---- reductions and shapes
     same("sum", lambda x: x.sum(), (3, 4)),
     same("sum, axis", lambda x: x.sum(axis=1), (3, 4)),
@@ -243,48 +242,20 @@ CASES = [
     same("mean", lambda x: x.mean(), (3, 4), misfits=(((0, 4),),)),
     same("mean, axes", lambda x: x.mean(axis=(0, 2)), (3, 4, 2)),
     same("mean, keepdims", lambda x: x.mean(axis=0, keepdims=True), (3, 4)),
-    Case(
-        "max",
-        lambda x: x.max(),
-        lambda x: np.max(wide(x)),
-        ((3, 4),),
-        lambda torch, x: x.amax(),
-        distinct,
-        misfits=(((0, 4),),),
-    ),
-    Case(
-        "max, axes",
-        lambda x: x.max(axis=(0, 2), keepdims=True),
-        lambda x: np.max(wide(x), axis=(0, 2), keepdims=True),
-        ((3, 4, 2),),
-        lambda torch, x: x.amax((0, 2), keepdim=True),
-        distinct,
-    ),
-    Case(
-        "max, all values tied",
-        lambda x: (x * 0).max(axis=1) + x[:, 0],
-        lambda x: wide(x)[:, 0],
-        ((3, 4),),
-        lambda torch, x: x[:, 0],
-    ),
+    Case("max", lambda x: x.max(), lambda x: np.max(wide(x)), ((3, 4),), lambda torch, x: x.amax(),
+         distinct, misfits=(((0, 4),),)),
+    Case("max, axes", lambda x: x.max(axis=(0, 2), keepdims=True),
+         lambda x: np.max(wide(x), axis=(0, 2), keepdims=True), ((3, 4, 2),),
+         lambda torch, x: x.amax((0, 2), keepdim=True), distinct),
+    Case("max, all values tied", lambda x: (x * 0).max(axis=1) + x[:, 0], lambda x: wide(x)[:, 0],
+         ((3, 4),), lambda torch, x: x[:, 0]),
     same("reshape", lambda x: x.reshape(2, 6), (3, 4), misfits=(((5, 5),),)),
     same("reshape, -1 in a tuple", lambda x: x.reshape((3, -1)), (3, 2, 2)),
     same("transpose", lambda x: x.T, (3, 4)),
-    Case(
-        "To",
-        lambda x: apply(ops.To, x, device="cpu"),
-        wide,
-        ((2, 3),),
-        lambda torch, x: x.to("cpu"),
-    ),
-    Case(
-        "transpose, axes",
-        lambda x: x.transpose(2, 0, -2),
-        lambda x: wide(x).transpose(2, 0, 1),
-        ((3, 4, 2),),
-        lambda torch, x: x.permute(2, 0, 1),
-        misfits=(((3, 4),),),
-    ),
+    Case("To", lambda x: apply(ops.To, x, device="cpu"), wide, ((2, 3),),
+         lambda torch, x: x.to("cpu")),
+    Case("transpose, axes", lambda x: x.transpose(2, 0, -2), lambda x: wide(x).transpose(2, 0, 1),
+         ((3, 4, 2),), lambda torch, x: x.permute(2, 0, 1), misfits=(((3, 4),),)),
     same("index, number", lambda x: x[1], (3, 4), misfits=(((1, 4),), ((),))),
     same("index, slices", lambda x: x[1:, ::2], (3, 4)),
     same("index, new axis", lambda x: x[:, None, 1], (3, 4)),
@@ -292,255 +263,110 @@ CASES = [
     same("index, pairs", lambda x: x[np.arange(5), LABELS], (5, 4)),
     same("index, mask", lambda x: x[:, MASK], (3, 4)),
     # ---- activations
-    Case(
-        "ops.relu",
-        ops.relu,
-        reference.relu,
-        ((3, 4),),
-        lambda torch, x: torch.relu(x),
-        nonzero,
-    ),
+    Case("ops.relu", ops.relu, reference.relu, ((3, 4),), lambda torch, x: torch.relu(x), nonzero),
     Case("ops.sigmoid", ops.sigmoid, reference.sigmoid, ((3, 4),), lambda torch, x: x.sigmoid()),
-    Case(
-        "ops.softplus",
-        ops.softplus,
-        lambda x: np.logaddexp(0, wide(x)),
-        ((3, 4),),
-        lambda torch, x: torch.nn.functional.softplus(x, threshold=1e6),
-    ),
+    Case("ops.softplus", ops.softplus, lambda x: np.logaddexp(0, wide(x)), ((3, 4),),
+         lambda torch, x: torch.nn.functional.softplus(x, threshold=1e6)),
     Case("ops.tanh", ops.tanh, reference.tanh, ((3, 4),), lambda torch, x: x.tanh()),
-    Case(
-        "ops.softmax",
-        ops.softmax,
-        reference.softmax,
-        ((3, 4),),
-        lambda torch, x: x.softmax(-1),
-    ),
-    Case(
-        "ops.softmax, axis",
-        lambda x: ops.softmax(x, axis=1),
-        lambda x: reference.softmax(x, axis=1),
-        ((3, 4, 2),),
-        lambda torch, x: x.softmax(1),
-        misfits=(((3,),),),
-    ),
-    Case(
-        "ops.log_softmax",
-        ops.log_softmax,
-        reference.log_softmax,
-        ((3, 4),),
-        lambda torch, x: x.log_softmax(-1),
-    ),
-    Case(
-        "ops.log_softmax, axis",
-        lambda x: ops.log_softmax(x, axis=0),
-        lambda x: reference.log_softmax(x, axis=0),
-        ((3, 4),),
-        lambda torch, x: x.log_softmax(0),
-    ),
+    Case("ops.softmax", ops.softmax, reference.softmax, ((3, 4),), lambda torch, x: x.softmax(-1)),
+    Case("ops.softmax, axis", lambda x: ops.softmax(x, axis=1),
+         lambda x: reference.softmax(x, axis=1), ((3, 4, 2),), lambda torch, x: x.softmax(1),
+         misfits=(((3,),),)),
+    Case("ops.log_softmax", ops.log_softmax, reference.log_softmax, ((3, 4),),
+         lambda torch, x: x.log_softmax(-1)),
+    Case("ops.log_softmax, axis", lambda x: ops.log_softmax(x, axis=0),
+         lambda x: reference.log_softmax(x, axis=0), ((3, 4),), lambda torch, x: x.log_softmax(0)),
     # 3 + 0 x: one number has no slope, and nothing is compared with nothing.
     *(
-        Case(
-            f"{name} of one number",
-            lambda x, name=name: getattr(ops, name)(x) + 3 * x,
-            lambda x, value=value: value + 3 * wide(x),
-            ((),),
-            lambda torch, x, name=name: getattr(torch, name)(x, 0) + 3 * x,
-        )
+        Case(f"{name} of one number", lambda x, name=name: getattr(ops, name)(x) + 3 * x,
+             lambda x, value=value: value + 3 * wide(x), ((),),
+             lambda torch, x, name=name: getattr(torch, name)(x, 0) + 3 * x)
         for name, value in (("softmax", 1), ("log_softmax", 0))
     ),
-    Case(
-        "ops.huber",
-        lambda x: ops.huber(x, 0.7),
-        lambda x: reference.huber(wide(x), 0.7),
-        ((3, 4),),
-        lambda torch, x: torch.nn.functional.huber_loss(x, 0 * x, reduction="none", delta=0.7),
-    ),
-    Case(
-        "ops.dropout, all",
-        lambda x: ops.dropout(x, 1, np.random.default_rng(5)),
-        lambda x: 0 * wide(x),
-        ((3, 4),),
-        lambda torch, x: torch.nn.functional.dropout(x, 1.0),
-    ),
-    Case(
-        "ops.dropout",
-        lambda x: ops.dropout(x, 0.4, np.random.default_rng(5)),
-        lambda x: wide(x) * _weights(x.shape),
-        ((3, 4),),
-        _torch_dropout,
-    ),
+    Case("ops.huber", lambda x: ops.huber(x, 0.7), lambda x: reference.huber(wide(x), 0.7),
+         ((3, 4),),
+         lambda torch, x: torch.nn.functional.huber_loss(x, 0 * x, reduction="none", delta=0.7)),
+    Case("ops.dropout, all", lambda x: ops.dropout(x, 1, np.random.default_rng(5)),
+         lambda x: 0 * wide(x), ((3, 4),), lambda torch, x: torch.nn.functional.dropout(x, 1.0)),
+    Case("ops.dropout", lambda x: ops.dropout(x, 0.4, np.random.default_rng(5)),
+         lambda x: wide(x) * _weights(x.shape), ((3, 4),), _torch_dropout),
     # ---- layers and losses
-    Case(
-        "ops.linear",
-        ops.linear,
-        lambda x, w, b: wide(x) @ wide(w).T + wide(b),
-        ((5, 3), (4, 3), (4,)),
-        lambda torch, x, w, b: torch.nn.functional.linear(x, w, b),
-        misfits=(
-            ((5, 4), (4, 3), (4,)),
-            ((), (4, 3), (4,)),
-            ((5, 3), (3,), (4,)),
-            ((5, 3), (4, 3), (3,)),
-            ((5, 3), (4, 3), (1, 4)),
-        ),
-    ),
-    Case(
-        "ops.linear, no bias",
-        ops.linear,
-        lambda x, w: wide(x) @ wide(w).T,
-        ((5, 3), (4, 3)),
-        lambda torch, x, w: torch.nn.functional.linear(x, w),
-        misfits=(((2, 5, 4), (4, 3)),),
-    ),
+    Case("ops.linear", ops.linear, lambda x, w, b: wide(x) @ wide(w).T + wide(b),
+         ((5, 3), (4, 3), (4,)), lambda torch, x, w, b: torch.nn.functional.linear(x, w, b),
+         misfits=(((5, 4), (4, 3), (4,)), ((), (4, 3), (4,)), ((5, 3), (3,), (4,)),
+                  ((5, 3), (4, 3), (3,)), ((5, 3), (4, 3), (1, 4)))),
+    Case("ops.linear, no bias", ops.linear, lambda x, w: wide(x) @ wide(w).T, ((5, 3), (4, 3)),
+         lambda torch, x, w: torch.nn.functional.linear(x, w), misfits=(((2, 5, 4), (4, 3)),)),
     *(
-        Case(
-            f"ops.linear, rank {len(shape)}",
-            ops.linear,
-            lambda x, w, b: wide(x) @ wide(w).T + wide(b),
-            (shape, (4, 3), (4,)),
-            lambda torch, x, w, b: torch.nn.functional.linear(x, w, b),
-        )
+        Case(f"ops.linear, rank {len(shape)}", ops.linear,
+             lambda x, w, b: wide(x) @ wide(w).T + wide(b), (shape, (4, 3), (4,)),
+             lambda torch, x, w, b: torch.nn.functional.linear(x, w, b))
         for shape in ((3,), (2, 5, 3), (2, 1, 2, 1, 3))
     ),
-    Case(
-        "ops.batch_norm_train, rows",
-        _batch_norm_train,
-        _reference_batch_norm_train,
-        ((8, 3), (3,), (3,)),
-        _torch_batch_norm_train,
-        misfits=(
-            ((8, 3), (4,), (3,)),
-            ((8, 3), (3,), (1, 3)),
-            ((1, 3), (3,), (3,)),
-            ((3,), (3,), (3,)),
-            ((8, 0), (0,), (0,)),
-            ((2, 3, 2, 2, 2, 2), (3,), (3,)),
-        ),
-    ),
-    Case(
-        "ops.batch_norm_train, planes",
-        _batch_norm_train,
-        _reference_batch_norm_train,
-        ((4, 3, 2, 3), (3,), (3,)),
-        _torch_batch_norm_train,
-    ),
-    Case(
-        "ops.batch_norm_train, no affine, last axis",
-        lambda x: _batch_norm_train(x, axis=-1),
-        lambda x: _reference_batch_norm_train(x, axis=-1),
-        ((4, 2, 3),),
-        lambda torch, x: _torch_batch_norm_train(torch, x.movedim(-1, 1)).movedim(1, -1),
-    ),
-    Case(
-        "ops.batch_norm_train, relu and residual",
-        lambda x, g, b, r: _batch_norm_train(x, g, b, r, activation="relu"),
-        lambda x, g, b, r: _reference_batch_norm_train(x, g, b, activation="relu", residual=r),
-        ((4, 3, 5), (3,), (3,), (4, 3, 5)),
-        lambda torch, x, g, b, r: torch.relu(_torch_batch_norm_train(torch, x, g, b) + r),
-        misfits=(((4, 3, 5), (3,), (3,), (4, 3, 1)),),
-    ),
-    Case(
-        "ops.batch_norm_train, residual",
-        lambda x, r: _batch_norm_train(x, residual=r),
-        lambda x, r: _reference_batch_norm_train(x, residual=r),
-        ((8, 3), (8, 3)),
-        lambda torch, x, r: _torch_batch_norm_train(torch, x) + r,
-    ),
-    Case(
-        "ops.batch_norm_infer, rows",
-        lambda x, g, b: ops.batch_norm_infer(x, MEAN, VAR, g, b),
-        lambda x, g, b: reference.batch_norm_infer(x, MEAN, VAR, g, b),
-        ((8, 3), (3,), (3,)),
-        _torch_batch_norm_infer,
-        misfits=(((8, 4), (4,), (4,)), ((8, 3), (4,), (3,)), ((8, 3), (3,), (2,))),
-    ),
-    Case(
-        "ops.batch_norm_infer, planes, relu and residual",
-        lambda x, g, b, r: ops.batch_norm_infer(x, MEAN, VAR, g, b, r, activation="relu"),
-        lambda x, g, b, r: reference.batch_norm_infer(
-            x, MEAN, VAR, g, b, activation="relu", residual=r
-        ),
-        ((4, 3, 5), (3,), (3,), (4, 3, 5)),
-        lambda torch, x, g, b, r: torch.relu(_torch_batch_norm_infer(torch, x, g, b) + r),
-    ),
+    Case("ops.batch_norm_train, rows", _batch_norm_train, _reference_batch_norm_train,
+         ((8, 3), (3,), (3,)), _torch_batch_norm_train,
+         misfits=(((8, 3), (4,), (3,)), ((8, 3), (3,), (1, 3)), ((1, 3), (3,), (3,)),
+                  ((3,), (3,), (3,)), ((8, 0), (0,), (0,)), ((2, 3, 2, 2, 2, 2), (3,), (3,)))),
+    Case("ops.batch_norm_train, planes", _batch_norm_train, _reference_batch_norm_train,
+         ((4, 3, 2, 3), (3,), (3,)), _torch_batch_norm_train),
+    Case("ops.batch_norm_train, no affine, last axis", lambda x: _batch_norm_train(x, axis=-1),
+         lambda x: _reference_batch_norm_train(x, axis=-1), ((4, 2, 3),),
+         lambda torch, x: _torch_batch_norm_train(torch, x.movedim(-1, 1)).movedim(1, -1)),
+    Case("ops.batch_norm_train, relu and residual",
+         lambda x, g, b, r: _batch_norm_train(x, g, b, r, activation="relu"),
+         lambda x, g, b, r: _reference_batch_norm_train(x, g, b, activation="relu", residual=r),
+         ((4, 3, 5), (3,), (3,), (4, 3, 5)),
+         lambda torch, x, g, b, r: torch.relu(_torch_batch_norm_train(torch, x, g, b) + r),
+         misfits=(((4, 3, 5), (3,), (3,), (4, 3, 1)),)),
+    Case("ops.batch_norm_train, residual", lambda x, r: _batch_norm_train(x, residual=r),
+         lambda x, r: _reference_batch_norm_train(x, residual=r), ((8, 3), (8, 3)),
+         lambda torch, x, r: _torch_batch_norm_train(torch, x) + r),
+    Case("ops.batch_norm_infer, rows", lambda x, g, b: ops.batch_norm_infer(x, MEAN, VAR, g, b),
+         lambda x, g, b: reference.batch_norm_infer(x, MEAN, VAR, g, b), ((8, 3), (3,), (3,)),
+         _torch_batch_norm_infer,
+         misfits=(((8, 4), (4,), (4,)), ((8, 3), (4,), (3,)), ((8, 3), (3,), (2,)))),
+    Case("ops.batch_norm_infer, planes, relu and residual",
+         lambda x, *rest: ops.batch_norm_infer(x, MEAN, VAR, *rest, activation="relu"),
+         lambda x, g, b, r: reference.batch_norm_infer(
+             x, MEAN, VAR, g, b, activation="relu", residual=r),
+         ((4, 3, 5), (3,), (3,), (4, 3, 5)),
+         lambda torch, x, g, b, r: torch.relu(_torch_batch_norm_infer(torch, x, g, b) + r)),
     # ---- variants of batch normalization
-    Case(
-        "variants.weighted_batch_norm, rows",
-        lambda x, g, b: ops.weighted_batch_norm(x, EXAMPLES, g, b)[0],
-        lambda x, g, b: reference.weighted_batch_norm(x, EXAMPLES, g, b),
-        ((8, 3), (3,), (3,)),
-        lambda torch, x, g, b: _torch_weighted(torch, x, EXAMPLES[:, None], g, b),
-        misfits=(((7, 3), (3,), (3,)), ((8, 3), (4,), (3,)), ((8, 3), (3,), (2,))),
-    ),
-    Case(
-        "variants.weighted_batch_norm, planes, relu and residual",
-        lambda x, g, b, r: ops.weighted_batch_norm(x, POSITIONS, g, b, r, activation="relu")[0],
-        lambda x, g, b, r: reference.weighted_batch_norm(
-            x, POSITIONS, g, b, activation="relu", residual=r
-        ),
-        ((4, 3, 5), (3,), (3,), (4, 3, 5)),
-        lambda torch, x, g, b, r: torch.relu(
-            _torch_weighted(torch, x, POSITIONS[:, None], g, b) + r
-        ),
-        misfits=(((4, 3, 5), (3,), (3,), (4, 3, 1)),),
-    ),
-    Case(
-        "variants.ghost_batch_norm, rows",
-        lambda x, g, b: ops.ghost_batch_norm(x, g, b, size=2)[0],
-        _in_groups,
-        ((9, 3), (3,), (3,)),
-        lambda torch, x, g, b: torch.cat(
-            [
-                _torch_batch_norm_train(torch, x[i:j], g, b)
-                for i, j in ((0, 2), (2, 4), (4, 6), (6, 9))
-            ]
-        ),
-        misfits=(((9, 3), (4,), (3,)), ((3,), (3,), (3,))),
-    ),
-    Case(
-        "variants.ghost_batch_norm, planes, relu and residual",
-        lambda x, r: ops.ghost_batch_norm(x, residual=r, size=2, activation="relu")[0],
-        lambda x, r: _in_groups(x, residual=r, activation="relu"),
-        ((9, 3, 4), (9, 3, 4)),
-        lambda torch, x, r: torch.relu(
-            torch.cat(
-                [
-                    _torch_batch_norm_train(torch, x[i:j])
-                    for i, j in ((0, 2), (2, 4), (4, 6), (6, 9))
-                ]
-            )
-            + r
-        ),
-    ),
-    Case(
-        "variants.in_place_batch_norm",
-        lambda x, g, b: ops.in_place_batch_norm(x, g, b, slope=0.1)[0],
-        lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1),
-        ((6, 3, 2), (3,), (3,)),
-        _torch_in_place,
-        nonzero,
-        misfits=(((6, 3, 2), (4,), (3,)), ((6, 3, 2), (3,), (1, 3)), ((1, 3), (3,), (3,))),
-    ),
-    Case(
-        "variants.in_place_batch_norm, given statistics",
-        lambda x, g, b: ops.in_place_batch_norm(x, g, b, MEAN, VAR, slope=0.1)[0],
-        lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1, MEAN, VAR),
-        ((6, 3, 2), (3,), (3,)),
-        lambda torch, x, g, b: _torch_in_place(torch, x, g, b, MEAN, VAR),
-        nonzero,
-    ),
+    Case("variants.weighted_batch_norm, rows",
+         lambda x, g, b: ops.weighted_batch_norm(x, EXAMPLES, g, b)[0],
+         lambda x, g, b: reference.weighted_batch_norm(x, EXAMPLES, g, b), ((8, 3), (3,), (3,)),
+         lambda torch, x, g, b: _torch_weighted(torch, x, EXAMPLES[:, None], g, b),
+         misfits=(((7, 3), (3,), (3,)), ((8, 3), (4,), (3,)), ((8, 3), (3,), (2,)))),
+    Case("variants.weighted_batch_norm, planes, relu and residual",
+         lambda x, *rest: ops.weighted_batch_norm(x, POSITIONS, *rest, activation="relu")[0],
+         lambda x, g, b, r: reference.weighted_batch_norm(
+             x, POSITIONS, g, b, activation="relu", residual=r),
+         ((4, 3, 5), (3,), (3,), (4, 3, 5)),
+         lambda torch, x, g, b, r: torch.relu(
+             _torch_weighted(torch, x, POSITIONS[:, None], g, b) + r),
+         misfits=(((4, 3, 5), (3,), (3,), (4, 3, 1)),)),
+    Case("variants.ghost_batch_norm, rows",
+         lambda x, g, b: ops.ghost_batch_norm(x, g, b, size=2)[0], _in_groups,
+         ((9, 3), (3,), (3,)), _torch_in_groups,
+         misfits=(((9, 3), (4,), (3,)), ((3,), (3,), (3,)))),
+    Case("variants.ghost_batch_norm, planes, relu and residual",
+         lambda x, r: ops.ghost_batch_norm(x, residual=r, size=2, activation="relu")[0],
+         lambda x, r: _in_groups(x, residual=r, activation="relu"), ((9, 3, 4), (9, 3, 4)),
+         lambda torch, x, r: torch.relu(_torch_in_groups(torch, x) + r)),
+    Case("variants.in_place_batch_norm",
+         lambda x, g, b: ops.in_place_batch_norm(x, g, b, slope=0.1)[0],
+         lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1), ((6, 3, 2), (3,), (3,)),
+         _torch_in_place, nonzero,
+         misfits=(((6, 3, 2), (4,), (3,)), ((6, 3, 2), (3,), (1, 3)), ((1, 3), (3,), (3,)))),
+    Case("variants.in_place_batch_norm, given statistics",
+         lambda x, g, b: ops.in_place_batch_norm(x, g, b, MEAN, VAR, slope=0.1)[0],
+         lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1, MEAN, VAR),
+         ((6, 3, 2), (3,), (3,)),
+         lambda torch, x, g, b: _torch_in_place(torch, x, g, b, MEAN, VAR), nonzero),
     *(
-        Case(
-            f"ops.cross_entropy, {how}",
-            lambda x, how=how: ops.cross_entropy(x, LABELS, reduction=how),
-            lambda x, how=how: reference.cross_entropy(x, LABELS, how),
-            ((5, 4),),
-            lambda torch, x, how=how: torch.nn.functional.cross_entropy(
-                x, torch.as_tensor(LABELS), reduction=how
-            ),
-            misfits=(((5,),), ((6, 4),), ((5, 0),), ((5, 4, 1),), ((),)),
-        )
+        _cross_entropy_case("", (5, 4), LABELS, how)._replace(
+            name=f"ops.cross_entropy, {how}",
+            misfits=(((5,),), ((6, 4),), ((5, 0),), ((5, 4, 1),), ((),)))
         for how in ("mean", "sum", "none")
     ),
     *(
@@ -552,62 +378,36 @@ CASES = [
             ("smoothing of all", (5, 4), LABELS, "sum", {"label_smoothing": 1}),
             ("one row", (4,), np.array(3), "none", {"weight": CLASS_WEIGHT}),
             ("rank 3", (2, 4, 3), GRID, "mean none", {}),
-            (
-                "rank 5, all options",
-                (2, 4, 3, 1, 1),
-                np.where(GRID == 3, -100, GRID).reshape(2, 3, 1, 1),
-                "mean none",
-                {"weight": CLASS_WEIGHT, "ignore_index": -100, "label_smoothing": 0.2},
-            ),
+            ("rank 5, all options", (2, 4, 3, 1, 1),
+             np.where(GRID == 3, -100, GRID).reshape(2, 3, 1, 1), "mean none",
+             {"weight": CLASS_WEIGHT, "ignore_index": -100, "label_smoothing": 0.2}),
         )
         for how in hows.split()
     ),
     *(
-        Case(
-            f"cross_entropy of probabilities, {shape}, {sorted(options)}, {how}",
-            lambda x, p, how=how, options=options: losses.cross_entropy(
-                x, p, reduction=how, **_beside(x, options)
-            ),
-            lambda x, p, how=how, options=options: reference.cross_entropy(
-                x,
-                p,
-                how,
-                **{
-                    "smoothing" if name == "label_smoothing" else name: value
-                    for name, value in options.items()
-                },
-            ),
-            (shape, shape),
-            lambda torch, x, p, how=how, options=options: torch.nn.functional.cross_entropy(
-                x,
-                p,
-                reduction=how,
-                **{
-                    name: torch.as_tensor(value, dtype=x.dtype) if name == "weight" else value
-                    for name, value in options.items()
-                },
-            ),
-            probability,
-            misfits=(((5, 4), (5, 3)), ((5, 0), (5, 0))),
-        )
+        Case(f"cross_entropy of probabilities, {shape}, {sorted(options)}, {how}",
+             lambda x, p, how=how, options=options: losses.cross_entropy(
+                 x, p, reduction=how, **_beside(x, options)),
+             lambda x, p, how=how, options=options: reference.cross_entropy(
+                 x, p, how, **_for_reference(options)),
+             (shape, shape),
+             lambda torch, x, p, how=how, options=options: torch.nn.functional.cross_entropy(
+                 x, p, reduction=how, **_for_torch(torch, x, options)),
+             probability, misfits=(((5, 4), (5, 3)), ((5, 0), (5, 0))))
         for how, shape, options in (
             ("mean", (5, 4), {}),
             ("none", (2, 4, 3, 1), {"weight": CLASS_WEIGHT, "label_smoothing": 0.2}),
         )
     ),
     *(
-        Case(
-            f"losses.{name}, {how}",
-            lambda a, b, name=name, how=how, options=options: getattr(losses, name)(
-                a, b, reduction=how, **options
-            ),
-            lambda a, b, how=how, loss=loss: _reduced(loss(wide(a), wide(b)), how),
-            (shape, shape),
-            lambda torch, a, b, how=how, name=name, options=options: getattr(
-                torch.nn.functional, f"{name}_loss"
-            )(a, b, reduction=how, **options),
-            misfits=(((5, 1), (5,)), ((5,), (5, 1)), ((5, 3), (5, 1)), ((5, 3), (3, 5))),
-        )
+        Case(f"losses.{name}, {how}",
+             lambda a, b, name=name, how=how, options=options: getattr(losses, name)(
+                 a, b, reduction=how, **options),
+             lambda a, b, how=how, loss=loss: _reduced(loss(wide(a), wide(b)), how),
+             (shape, shape),
+             lambda torch, a, b, how=how, name=name, options=options: getattr(
+                 torch.nn.functional, f"{name}_loss")(a, b, reduction=how, **options),
+             misfits=(((5, 1), (5,)), ((5,), (5, 1)), ((5, 3), (5, 1)), ((5, 3), (3, 5))))
         for how, name, shape, options, loss in (
             ("mean", "mse", (5, 3), {}, lambda a, b: (a - b) ** 2),
             ("none", "mse", (5,), {}, lambda a, b: (a - b) ** 2),
@@ -615,29 +415,17 @@ CASES = [
         )
     ),
     *(
-        Case(
-            f"losses.binary_cross_entropy, {how}, {sorted(options)}",
-            lambda x, t, how=how, options=options: losses.binary_cross_entropy(
-                x, t, reduction=how, **_beside(x, options)
-            ),
-            lambda x, t, how=how, options=options: _reduced(
-                _reference_binary(x, t, **options), how
-            ),
-            ((5, 3), (5, 3)),
-            lambda torch, x, t, how=how, options=options: (
-                torch.nn.functional.binary_cross_entropy_with_logits(
-                    x,
-                    t,
-                    reduction=how,
-                    **{
-                        name: torch.as_tensor(value, dtype=x.dtype)
-                        for name, value in options.items()
-                    },
-                )
-            ),
-            probability,
-            misfits=(((5, 1), (5,)), ((5,), (5, 1)), ((5, 3), (5, 1)), ((5, 2), (2, 5))),
-        )
+        Case(f"losses.binary_cross_entropy, {how}, {sorted(options)}",
+             lambda x, t, how=how, options=options: losses.binary_cross_entropy(
+                 x, t, reduction=how, **_beside(x, options)),
+             lambda x, t, how=how, options=options: _reduced(
+                 _reference_binary(x, t, **options), how),
+             ((5, 3), (5, 3)),
+             lambda torch, x, t, how=how, options=options: (
+                 torch.nn.functional.binary_cross_entropy_with_logits(
+                     x, t, reduction=how, **_for_torch(torch, x, options))),
+             probability,
+             misfits=(((5, 1), (5,)), ((5,), (5, 1)), ((5, 3), (5, 1)), ((5, 2), (2, 5))))
         for how, options in (
             ("mean", {}),
             ("none", {"pos_weight": np.array([0.5, 3.0, 1.0])}),
@@ -645,22 +433,14 @@ CASES = [
         )
     ),
     *(
-        Case(
-            f"losses.nll, {how}",
-            lambda p, how=how: losses.nll(p, LABELS, reduction=how),
-            lambda p, how=how: {"mean": np.mean, "sum": np.sum, "none": np.asarray}[how](
-                -np.log(wide(p))[np.arange(5), LABELS]
-            ),
-            ((5, 4),),
-            lambda torch, p, how=how: torch.nn.functional.nll_loss(
-                p.log(), torch.as_tensor(LABELS), reduction=how
-            ),
-            positive,
-            misfits=(((5,),), ((6, 4),), ((5, 4, 1),)),
-        )
+        Case(f"losses.nll, {how}", lambda p, how=how: losses.nll(p, LABELS, reduction=how),
+             lambda p, how=how: _reduced(-np.log(wide(p))[np.arange(5), LABELS], how), ((5, 4),),
+             lambda torch, p, how=how: torch.nn.functional.nll_loss(
+                 p.log(), torch.as_tensor(LABELS), reduction=how),
+             positive, misfits=(((5,),), ((6, 4),), ((5, 4, 1),)))
         for how in ("mean", "sum", "none")
     ),
-]
+]  # fmt: skip
 
 
 # ----------------------------------------------------------------- operands that are refused
@@ -719,12 +499,8 @@ REFUSED = [
     Refused("dropout, text", lambda: ops.dropout(X, "a", None), DTypeError, ("p", "str")),
     Refused("dropout, rng", lambda: ops.dropout(X, 0.5, 1), NbbnError, ("Generator", "int")),
     *(
-        Refused(
-            f"batch norm, {name}",
-            lambda options=options: ops.batch_norm_train(X, **options),
-            error,
-            words,
-        )
+        Refused(f"batch norm, {name}", lambda options=options: ops.batch_norm_train(X, **options),
+                error, words)
         for name, options, error, words in (
             ("eps 0", {"eps": 0}, ArgumentError, ("eps", "> 0", "0")),
             ("eps < 0", {"eps": -1e-3}, ArgumentError, ("eps", "-0.001")),
@@ -735,18 +511,11 @@ REFUSED = [
             ("activation", {"activation": "gelu"}, ArgumentError, ("relu", "gelu")),
         )
     ),
-    Refused(
-        "batch norm, inference, no statistics",
-        lambda: ops.batch_norm_infer(X, None, None),
-        DTypeError,
-        ("mean", "None"),
-    ),
-    Refused(
-        "batch norm, inference, eps < 0",
-        lambda: ops.batch_norm_infer(X, np.zeros(3), np.ones(3), eps=-1),
-        ArgumentError,
-        ("eps", "-1"),
-    ),
+    Refused("batch norm, inference, no statistics", lambda: ops.batch_norm_infer(X, None, None),
+            DTypeError, ("mean", "None")),
+    Refused("batch norm, inference, eps < 0",
+            lambda: ops.batch_norm_infer(X, np.zeros(3), np.ones(3), eps=-1), ArgumentError,
+            ("eps", "-1")),
     *(
         Refused(f"{name}, {what}", lambda f=f, labels=labels: f(X, labels), error, words)
         for name, f in (("cross_entropy", losses.cross_entropy), ("nll", losses.nll))
@@ -760,12 +529,8 @@ REFUSED = [
         )
     ),
     *(
-        Refused(
-            f"{name}, reduction",
-            lambda f=f: f(X, np.array([0, 1]), reduction="max"),
-            ArgumentError,
-            ("mean", "sum", "none", "max"),
-        )
+        Refused(f"{name}, reduction", lambda f=f: f(X, np.array([0, 1]), reduction="max"),
+                ArgumentError, ("mean", "sum", "none", "max"))
         for name, f in (("cross_entropy", losses.cross_entropy), ("nll", losses.nll))
     ),
-]
+]  # fmt: skip

@@ -14,3 +14,14 @@ def refused(table: list[tuple[str, type[Exception], str]], names: dict[str, Any]
         for call, error, words in table
     ]
     return pytest.mark.parametrize(("call", "error", "words"), rows)
+
+
+def refusing(table: list[tuple[str, type[Exception], str]], names: dict[str, Any]) -> Any:
+    """Make the test that every call of a table raises its error with its words."""
+
+    @refused(table, names)
+    def test(call: Any, error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=words):
+            call()
+
+    return test

@@ -67,9 +67,24 @@ class Pair:
                 assert array.tobytes() == expected[name].tobytes(), name
 
 
+def under(make_model, optimizer=lambda p: optim.SGD(p, 0.1)):
+    """Return what makes a model, or a Sequential of the layers, and an optimizer for it."""
+
+    def make():
+        model = make_model()
+        if not isinstance(model, nbbn.Module):
+            model = nbbn.Sequential(*model)
+        return model, optimizer(model.parameters())
+
+    return make
+
+
+def adam(parameters):
+    return optim.Adam(parameters, 0.01)
+
+
 def adam_mlp(**options):
-    model = nbbn.mlp((FEATURES, 10, 8, CLASSES), rng=1, **options)
-    return model, optim.Adam(model.parameters(), 0.01)
+    return under(lambda: nbbn.mlp((FEATURES, 10, 8, CLASSES), rng=1, **options), adam)()
 
 
 def batches(rng, sizes, shape=(FEATURES,), dtype=np.float32, label=np.int64):

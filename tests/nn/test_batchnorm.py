@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import Convention, Parameter, Tape
+from nbbn import Convention
 from nbbn.errors import ArgumentError, ShapeError
 from nbbn.nn.batchnorm import CONVENTIONS
 from tests.helpers import reference
+from tests.helpers.layers import assert_all_close, assert_close, run, state_of
 
 BATCHES = 4
 # eps, weight of the new value, channel axis, unbiased running variance.
@@ -25,20 +26,6 @@ MEANINGS = {
 
 def make(*args, **options):
     return nbbn.BatchNorm(*args, dtype=np.float64, **options)
-
-
-def run(layer, x, dy=None):
-    """Return the output and the gradients of x and of the parameters."""
-    x = Parameter(x)
-    layer.zero_grad()
-    with Tape() as tape:
-        y = layer(x)
-    tape.backward(y, np.cos(x.data) if dy is None else dy)
-    return y.data, x.grad, [p.grad for p in layer.parameters()]
-
-
-def assert_close(got, want, tolerance=1e-12):
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
 # ------------------------------------------------------------------------------ conventions
@@ -200,16 +187,14 @@ def test_scale_and_shift_on_their_own(options, names, rng):
 def test_frozen_statistics_stay_while_gamma_and_beta_train(rng):
     layer = make(3, frozen=True)
     layer.running_mean[...], layer.running_var[...] = rng.normal(size=3), rng.uniform(1, 2, 3)
-    before = layer.state_dict()
+    before = state_of(layer)
     x = rng.normal(size=(6, 3))
     y, dx, gradients = run(layer, x)
-    given = before["running_mean"], before["running_var"]
+    given = layer.running_mean, layer.running_var
     assert_close(y, reference.batch_norm_infer(x, *given))
     expected = reference.batch_norm_infer_backward(np.cos(x), x, *given)
-    for got, want in zip((dx, *gradients), expected, strict=True):
-        assert_close(got, want)
-    for name, array in layer.state_dict().items():
-        np.testing.assert_array_equal(array, before[name])
+    assert_all_close((dx, *gradients), expected)
+    assert state_of(layer) == before
     layer.frozen = False
     layer(x)
     assert layer.num_batches_tracked == 1

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from nbbn.train.callbacks import Callback, EarlyStopping, Run
 from nbbn.train.checkpoint import Checkpoints
 from nbbn.train.logs import LogFile, read_log
 from nbbn.train.loop import Epoch, Evaluation, fit
+from tests.helpers.layers import state_of
 
 FEATURES, CLASSES, ROWS = 12, 4, 70
 
@@ -41,14 +43,22 @@ def training(seed=0, *, hidden=(9, 7), make=optim.Adam, dropout=0.3, batch_size=
     return model, batches, optimizer, test
 
 
-def bits(model, optimizer):
-    arrays = {**model.state_dict(), **optimizer.state_dict()}
-    return {name: array.tobytes() for name, array in arrays.items()}
-
-
 def results(history):
     """What a history says, without times."""
     return [(e.epoch, e.loss, e.accuracy, e.validation, e.test) for e in history]
+
+
+class Trained(NamedTuple):
+    model: nbbn.Module
+    optimizer: optim.Optimizer
+    history: list[Epoch]
+
+    def bits(self):
+        return state_of(self.model, self.optimizer)
+
+    def outcome(self):
+        """All that the same training gives again."""
+        return self.bits(), results(self.history)
 
 
 class StopAfter(Callback):
@@ -66,23 +76,25 @@ class StopAfter(Callback):
 
 
 def run(
-    folder, steps=10**9, *, epochs=6, resume=None, every=None, callbacks=(), watch="loss",
-    restore_best=False, strict=True, **options,
+    folder, steps=10**9, *, epochs=6, resume=None, every=None, keeper=None, callbacks=(),
+    watch="loss", restore_best=False, strict=True, **options,
 ):  # fmt: skip
+    """Train, with checkpoints in `folder`; `resume="latest"` goes on from the last of them."""
     model, batches, optimizer, test = training(**options)
-    stack = [Checkpoints(folder, every=every), StopAfter(steps), *callbacks]
+    keeper = keeper or Checkpoints(folder, every=every)
     history = fit(
-        model, batches, optimizer, epochs=epochs, test=test, callbacks=stack, resume=resume,
+        model, batches, optimizer, epochs=epochs, test=test,
+        callbacks=[*callbacks, StopAfter(steps), keeper],
+        resume=checkpoint.latest(folder) if resume == "latest" else resume,
         watch=watch, restore_best=restore_best, strict=strict,
     )  # fmt: skip
-    return model, optimizer, history
+    return Trained(model, optimizer, history)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing interrupted: 6 epochs of 5 steps."""
-    model, optimizer, history = run(tmp_path_factory.mktemp("whole"))
-    return bits(model, optimizer), results(history)
+    return run(tmp_path_factory.mktemp("whole")).outcome()
 
 
 @pytest.fixture
@@ -98,9 +110,8 @@ def saved(tmp_path):
 @pytest.mark.parametrize("stops", [(1, 1, 1), (3, 4, 5, 6), (5, 5, 5), (29,), (2, 9, 1, 15)])
 def test_a_resumed_run_is_the_same_bit_for_bit(stops, whole, tmp_path):
     for seed, steps in enumerate(stops):
-        run(tmp_path, steps, seed=seed, resume=checkpoint.latest(tmp_path))
-    model, optimizer, history = run(tmp_path, seed=99, resume=checkpoint.latest(tmp_path))
-    assert (bits(model, optimizer), results(history)) == whole
+        run(tmp_path, steps, seed=seed, resume="latest")
+    assert run(tmp_path, seed=99, resume="latest").outcome() == whole
 
 
 @pytest.mark.parametrize(
@@ -112,11 +123,11 @@ def test_a_resumed_run_is_the_same_bit_for_bit(stops, whole, tmp_path):
     ],
 )
 def test_every_optimizer_resumes(make, tmp_path):
-    model, optimizer, _ = run(tmp_path / "whole", make=make)
+    expected = run(tmp_path / "whole", make=make)
     run(tmp_path / "cut", 13, make=make)
     found = checkpoint.load(tmp_path / "cut")
-    again, resumed, _ = run(tmp_path / "cut", make=make, seed=8, resume=found)
-    assert bits(again, resumed) == bits(model, optimizer)
+    again = run(tmp_path / "cut", make=make, seed=8, resume=found)
+    assert again.bits() == expected.bits()
 
 
 def test_a_list_of_pairs_resumes_in_the_middle_of_an_epoch(tmp_path, rng):
@@ -131,7 +142,7 @@ def test_a_list_of_pairs_resumes_in_the_middle_of_an_epoch(tmp_path, rng):
             model, pairs, optimizer, epochs=3,
             callbacks=[Checkpoints(folder), StopAfter(steps)], resume=checkpoint.latest(folder),
         )  # fmt: skip
-        return bits(model, optimizer)
+        return state_of(model, optimizer)
 
     expected = go(tmp_path / "whole")
     go(tmp_path / "cut", 7)
@@ -170,14 +181,13 @@ def test_early_stopping_takes_nan_for_no_improvement(measure, better):
 
 def test_early_stopping_and_until_hold_after_a_resume(tmp_path):
     options = {"lr": 0.0, "dropout": 0.0, "watch": "accuracy"}  # so that nothing improves
-    _, optimizer, history = run(tmp_path, callbacks=[EarlyStopping(2)], **options)
-    assert [epoch.epoch for epoch in history] == [1, 2, 3]
+    first = run(tmp_path, callbacks=[EarlyStopping(2)], **options)
+    assert [epoch.epoch for epoch in first.history] == [1, 2, 3]
     found = checkpoint.latest(tmp_path)
-    _, again, same = run(tmp_path, callbacks=[EarlyStopping(2)], resume=found, **options)
-    assert results(same) == results(history)
-    assert again.step_count == optimizer.step_count
-    _, again, more = run(tmp_path, epochs=5, resume=found, **options)
-    assert len(more) == 5
+    same = run(tmp_path, callbacks=[EarlyStopping(2)], resume=found, **options)
+    assert results(same.history) == results(first.history)
+    assert same.optimizer.step_count == first.optimizer.step_count
+    assert len(run(tmp_path, epochs=5, resume=found, **options).history) == 5
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, tmp_path, caplog):
@@ -185,8 +195,7 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, tmp_path, caplog)
     damaged = max(tmp_path.glob("step-*"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     content = damaged.read_bytes()
-    model, optimizer, history = run(tmp_path, resume=checkpoint.latest(tmp_path))
-    assert (bits(model, optimizer), results(history)) == whole
+    assert run(tmp_path, resume="latest").outcome() == whole
     aside = tmp_path / f"{damaged.name}.damaged"
     assert aside.read_bytes() == content
     assert "is damaged or cut short: " in caplog.text
@@ -204,7 +213,8 @@ def best_of(history, watch):
 @pytest.mark.parametrize("watch", ["loss", "accuracy"])
 def test_the_best_file_and_early_stopping_watch_the_same(watch, tmp_path):
     log = LogFile(tmp_path / "log.jsonl")
-    _, _, history = run(tmp_path, epochs=30, watch=watch, lr=0.2, callbacks=[EarlyStopping(3), log])
+    callbacks = [log, EarlyStopping(3)]
+    history = run(tmp_path, epochs=30, watch=watch, lr=0.2, callbacks=callbacks).history
     best = best_of(history, watch)
     assert len(history) == best + 3
     found = checkpoint.load(tmp_path / "best.safetensors").progress
@@ -219,7 +229,7 @@ def test_the_best_file_and_early_stopping_watch_the_same(watch, tmp_path):
 
 def test_the_loss_and_the_accuracy_are_not_best_together(tmp_path):
     """So that the test above tells them apart."""
-    _, _, history = run(tmp_path, lr=0.2)
+    history = run(tmp_path, lr=0.2).history
     assert best_of(history, "loss") != best_of(history, "accuracy")
 
 
@@ -254,10 +264,10 @@ def test_a_loss_without_labels_has_a_best_file(tmp_path):
 @pytest.mark.parametrize("options", [{"watch": "accuracy"}, {"until": 0.9}])
 def test_an_accuracy_that_there_is_not_is_refused_at_the_first_step(options, tmp_path):
     model, pairs, optimizer = regression()
-    before = bits(model, optimizer)
+    before = state_of(model, optimizer)
     with pytest.raises(ArgumentError, match=r"(watch='accuracy'|until) needs accuracies: class"):
         fit(model, pairs, optimizer, epochs=4, test=pairs, loss=squares, **options)
-    after = bits(model, optimizer)
+    after = state_of(model, optimizer)
     changed = {name for name, content in after.items() if content != before[name]}
     assert not {name for name in changed if "running" not in name and "batches" not in name}
 
@@ -285,43 +295,38 @@ class States(Callback):
         self.after = {}
 
     def epoch(self, run, result):
-        self.after[result.epoch] = run.model.state_dict()
+        self.after[result.epoch] = state_of(run.model)
 
 
 @pytest.mark.parametrize("watch", ["loss", "accuracy"])
 def test_the_best_weights_are_restored(watch, tmp_path):
     states = States()
-    model, optimizer, history = run(
+    done = run(
         tmp_path, epochs=20, lr=0.2, watch=watch, restore_best=True,
         callbacks=[EarlyStopping(3), states],
     )  # fmt: skip
-    best = best_of(history, watch)
-    assert best < len(history)
+    best = best_of(done.history, watch)
+    assert best < len(done.history)
     assert any("running_mean" in name for name in states.after[best])
-    for name, array in model.state_dict().items():
-        np.testing.assert_array_equal(array, states.after[best][name], strict=True)
+    assert state_of(done.model) == states.after[best]
     # A longer run goes on from the last step, not from the best.
     last = checkpoint.load(tmp_path)
-    for name, array in last.model.items():
-        np.testing.assert_array_equal(array, states.after[len(history)][name])
-    assert last.optimizer["step_count"] == optimizer.step_count
+    again = training()[0]
+    again.load_state_dict(last.model)
+    assert state_of(again) == states.after[len(done.history)]
+    assert last.optimizer["step_count"] == done.optimizer.step_count
 
 
 @pytest.mark.parametrize("steps", [7, 13, 24])
 def test_a_resumed_run_restores_the_best_too(steps, tmp_path):
     options = {"lr": 0.2, "restore_best": True}
-    model, optimizer, history = run(tmp_path / "whole", **options)
+    expected = run(tmp_path / "whole", **options)
     run(tmp_path / "cut", steps, **options)
-    again, same, other = run(
-        tmp_path / "cut", seed=5, resume=checkpoint.latest(tmp_path / "cut"), **options
-    )
-    assert bits(again, same) == bits(model, optimizer)
-    assert results(other) == results(history)
+    again = run(tmp_path / "cut", seed=5, resume="latest", **options)
+    assert again.outcome() == expected.outcome()
     # The same again, of a run that had ended.
-    again, same, _ = run(
-        tmp_path / "cut", seed=6, resume=checkpoint.latest(tmp_path / "cut"), **options
-    )
-    assert bits(again, same) == bits(model, optimizer)
+    again = run(tmp_path / "cut", seed=6, resume="latest", **options)
+    assert again.bits() == expected.bits()
 
 
 def test_a_checkpoint_without_the_best_weights_cannot_restore_them(tmp_path):
@@ -346,26 +351,23 @@ def test_checkpoints_from_before_watch_are_read(tmp_path, whole):
     found = checkpoint.latest(tmp_path)
     for name in ("watch", "watched", "best_epoch"):
         del found.progress[name]
-    model, optimizer, history = run(tmp_path, resume=found, watch="loss")
-    assert (bits(model, optimizer), results(history)) == whole
+    assert run(tmp_path, resume=found, watch="loss").outcome() == whole
 
 
 def test_a_finished_run_stays_finished(whole, tmp_path):
     run(tmp_path)
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
-    model, optimizer, history = run(tmp_path, seed=4, resume=checkpoint.latest(tmp_path))
-    assert (bits(model, optimizer), results(history)) == whole
+    assert run(tmp_path, seed=4, resume="latest").outcome() == whole
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir()) == before
 
 
 def test_what_is_kept(tmp_path):
-    _, _, history = run(tmp_path, every=2)
+    history = run(tmp_path, every=2).history
     names = sorted(path.name for path in tmp_path.iterdir())
     steps = [f"step-{step:08}.safetensors" for step in (26, 28, 30)]
     assert names == ["best.safetensors", *steps]
     best = checkpoint.load(tmp_path / "best.safetensors")
-    losses = [epoch.test.loss for epoch in history]
-    assert best.progress["epoch"] - 1 == losses.index(min(losses)) + 1
+    assert best.progress["epoch"] - 1 == best_of(history, "loss")
     assert checkpoint.load(tmp_path).path.name == steps[-1]
 
 
@@ -410,15 +412,13 @@ def test_torch_loads_the_weights_by_their_names(saved):
     from safetensors.torch import load_file as load_torch
 
     found = checkpoint.load(saved)
-    names = ("0", "1", "1relu", "2", "3", "4", "4relu", "5", "6")
-    linear, norm = torch.nn.Linear, torch.nn.BatchNorm1d
-    layers = (
-        linear(FEATURES, 9, bias=False), norm(9), torch.nn.ReLU(), torch.nn.Dropout(0.3),
-        linear(9, 7, bias=False), norm(7), torch.nn.ReLU(), torch.nn.Dropout(0.3),
-        linear(7, CLASSES),
-    )  # fmt: skip
-    peer = torch.nn.Sequential(dict(zip(names, layers, strict=True)) and __import__(
-        "collections").OrderedDict(zip(names, layers, strict=True)))  # fmt: skip
+    nn, peer = torch.nn, torch.nn.Sequential()
+    for name, layer in {
+        "0": nn.Linear(FEATURES, 9, bias=False), "1": nn.BatchNorm1d(9), "1relu": nn.ReLU(),
+        "3": nn.Linear(9, 7, bias=False), "4": nn.BatchNorm1d(7), "4relu": nn.ReLU(),
+        "6": nn.Linear(7, CLASSES),
+    }.items():  # fmt: skip
+        peer.add_module(name, layer)
     state = {k: v for k, v in load_torch(saved).items() if not k.startswith("training/")}
     peer.load_state_dict(state, strict=True)
     x = np.random.default_rng(0).normal(size=(5, FEATURES)).astype(np.float32)
@@ -496,49 +496,29 @@ class Shallow(nbbn.Module):
         self.layers = nbbn.mlp((FEATURES, 9, CLASSES), rng=0)
 
 
-def other(**options):
-    return lambda: training(**{"hidden": (9, 7), **options})[:3]
+def other(change=lambda model, batches, optimizer: None, **options):
+    """A training with other options, of which `change` may change or replace the parts."""
+
+    def make():
+        parts = training(**options)[:3]
+        return change(*parts) or parts
+
+    return make
 
 
 def other_model(model):
-    def make():
-        _, batches, optimizer, _ = training()
-        return model, batches, optim.Adam(model.parameters(), optimizer.schedule)
-
-    return make
+    return other(lambda _, b, o: (model, b, optim.Adam(model.parameters(), o.schedule)))
 
 
 def mlp(**options):
     return nbbn.mlp((FEATURES, 9, 7, CLASSES), **{"rng": 0, "dropout": 0.3, **options})
 
 
-def two_generators():
-    model, batches, optimizer, _ = training()
-    model[2].rng = np.random.default_rng(4)
-    return model, batches, optimizer
-
-
-def other_rng():
-    model, batches, optimizer, _ = training()
+def other_rng(model, batches, optimizer):
     batches.rng = model[2].rng = model[5].rng = np.random.Generator(np.random.MT19937(1))
-    return model, batches, optimizer
 
 
-def fewer_images():
-    model, _, optimizer, _ = training()
-    return model, Batches(np.zeros((9, FEATURES), np.float32), np.zeros(9, int), 16), optimizer
-
-
-def smaller_batches():
-    model, batches, optimizer, _ = training()
-    batches.batch_size = 8
-    return model, batches, optimizer
-
-
-def slow(batch_norm):
-    model = mlp()
-    model[1].momentum = batch_norm
-    return model
+FEWER = Batches(np.zeros((9, FEATURES), np.float32), np.zeros(9, int), 16)
 
 
 @pytest.mark.parametrize(
@@ -553,27 +533,29 @@ def slow(batch_norm):
         (other_model(mlp(activation="tanh")), "1.activation is None here and 'relu' there"),
         (other_model(mlp(batch_norm=False)), "there"),
         (other_model(Shallow()), "type is 'Shallow' here and 'Sequential' there"),
-        (other_model(slow(0.01)), "1.momentum is 0.01 here and 0.1 there"),
+        (other(lambda m, b, o: setattr(m[1], "momentum", 0.01)),
+         "1.momentum is 0.01 here and 0.1 there"),
         (other(make=optim.AdamW), "optimizer: type is 'AdamW' here and 'Adam' there"),
         (other(make=lambda p, lr: optim.SGD(p, lr, momentum=0.9)), "type is 'SGD' here"),
         (other(make=lambda p, lr: optim.Adam(p, lr, eps=1e-7)), "eps is 1e-07 here"),
         (other(make=lambda p, lr: optim.Adam(p, 0.01)), "schedule: type"),
         (other(lr=0.02), "schedule: lr is 0.02 here and 0.01 there"),
-        (smaller_batches, "batches: batch_size is 8 here and 16 there"),
-        (fewer_images, "trained on 70 examples of .* values, these batches hold 9 examples"),
-        (two_generators, "its random generators serve"),
-        (other_rng, "states of PCG64, but this generator is MT19937"),
+        (other(lambda m, b, o: setattr(b, "batch_size", 8)),
+         "batches: batch_size is 8 here and 16 there"),
+        (other(lambda m, b, o: (m, FEWER, o)),
+         "trained on 70 examples of .* values, these batches hold 9 examples"),
+        (other(lambda m, b, o: setattr(m[2], "rng", np.random.default_rng(4))),
+         "its random generators serve"),
+        (other(other_rng), "states of PCG64, but this generator is MT19937"),
     ],
-)
+)  # fmt: skip
 def test_another_training_is_refused_without_harm(make, reason, saved):
     model, batches, optimizer = make()
-    before = bits(model, optimizer), batches.rng.bit_generator.state
+    before = state_of(model, optimizer), repr(batches.rng.bit_generator.state)
     with pytest.raises(CheckpointError, match=reason) as caught:
         checkpoint.restore(checkpoint.load(saved), model, optimizer, batches)
     assert str(saved) in str(caught.value)
-    assert (bits(model, optimizer), repr(batches.rng.bit_generator.state)) == (
-        before[0], repr(before[1]),
-    )  # fmt: skip
+    assert (state_of(model, optimizer), repr(batches.rng.bit_generator.state)) == before
     assert batches.position == 0
 
 
@@ -610,13 +592,9 @@ def test_arguments_of_other_types(saved, tmp_path):
         with pytest.raises(DTypeError, match=name):
             checkpoint.restore(found, *wrong)
     assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("thing", ["model", "optimizer"])
-def test_a_state_is_a_mapping(thing):
-    model, _, optimizer, _ = training()
-    with pytest.raises(DTypeError, match=r"state must be a mapping.*got NoneType"):
-        (model if thing == "model" else optimizer).load_state_dict(None)
+    for thing in (model, optimizer):
+        with pytest.raises(DTypeError, match=r"state must be a mapping.*got NoneType"):
+            thing.load_state_dict(None)
 
 
 # ------------------------------------------------------------------------------ the folder
@@ -689,12 +667,8 @@ class Fill(Callback):
 @pytest.mark.filterwarnings("ignore:.*safetensors:DeprecationWarning")
 def test_a_full_disk_does_not_stop_training(disk, whole, tmp_path, caplog):
     keeper = Checkpoints(tmp_path, every=3)
-    model, batches, optimizer, test = training()
-    history = fit(
-        model, batches, optimizer, epochs=6, test=test,
-        callbacks=[StopAfter(10**9), Fill(disk, range(8, 16)), keeper],
-    )  # fmt: skip
-    assert (bits(model, optimizer), results(history)) == whole
+    done = run(tmp_path, keeper=keeper, callbacks=[Fill(disk, range(8, 16))])
+    assert done.outcome() == whole
     text = caplog.text
     assert "step-00000009.safetensors cannot be saved: No space left on device" in text
     assert f"the last one is {tmp_path / 'step-00000006.safetensors'}, and training goes on" in text
@@ -705,10 +679,10 @@ def test_a_full_disk_does_not_stop_training(disk, whole, tmp_path, caplog):
 
 def test_a_disk_that_stays_full_keeps_what_was_there(disk, tmp_path, caplog):
     keeper = Checkpoints(tmp_path, every=4)
-    model, batches, optimizer, _ = training()
-    fit(model, batches, optimizer, epochs=2, callbacks=[Fill(disk, range(6, 99)), keeper])
+    run(tmp_path, epochs=2, keeper=keeper, callbacks=[Fill(disk, range(6, 99))])
     assert keeper.error.errno == errno.ENOSPC
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004.safetensors"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.safetensors", "step-00000004.safetensors"]
     assert checkpoint.latest(tmp_path).optimizer["step_count"] == 4
 
 
@@ -753,11 +727,7 @@ def tiny_disk(tmp_path):
 
 def test_a_disk_that_is_really_full(tiny_disk, whole, caplog):
     keeper = Checkpoints(tiny_disk, every=2, keep=99)
-    model, batches, optimizer, test = training()
-    history = fit(
-        model, batches, optimizer, epochs=6, test=test, callbacks=[StopAfter(10**9), keeper]
-    )
-    assert (bits(model, optimizer), results(history)) == whole
+    assert run(tiny_disk, keeper=keeper).outcome() == whole
     assert "cannot be saved: No space left on device" in caplog.text
     assert keeper.error.errno == errno.ENOSPC
     assert not list(tiny_disk.glob(".*"))
@@ -767,7 +737,7 @@ def test_a_disk_that_is_really_full(tiny_disk, whole, caplog):
         assert checkpoint.load(path).optimizer["step_count"] == int(path.stem[5:])
 
 
-def test_a_log_on_a_full_disk_lacks_rows_and_nothing_else(tiny_disk, whole, caplog):
+def test_a_log_on_a_full_disk_lacks_rows_and_nothing_else(tiny_disk, whole, tmp_path, caplog):
     class Fill(Callback):
         def step(self, run):
             if run.step == 10:
@@ -778,12 +748,9 @@ def test_a_log_on_a_full_disk_lacks_rows_and_nothing_else(tiny_disk, whole, capl
             if run.step == 20:
                 (tiny_disk / "stuff").unlink()
 
-    model, batches, optimizer, test = training()
-    history = fit(
-        model, batches, optimizer, epochs=6, test=test,
-        callbacks=[Fill(), StopAfter(10**9), LogFile(tiny_disk / "log.jsonl", every=1)],
-    )  # fmt: skip
-    assert (bits(model, optimizer), results(history)) == whole
+    log = LogFile(tiny_disk / "log.jsonl", every=1)
+    done = run(tmp_path / "elsewhere", callbacks=[Fill(), log])
+    assert done.outcome() == whole
     assert "log.jsonl lacks rows from here on: " in caplog.text
     steps = {row["step"] for row in read_log(tiny_disk / "log.jsonl") if row["kind"] == "step"}
     assert steps >= {*range(1, 10), *range(20, 31)}
@@ -804,16 +771,13 @@ def test_the_first_layer_to_diverge_and_the_last_checkpoint_are_named(tmp_path):
 
 
 def test_a_model_that_is_not_finite_is_not_saved(tmp_path, caplog):
-    model, batches, optimizer, _ = training()
-
     class Poison(Callback):
         def step(self, run):
             if run.step == 5:
                 run.model.parameters()[0].data[0, 0] = np.nan
                 run.stop("test")
 
-    keeper = Checkpoints(tmp_path, every=5)
-    fit(model, batches, optimizer, epochs=1, callbacks=[Poison(), keeper])
+    run(tmp_path, every=5, epochs=1, callbacks=[Poison()])
     assert not list(tmp_path.iterdir())
     assert "no longer finite" in caplog.text
 
@@ -915,7 +879,7 @@ def killed(folder, at, name):
 def test_no_more_are_kept_after_a_kill_between_a_save_and_a_removal(tmp_path):
     killed(tmp_path, 4, "step-")
     assert len(list(tmp_path.glob("step-*"))) == 4
-    run(tmp_path, epochs=4, resume=checkpoint.latest(tmp_path), lr=0.2)  # nothing is left to do
+    run(tmp_path, epochs=4, resume="latest", lr=0.2)  # nothing is left to do
     names = sorted(path.name for path in tmp_path.glob("step-*"))
     assert names == [f"step-{step:08}.safetensors" for step in (10, 15, 20)]
 
@@ -925,7 +889,7 @@ def test_no_more_are_kept_after_a_kill_between_a_save_and_a_removal(tmp_path):
 def test_the_best_is_kept_after_a_kill_between_it_and_the_last(name, at, tmp_path):
     run(tmp_path / "whole", lr=0.2)
     killed(tmp_path / "cut", at, name)
-    run(tmp_path / "cut", lr=0.2, resume=checkpoint.latest(tmp_path / "cut"))
+    run(tmp_path / "cut", lr=0.2, resume="latest")
     one, other = (checkpoint.load(tmp_path / f / "best.safetensors") for f in ("whole", "cut"))
     assert one.progress["best_epoch"] == other.progress["best_epoch"]
     for part, array in one.model.items():

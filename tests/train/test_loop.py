@@ -15,7 +15,14 @@ from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, S
 from nbbn.train import loop
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
+from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
+
+
+def numbers(rng, rows=8, size=4, labels=None):
+    """Batches of normal numbers, all of class 0 where no `labels` are given."""
+    images = rng.normal(size=(rows, FEATURES)).astype(np.float32)
+    return Batches(images, np.zeros(rows, int) if labels is None else labels, size, rng=0)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +97,10 @@ def test_evaluate_measures_and_restores(small, rng):
     _, test = small
     model = nbbn.mlp((784, 16, 10), rng=0)
     model[1].eval()
-    before = model.state_dict()
+    before = state_of(model)
     found = evaluate(model, test)
     assert [module.training for module in model.modules()] == [True, True, False, True]
-    for name, array in model.state_dict().items():
-        np.testing.assert_array_equal(array, before[name])
+    assert state_of(model) == before
     model.eval()
     x, y = next(iter(Batches(test._images, test._labels, 1000, shuffle=False)))
     output = model(x)
@@ -116,17 +122,14 @@ def test_evaluate_of_a_regression_has_a_loss_and_no_accuracy(rng):
 
 def test_evaluate_restores_after_an_error(rng):
     model, _ = adam_mlp()
-    images = rng.normal(size=(8, FEATURES)).astype(np.float32)
-    test = Batches(images, np.full(8, CLASSES), 4)
     with pytest.raises(ArgumentError, match=f"got {CLASSES}"):
-        evaluate(model, test)
+        evaluate(model, numbers(rng, labels=np.full(8, CLASSES)))
     assert all(module.training for module in model.modules())
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 def test_fit_stops_when_training_diverges(rng):
-    images = rng.normal(size=(64, FEATURES)).astype(np.float32)
-    train = Batches(images, rng.integers(0, CLASSES, 64), 16, rng=0)
+    train = numbers(rng, 64, 16, rng.integers(0, CLASSES, 64))
     model = nbbn.mlp((FEATURES, 8, CLASSES), batch_norm=False, rng=0)
     pattern = (
         r"step \d+ of epoch \d+.*diverged; the output of layer \d, \w+.*no check.*learning rate"
@@ -174,7 +177,7 @@ def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
     images = rng.normal(size=(12, FEATURES))
     images[[5, 9], 2] = np.nan
     model, _ = adam_mlp()
-    before = model.state_dict()
+    before = state_of(model)
     evaluate(model, Batches(images, np.zeros(12, int), 4, rows=np.array([0, 1, 2, 3])))
     assert not caplog.messages
     found = evaluate(model, Batches(images, np.zeros(12, int), 4, shuffle=False))
@@ -183,8 +186,7 @@ def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
         "the loss is nan in evaluation: the batch itself holds NaN or Inf; repair such examples or "
         "leave them out"
     ]
-    for name, array in model.state_dict().items():
-        np.testing.assert_array_equal(array, before[name])
+    assert state_of(model) == before
 
 
 class Own(nbbn.Op):
@@ -210,36 +212,24 @@ SLIPS = {
         lambda out, y: (out * 0 - 2).log().mean(),
         "Log takes the logarithm of the negative number -2 in the loss.*keep its input above 0",
     ),
-    "0 / 0": (
-        lambda out, y: (out * 0).mean() / (out * 0).sum(),
-        "Divide divides by 0 in the loss.*keep its divisor away from 0",
-    ),
+    "0 / 0": (lambda out, y: (out * 0).mean() / (out * 0).sum(),
+              "Divide divides by 0 in the loss.*keep its divisor away from 0"),
     "1 / 0": (lambda out, y: 1 / (out * 0).sum(), "Divide divides by 0 in the loss"),
-    "root": (
-        lambda out, y: ((out * 0 - 3) ** 0.5).mean(),
-        "Power takes a power that it does not have of the negative number -3 in the loss",
-    ),
-    "power of 0": (
-        lambda out, y: ((out * 0) ** -1).mean(),
-        "Power takes a power that it does not have of 0 in the loss",
-    ),
-    "exp": (
-        lambda out, y: (out * 0 + 90).exp().mean(),
-        "Exp takes the exponential of 90, which overflows float32.*subtract the largest value",
-    ),
-    "own": (
-        lambda out, y: nbbn.apply(Own, out).mean(),
-        "Own makes -inf of values up to .*Own.forw",
-    ),
+    "root": (lambda out, y: ((out * 0 - 3) ** 0.5).mean(),
+             "Power takes a power that it does not have of the negative number -3 in the loss"),
+    "power of 0": (lambda out, y: ((out * 0) ** -1).mean(),
+                   "Power takes a power that it does not have of 0 in the loss"),
+    "exp": (lambda out, y: (out * 0 + 90).exp().mean(),
+            "Exp takes the exponential of 90, which overflows float32.*subtract the largest value"),
+    "own": (lambda out, y: nbbn.apply(Own, out).mean(),
+            "Own makes -inf of values up to .*Own.forw"),
     "probabilities": (
         lambda out, y: losses.nll((out * 0).exp() - 1, y),
         "Log takes the logarithm of 0 in the loss.*logits, such as nbbn.losses.cross_entropy",
     ),
-    "constant": (
-        lambda out, y: ((out - math.nan) ** 2).mean(),
-        "Subtract gets a constant NaN or Inf in the loss",
-    ),
-}
+    "constant": (lambda out, y: ((out - math.nan) ** 2).mean(),
+                 "Subtract gets a constant NaN or Inf in the loss"),
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("error")
@@ -247,15 +237,14 @@ SLIPS = {
 def test_a_loss_that_is_not_finite_names_the_operation(name, rng, caplog):
     loss, reason = SLIPS[name]
     model, optimizer = adam_mlp()
-    before = {n: p.data.copy() for n, p in enumerate(model.parameters())}
-    images = rng.normal(size=(8, FEATURES)).astype(np.float32)
-    train = Batches(images, np.zeros(8, int), 4, rng=0)
+    before = [p.data.copy() for p in model.parameters()]
+    train = numbers(rng)
     with pytest.raises(DivergenceError, match=f"at step 1 of epoch 1: .*{reason}") as told:
         fit(model, train, optimizer, epochs=1, loss=loss)
     if name != "exp":
         assert "learning rate" not in str(told.value)
-    for n, parameter in enumerate(model.parameters()):
-        np.testing.assert_array_equal(parameter.data, before[n])
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        np.testing.assert_array_equal(parameter.data, old)
     evaluate(model, train, loss=loss)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("the loss is ")
@@ -264,21 +253,19 @@ def test_a_loss_that_is_not_finite_names_the_operation(name, rng, caplog):
 @pytest.mark.filterwarnings("error")
 def test_a_layer_that_is_not_finite_is_named_with_its_operation(rng):
     model = nbbn.Sequential(nbbn.Dense(FEATURES, CLASSES, rng=0), LogOfNothing())
-    train = Batches(rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int), 4)
     with pytest.raises(DivergenceError, match=r"logarithm of 0 in layer 1, .*LogOfNothing"):
-        fit(model, train, optim.SGD(model.parameters()), epochs=1)
+        fit(model, numbers(rng), optim.SGD(model.parameters()), epochs=1)
 
 
 @pytest.mark.filterwarnings("error")
 def test_overflow_is_divergence_and_names_the_operation(rng):
     model, _ = adam_mlp()
-    train = Batches(rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int), 4)
     pattern = (
         r"diverged; the output of layer \d, Dense.* is the first that is not finite: Linear of "
         r"values up to .*e\+\d+ overflows float32; .*try a smaller learning rate, or standardize"
     )
     with pytest.raises(DivergenceError, match=pattern):
-        fit(model, train, optim.SGD(model.parameters(), 1e38), epochs=9)
+        fit(model, numbers(rng), optim.SGD(model.parameters(), 1e38), epochs=9)
 
 
 @pytest.mark.filterwarnings("error")
@@ -308,16 +295,8 @@ def test_a_batch_without_rows_is_refused(use, x, y, caplog):
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, "3", None, True])
 def test_fit_checks_the_number_of_epochs(epochs, rng):
     model, optimizer = adam_mlp()
-    train = Batches(np.zeros((8, FEATURES), np.float32), np.zeros(8, int), 4)
     with pytest.raises((ArgumentError, DTypeError), match="epochs"):
-        fit(model, train, optimizer, epochs=epochs)
-
-
-def test_fit_refuses_features_that_do_not_fit(rng):
-    model, optimizer = adam_mlp()
-    train = Batches(np.zeros((8, FEATURES + 1), np.float32), np.zeros(8, int), 4)
-    with pytest.raises(ShapeError, match=r"\(4, 13\)"):
-        fit(model, train, optimizer, epochs=1)
+        fit(model, numbers(rng), optimizer, epochs=epochs)
 
 
 class Diary(Callback):
@@ -340,38 +319,34 @@ class Diary(Callback):
         self.entries.append("close")
 
 
-def test_the_loss_of_an_epoch_is_the_mean_over_its_examples(rng):
+def test_callbacks_are_told_everything_in_order(rng):
+    """And the loss of an epoch is the mean over its examples."""
+
     class Losses(Callback):
         def step(self, run):
             seen.append((run.loss, len(run.y)))
 
     seen = []
     model, optimizer = adam_mlp()
-    images = rng.normal(size=(20, FEATURES)).astype(np.float32)
-    train = Batches(images, rng.integers(0, CLASSES, 20), 8, rng=0)
-    (epoch,) = fit(model, train, optimizer, epochs=1, callbacks=[Losses()])
-    assert [count for _, count in seen] == [8, 8, 4]
-    assert epoch.loss == pytest.approx(sum(loss * count for loss, count in seen) / 20, rel=1e-12)
-
-
-def test_callbacks_are_told_everything_in_order(rng):
-    model, optimizer = adam_mlp()
-    images = rng.normal(size=(20, FEATURES)).astype(np.float32)
-    train = Batches(images, rng.integers(0, CLASSES, 20), 8, rng=0)
+    train = numbers(rng, 20, 8, rng.integers(0, CLASSES, 20))
     diary = Diary()
-    first, second = fit(model, train, optimizer, epochs=2, callbacks=[diary])
+    first, second = fit(model, train, optimizer, epochs=2, callbacks=[Losses(), diary])
     entries = diary.entries
     assert [entries[i] for i in (0, 4, 8, 9, 10)] == ["start", first, second, "end", "close"]
     assert [entries[3], entries[7]] == [first.loss, second.loss]
     assert len(entries) == 11
     assert first.accuracy is None
+    assert [count for _, count in seen] == [8, 8, 4] * 2
+    for epoch, part in ((first, seen[:3]), (second, seen[3:])):
+        mean = sum(loss * count for loss, count in part) / 20
+        assert epoch.loss == pytest.approx(mean, rel=1e-12)
 
 
 def test_callbacks_are_closed_after_an_error(rng):
     model, optimizer = adam_mlp()
     train = Batches(np.zeros((8, FEATURES + 1), np.float32), np.zeros(8, int), 4)
     diary = Diary()
-    with pytest.raises(ShapeError):
+    with pytest.raises(ShapeError, match=r"\(4, 13\)"):
         fit(model, train, optimizer, epochs=1, callbacks=[diary])
     assert diary.entries == ["start", "close"]
 
@@ -440,8 +415,7 @@ def test_fit_takes_batches_not_arrays(which, rng):
 
 def test_a_batch_size_beyond_the_data_is_said(rng, caplog):
     model, optimizer = adam_mlp()
-    train = Batches(np.zeros((8, FEATURES), np.float32), np.zeros(8, int), 16)
-    fit(model, train, optimizer, epochs=1)
+    fit(model, numbers(rng, size=16), optimizer, epochs=1)
     assert "batch size 16 exceeds the 8 training examples" in caplog.text
 
 

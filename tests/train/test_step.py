@@ -13,7 +13,7 @@ import pytest
 import nbbn
 from nbbn import Convention, losses, ops, optim
 from nbbn.train.loop import record_step
-from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
+from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches, under
 
 # --------------------------------------------------------------------- the same, bit for bit
 
@@ -36,18 +36,10 @@ MODELS = {
     "tanh": lambda: nbbn.mlp((FEATURES, 9, CLASSES), activation="tanh", rng=1),
     "sigmoid": lambda: nbbn.mlp((FEATURES, 9, CLASSES), activation="sigmoid", rng=1),
     "batch norm first": lambda: [nbbn.BatchNorm(FEATURES), nbbn.Dense(FEATURES, CLASSES, rng=1)],
-    "bias before batch norm": lambda: [
-        nbbn.Dense(FEATURES, 9, rng=1),
-        nbbn.BatchNorm(9),
-        nbbn.ReLU(),
-        nbbn.Dense(9, CLASSES, rng=2),
-    ],
-    "no affine": lambda: [
-        nbbn.Dense(FEATURES, 9, rng=1),
-        nbbn.BatchNorm(9, scale=False, shift=False, track_running_stats=False),
-        nbbn.Tanh(),
-        nbbn.Dense(9, CLASSES, rng=2),
-    ],
+    "bias before batch norm": lambda: with_norm(nbbn.BatchNorm(9)),
+    "no affine": lambda: with_norm(
+        nbbn.BatchNorm(9, scale=False, shift=False, track_running_stats=False)
+    ),
     "cumulative average": lambda: with_norm(
         nbbn.BatchNorm(9, convention=Convention(momentum=None))
     ),
@@ -81,10 +73,7 @@ def with_norm(norm):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name, rng):
-    def make():
-        model = nbbn.Sequential(*MODELS[name]())
-        return model, optim.SGD(model.parameters(), 0.1, momentum=0.9)
-
+    make = under(MODELS[name], lambda p: optim.SGD(p, 0.1, momentum=0.9))
     assert Pair(make).train(batches(rng, [16] * 6)) == 4
 
 
@@ -100,10 +89,7 @@ def test_models(name, rng):
     ids=["sgd", "nesterov", "adam one-cycle", "adamw cosine", "sgd step"],
 )
 def test_optimizers_and_schedules(make_optimizer, rng):
-    def make():
-        model = nbbn.mlp((FEATURES, 9, CLASSES), rng=1, dropout=0.3)
-        return model, make_optimizer(model.parameters())
-
+    make = under(lambda: nbbn.mlp((FEATURES, 9, CLASSES), rng=1, dropout=0.3), make_optimizer)
     assert Pair(make).train(batches(rng, [16] * 8)) == 6
 
 
@@ -141,24 +127,19 @@ def test_losses(name, rng):
     assert Pair(adam_mlp, loss).train(batches(rng, [16] * 5, label=label)) == 3
 
 
-def test_a_regression_on_float_targets(rng):
-    data = [
-        (x, rng.normal(size=(16, CLASSES)).astype(np.float32)) for x, _ in batches(rng, [16] * 5)
-    ]
-    assert Pair(adam_mlp, mean_squared).train(data) == 3
+def mean_squared_of_flat(output, y):
+    return mean_squared(output, y.reshape(16, CLASSES))
 
 
-def test_targets_that_the_loss_reshapes(rng):
-    data = [
-        (x, rng.normal(size=16 * CLASSES).astype(np.float32)) for x, _ in batches(rng, [16] * 5)
-    ]
-    pair = Pair(adam_mlp, lambda output, y: mean_squared(output, y.reshape(16, CLASSES)))
-    assert pair.train(data) == 3
+@pytest.mark.parametrize(
+    ("loss", "shape"), [(mean_squared, (16, CLASSES)), (mean_squared_of_flat, 16 * CLASSES)]
+)
+def test_a_regression_on_float_targets(loss, shape, rng):
+    data = [(x, rng.normal(size=shape).astype(np.float32)) for x, _ in batches(rng, [16] * 5)]
+    assert Pair(adam_mlp, loss).train(data) == 3
 
 
-def autoencoder():
-    model = nbbn.Sequential(nbbn.Dense(FEATURES, 5, rng=1), nbbn.Dense(5, FEATURES, rng=2))
-    return model, optim.SGD(model.parameters(), 0.1)
+autoencoder = under(lambda: [nbbn.Dense(FEATURES, 5, rng=1), nbbn.Dense(5, FEATURES, rng=2)])
 
 
 def test_targets_that_overlap_the_inputs(rng):
@@ -186,33 +167,21 @@ def test_a_parameter_that_the_loss_does_not_reach(rng):
         def forward(self, x):
             return self.last(self.used(x))
 
-    def make():
-        model = Partial()
-        return model, optim.Adam(model.parameters(), weight_decay=0.1)
-
+    make = under(Partial, lambda p: optim.Adam(p, weight_decay=0.1))
     assert Pair(make).train(batches(rng, [16] * 5)) == 3
 
 
-def image_model():
-    model = nbbn.Sequential(
-        nbbn.BatchNorm(3),
-        nbbn.Flatten(),
-        nbbn.Dense(FEATURES, 8, bias=False, rng=1),
-        nbbn.BatchNorm(8, activation="relu"),
-        nbbn.Dense(8, CLASSES, rng=2),
-    )
-    return model, optim.SGD(model.parameters(), 0.1, momentum=0.5)
+def image_layers():
+    return [
+        nbbn.BatchNorm(3), nbbn.Flatten(), nbbn.Dense(FEATURES, 8, bias=False, rng=1),
+        nbbn.BatchNorm(8, activation="relu"), nbbn.Dense(8, CLASSES, rng=2),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["batch norm first", "flatten first"])
 def test_images(first, rng):
     """Flatten takes views of the batch, which must follow from batch to batch."""
-
-    def make():
-        model, _ = image_model()
-        model = nbbn.Sequential(*model.layers[first:])
-        return model, optim.SGD(model.parameters(), 0.1, momentum=0.5)
-
+    make = under(lambda: image_layers()[first:], lambda p: optim.SGD(p, 0.1, momentum=0.5))
     pair = Pair(make)
     assert pair.train(batches(rng, [8] * 5, shape=(3, 2, 2))) == 3
     assert pair.train(batches(rng, [8, 3, 8, 3, 8, 3], shape=(3, 2, 2))) == 4
@@ -234,13 +203,9 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inputs_of_any_layout(layout, rng):
-    def make():
-        model = nbbn.Sequential(nbbn.BatchNorm(FEATURES), nbbn.Dense(FEATURES, CLASSES, rng=1))
-        return model, optim.SGD(model.parameters(), 0.1)
-
     change = LAYOUTS[layout]
     data = [(change(x), y) for x, y in batches(rng, [16] * 4)]
-    assert Pair(make).train(data) == 2
+    assert Pair(under(MODELS["batch norm first"])).train(data) == 2
 
 
 def test_layouts_may_alternate(rng):
@@ -284,11 +249,7 @@ def test_read_only_batches_compile_no_kernels(rng):
             if kernel is not None
         )
 
-    def make():
-        model = nbbn.Sequential(nbbn.BatchNorm(FEATURES), nbbn.Dense(FEATURES, CLASSES, rng=1))
-        return model, optim.SGD(model.parameters(), 0.1)
-
-    pair = Pair(make)
+    pair = Pair(under(MODELS["batch norm first"]))
     pair.train(batches(rng, [16] * 3))
     before = signatures()
     frozen = [tuple(LAYOUTS["read-only"](a) for a in batch) for batch in batches(rng, [16] * 2)]
@@ -298,7 +259,7 @@ def test_read_only_batches_compile_no_kernels(rng):
 
 def test_several_steps_at_the_same_time(rng):
     """Interleaved models do not disturb one another."""
-    pairs = [Pair(adam_mlp), Pair(image_model)]
+    pairs = [Pair(adam_mlp), Pair(under(image_layers))]
     for _ in range(5):
         pairs[0].train(batches(rng, [16]))
         pairs[1].train(batches(rng, [8], shape=(3, 2, 2)))
@@ -365,10 +326,7 @@ def test_peak_memory_is_what_has_to_be_kept(recorded, rows, rng):
         step = record_step(model, losses.cross_entropy, optimizer)
         tracemalloc.reset_peak()
         for x, y in data:
-            if recorded:
-                step(x, y)
-            else:
-                step._eager(x, y)
+            (step if recorded else step._eager)(x, y)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

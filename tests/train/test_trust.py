@@ -16,18 +16,15 @@ import pytest
 import nbbn
 from nbbn import Convention, Tensor, backend, losses, ops, optim
 from nbbn.train.loop import record_step
-from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches
+from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches, under
 
 
 def small(*layers, optimizer=lambda p: optim.SGD(p, 0.1)):
-    def make():
-        model = nbbn.Sequential(
-            nbbn.Dense(FEATURES, 6, rng=1), *(layer() for layer in layers),
-            nbbn.Dense(6, CLASSES, rng=2),
-        )  # fmt: skip
-        return model, optimizer(model.parameters())
-
-    return make
+    first, last = (FEATURES, 6), (6, CLASSES)
+    return under(
+        lambda: [nbbn.Dense(*first, rng=1), *(f() for f in layers), nbbn.Dense(*last, rng=2)],
+        optimizer,
+    )
 
 
 def replayed(pair, data) -> tuple[int, list[str]]:
@@ -62,10 +59,7 @@ def test_a_batch_that_the_loss_holds_as_well(rng):
     """The loss reads all targets itself; a batch of other ones must not take their place."""
     (x, y), (_, other) = batches(rng, [16, 16])
 
-    def make():
-        return small()()
-
-    pair = Pair(make, lambda output, _: losses.cross_entropy(output, y))
+    pair = Pair(small(), lambda output, _: losses.cross_entropy(output, y))
     assert replayed(pair, [(x, y)] * 4 + [(x, other)] * 2) == (4, [])
 
 
@@ -159,18 +153,11 @@ class Declared(optim.Optimizer):
         backend.run(np.subtract, data, direction, data)
 
 
-def test_a_declared_optimizer_replays(rng):
-    pair = Pair(small(optimizer=lambda p: Declared(p, 0.01)))
-    assert replayed(pair, batches(rng, [16] * 6)) == (4, [])
+class Annealed(optim.SGD):
+    """Its rate is computed anew in every step."""
 
-
-def test_hyper_runs_at_every_step(rng):
-    class Annealed(optim.SGD):
-        def _hyper(self, lr, group, count):
-            return super()._hyper(lr / (1 + count), group, count)
-
-    pair = Pair(small(optimizer=lambda p: Annealed(p, 0.1)))
-    assert replayed(pair, batches(rng, [16] * 6)) == (4, [])
+    def _hyper(self, lr, group, count):
+        return super()._hyper(lr / (1 + count), group, count)
 
 
 # ------------------------------------------------------------------------- schedules
@@ -323,22 +310,18 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_that_does_more_than_launch_is_not_left_out(layer, rng, capsys):
+@pytest.mark.parametrize("same", [False, True])
+def test_a_layer_that_does_more_than_launch_is_not_left_out(layer, same, rng, capsys):
+    """Not even where the same batch comes in every step."""
+    data = batches(rng, [16] * 6)
     pair = Pair(small(layer))
-    runs_eagerly(
-        pair, batches(rng, [16] * 6), "recordable" if layer is not WithDoubled else "Doubled"
-    )
+    word = "Doubled" if layer is WithDoubled else "recordable"
+    runs_eagerly(pair, data[:1] * 6 if same else data, word)
     own, other = (vars(model[1]) for model in (pair.model, pair.twin))
     for name in ("rm", "seen", "means", "flag"):
         np.testing.assert_array_equal(own.get(name), other.get(name))
     if layer is Printing:
         assert capsys.readouterr().out == "forward\n" * 12
-
-
-@pytest.mark.parametrize("layer", [TutorialNorm, Constant, Noise])
-def test_the_same_batch_every_step_hides_nothing(layer, rng):
-    (batch,) = batches(rng, [16])
-    runs_eagerly(Pair(small(layer)), [batch] * 5)
 
 
 class Counted(nbbn.Parameter):
@@ -407,16 +390,6 @@ class Residual(nbbn.Sequential):
         return x + super().forward(x, weights) / math.sqrt(2)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [Composed, lambda: Residual(nbbn.Dense(6, 6, rng=1), nbbn.ReLU())],
-    ids=["own", "super"],
-)
-def test_a_forward_that_only_composes_replays(layer, rng):
-    pair = Pair(small(layer))
-    assert replayed(pair, batches(rng, [16] * 6)) == (4, [])
-
-
 FACTOR = 0.5
 
 
@@ -424,27 +397,62 @@ def smoothed(output, y, *, weight=0.1):
     return losses.cross_entropy(output, y) * FACTOR + weight * (output**2).mean()
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        smoothed,
-        functools.partial(smoothed, weight=0.2),
-        functools.partial(losses.cross_entropy, reduction="sum"),
-        lambda output, y: losses.nll(ops.softmax(output), y),
-        lambda output, y: losses.nll(ops.softmax(output) * 1.0, y),
-        nbbn.recordable(lambda output, y: [losses.cross_entropy(output, y)][0]),
-    ],
-    ids=["def", "partial", "partial of nbbn's", "lambda", "index", "declared"],
-)
-def test_a_loss_that_only_composes_replays(loss, rng):
-    pair = Pair(small(), loss)
-    assert replayed(pair, batches(rng, [16] * 5)) == (3, [])
+class Scaled(nbbn.Module):
+    factor = 1.0
+
+    def __init__(self):
+        self.factor = 3.0
+
+    def forward(self, x):
+        return x * self.factor
 
 
-def test_a_global_number_that_changes_is_noticed(rng, monkeypatch):
-    pair = Pair(small(), smoothed)
+def frozen_first():
+    model, _ = small()()
+    for p in model[0].parameters():
+        p.requires_grad = False
+    return model, optim.SGD(model[1].parameters(), 0.1)
+
+
+# What makes a model and its optimizer, and the loss.
+REPLAYED = {
+    "declared optimizer": (small(optimizer=lambda p: Declared(p, 0.01)), losses.cross_entropy),
+    "hyper": (small(optimizer=lambda p: Annealed(p, 0.1)), losses.cross_entropy),
+    "own forward": (small(Composed), losses.cross_entropy),
+    "super": (small(lambda: Residual(nbbn.Dense(6, 6, rng=1), nbbn.ReLU())), losses.cross_entropy),
+    "def": (small(), smoothed),
+    "partial": (small(), functools.partial(smoothed, weight=0.2)),
+    "partial of nbbn's": (small(), functools.partial(losses.cross_entropy, reduction="sum")),
+    "lambda": (small(), lambda output, y: losses.nll(ops.softmax(output), y)),
+    "index": (small(), lambda output, y: losses.nll(ops.softmax(output) * 1.0, y)),
+    "declared": (small(), nbbn.recordable(lambda output, y: [losses.cross_entropy(output, y)][0])),
+}
+
+
+@pytest.mark.parametrize(("make", "loss"), REPLAYED.values(), ids=REPLAYED)
+def test_what_only_composes_replays(make, loss, rng):
+    assert replayed(Pair(make, loss), batches(rng, [16] * 6)) == (4, [])
+
+
+# The same, and what is then done to both.
+NOTICED = {
+    "global number": (small(), smoothed, lambda *_: smoothed.__globals__.update(FACTOR=2.0)),
+    "deleted attribute": (
+        small(Scaled), losses.cross_entropy, lambda model, _: delattr(model[1], "factor"),
+    ),
+    "data of a parameter of no optimizer": (
+        frozen_first, losses.cross_entropy,
+        lambda model, _: setattr(model[0].weight, "data", model[0].weight.data * 2),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "loss", "change"), NOTICED.values(), ids=NOTICED)
+def test_a_change_is_noticed(make, loss, change, rng, monkeypatch):
+    monkeypatch.setitem(smoothed.__globals__, "FACTOR", FACTOR)  # and back afterwards
+    pair = Pair(make, loss)
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
-    monkeypatch.setitem(smoothed.__globals__, "FACTOR", 2.0)
+    pair.both(change)
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
 
 
@@ -461,22 +469,6 @@ def test_a_variable_of_a_closure_that_changes_is_noticed(rng):
     weights.data = weights.data * 2
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
     weights = Tensor(np.ones(CLASSES, np.float32))
-    assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
-
-
-def test_new_data_of_a_parameter_of_no_optimizer_are_noticed(rng):
-    def make():
-        model, _ = small()()
-        for p in model[0].parameters():
-            p.requires_grad = False
-        return model, optim.SGD(model[1].parameters(), 0.1)
-
-    def replace(model, optimizer):
-        model[0].weight.data = model[0].weight.data * 2
-
-    pair = Pair(make)
-    assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
-    pair.both(replace)
     assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
 
 
@@ -706,22 +698,6 @@ def test_another_thread_that_builds_models_disturbs_no_replay(rng):
         done.set()
         builder.join()
     assert step.recordings == 2
-
-
-def test_a_deleted_attribute_is_noticed(rng):
-    class Scaled(nbbn.Module):
-        factor = 1.0
-
-        def __init__(self):
-            self.factor = 3.0
-
-        def forward(self, x):
-            return x * self.factor
-
-    pair = Pair(small(Scaled))
-    assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
-    pair.both(lambda model, optimizer: delattr(model[1], "factor"))
-    assert replayed(pair, batches(rng, [16] * 4)) == (2, [])
 
 
 # ------------------------------------------------------------------------- in fit
