@@ -17,6 +17,7 @@ SHAPES = {
     "64x256x14x14": ((64, 256, 14, 14), 1),
     "32x64x56x56": ((32, 64, 56, 56), 1),
     "32x56x56x64 last": ((32, 56, 56, 64), -1),
+    "64x14x14x256 last": ((64, 14, 14, 256), -1),
 }
 
 # Name -> widths of the hidden layers and batch size.

@@ -30,7 +30,7 @@ from numba.np.ufunc import parallel as _numba_parallel
 from ._cache import KernelCache
 
 # Below this many elements a parallel region costs more than it saves.
-PARALLEL_MIN = 131_072
+PARALLEL_MIN = 65_536
 
 
 class _State(threading.local):

@@ -33,6 +33,7 @@ _INT_MAX = np.iinfo(np.int32).max
 _N, _T = ord("N"), ord("T")
 
 
+@functools.lru_cache(maxsize=1024)
 def grid(M: int, N: int, K: int) -> tuple[int, int]:
     """How many tiles the result of (M, K) @ (K, N) has along its rows and its columns."""
     rows = cols = 1
@@ -133,7 +134,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """As `matmul`, for callers that are inside `one_thread`."""
     blas = _blas().get(out.dtype)
-    if blas is None or max(a.shape + b.shape) > _INT_MAX or not out.flags.carray:
+    huge = max(a.size, b.size) > _INT_MAX and max(a.shape + b.shape) > _INT_MAX
+    if blas is None or huge or not out.flags.carray:
         # Other types: NumPy's own loops, which use no threads.
         np.matmul(a, b, out)
         return
