@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,8 +138,9 @@ def test_training_has_the_same_bits_for_every_number_of_threads(layer):
     assert done.returncode == 0, done.stderr
     different, used = done.stdout.split()
     assert different == "1"
-    if layer == "default" and sys.platform == "linux":
-        assert used in {"tbb", "omp"}
+    # Where the wheel puts it, which is not where the system looks.
+    if layer == "default" and (Path(sys.prefix) / "lib" / "libtbb.so.12").exists():
+        assert used == "tbb"
 
 
 def threads_of(libraries):
