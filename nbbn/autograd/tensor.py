@@ -41,6 +41,9 @@ class _Local(threading.local):
 _local = _Local()
 
 
+_FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+
+
 class Tensor:
     """An array that a tape can follow.
 
@@ -67,25 +70,9 @@ class Tensor:
     __array_ufunc__ = None
 
     def __init__(self, data: Any, *, requires_grad: bool = False) -> None:
-        if isinstance(data, Tensor):
-            raise DTypeError("data is a Tensor already: use it directly, or pass its .data")
-        if type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray | np.matrix):
-            raise DTypeError(
-                f"a Tensor takes a plain numpy.ndarray, got {type(data).__name__}: convert it with "
-                "numpy.asarray, or .filled(value) where it has a mask"
-            )
-        if not isinstance(data, np.ndarray | np.floating) and not backend.is_array(data):
-            data = _from_lists(data)
-        if not backend.is_array(data):
-            data = np.asarray(data)
-        if not data.dtype.isnative:
-            data = data.astype(data.dtype.newbyteorder("="))
-        if data.dtype not in (np.float32, np.float64):
-            raise DTypeError(
-                f"a Tensor holds float32 or float64, got {data.dtype}: convert it with "
-                ".astype(numpy.float32); labels and indices stay plain arrays"
-            )
-        self.data: np.ndarray = data
+        # A set of dtypes holds those of the machine's byte order alone.
+        usual = type(data) is np.ndarray and data.dtype in _FLOATS
+        self.data: np.ndarray = data if usual else _held(data)
         self.grad: np.ndarray | None = None
         self.requires_grad = requires_grad is not False and switch(requires_grad, "requires_grad")
         # What recorded this tensor, if anything, and where on it.
@@ -272,6 +259,30 @@ class Tensor:
         elif gradient is not total:
             backend.run(np.copyto, total, gradient)
         self.grad = total
+
+
+def _held(data: Any) -> np.ndarray:
+    """Return the array that a Tensor of `data` holds, or say why there is none."""
+    if isinstance(data, Tensor):
+        raise DTypeError("data is a Tensor already: use it directly, or pass its .data")
+    if isinstance(data, np.ma.MaskedArray | np.matrix):
+        raise DTypeError(
+            f"a Tensor takes a plain numpy.ndarray, got {type(data).__name__}: convert it with "
+            "numpy.asarray, or .filled(value) where it has a mask"
+        )
+    if not isinstance(data, np.ndarray | np.floating) and not backend.is_array(data):
+        data = _from_lists(data)
+    if not backend.is_array(data):
+        data = np.asarray(data)
+    if not data.dtype.isnative:
+        data = data.astype(data.dtype.newbyteorder("="))
+    if data.dtype not in _FLOATS:
+        raise DTypeError(
+            f"a Tensor holds float32 or float64, got {data.dtype}: convert it with "
+            ".astype(numpy.float32); labels and indices stay plain arrays"
+        )
+    held: np.ndarray = data
+    return held
 
 
 def _from_lists(data: Any) -> np.ndarray:
