@@ -93,7 +93,11 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize(("schedule", "count", "peer"), SCHEDULES, ids=str)
+def name(value):
+    return type(value).__name__ if callable(value) else str(value)
+
+
+@pytest.mark.parametrize(("schedule", "count", "peer"), SCHEDULES, ids=name)
 def test_schedules_match_torch(schedule, count, peer):
     torch = pytest.importorskip("torch")
     name, arguments, options = peer
