@@ -23,10 +23,12 @@ def limit(threads: int) -> None:
     ArgumentError
         Fewer than one, or more than Numba was started with.
     """
-    from ..kernels import _jit
+    import numba
+
+    from ..kernels import _jit  # noqa: F401 - finds TBB before Numba starts its threads
 
     threads = positive(threads, "threads")
-    most = _jit.numba.config.NUMBA_NUM_THREADS
+    most = numba.config.NUMBA_NUM_THREADS
     if threads > most:
         raise ArgumentError(f"threads must be at most {most}, the number of cores; got {threads}")
-    _jit.numba.set_num_threads(threads)
+    numba.set_num_threads(threads)

@@ -18,7 +18,7 @@ import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import get_cython_function_address, intrinsic
 
 from ._jit import PARALLEL_MIN, Kernel, bounds, workers
 
@@ -179,19 +179,13 @@ def _operand(x: np.ndarray, dtype: np.dtype[Any]) -> tuple[np.ndarray, bool]:
 @functools.cache
 def _blas() -> dict[np.dtype[Any], tuple[int, Any]]:
     """For each type the address of its product, and one."""
-    from scipy.linalg import cython_blas
-
-    functions = {}
-    for dtype, name in ((np.dtype(np.float32), "sgemm"), (np.dtype(np.float64), "dgemm")):
-        capsule = cython_blas.__pyx_capi__[name]
-        functions[dtype] = _pointer(capsule, _name(capsule)), dtype.type(1)
-    return functions
-
-
-_name = ctypes.pythonapi.PyCapsule_GetName
-_name.restype, _name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return {
+        np.dtype(number): (
+            get_cython_function_address("scipy.linalg.cython_blas", name),
+            number(1),
+        )
+        for number, name in ((np.float32, "sgemm"), (np.float64, "dgemm"))
+    }
 
 
 class _OneThread:
@@ -233,7 +227,7 @@ class _OneThread:
 
 one_thread = _OneThread()
 # A replay enters once for all of its products.
-matmul.around, matmul.inside = one_thread, matmul_inside  # type: ignore[attr-defined]
+matmul.around, matmul.inside = one_thread, matmul_inside
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=one_thread.lock.acquire,
