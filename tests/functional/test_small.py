@@ -9,23 +9,11 @@ import pytest
 
 import nbbn.functional as F  # noqa: N812 - the usual name
 from nbbn.functional import batchnorm
+from tests.helpers.views import misaligned, read_only
 
 
 def strided(array):
     return np.repeat(array, 2, axis=-1)[..., ::2]
-
-
-def read_only(array):
-    copy = array.copy()
-    copy.flags.writeable = False
-    return copy
-
-
-def misaligned(array):
-    memory = np.empty(array.nbytes + 1, np.uint8)
-    copy = memory[1:].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def swapped(array):

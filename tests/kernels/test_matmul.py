@@ -13,6 +13,7 @@ import pytest
 
 import nbbn
 from nbbn.kernels import _jit, matmul_cpu
+from tests.helpers import views
 
 SHAPES = [
     (1, 1, 1), (64, 784, 100), (10, 128, 512), (300, 20, 333), (1, 700, 5), (700, 1, 900),
@@ -20,29 +21,16 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def misaligned(x):
-    raw = np.zeros(x.nbytes + 1, np.uint8)
-    view = raw[1:].view(x.dtype).reshape(x.shape)
-    view[...] = x
-    return view
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
-
-
 LAYOUTS = {
     "C": np.ascontiguousarray,
-    "Fortran": lambda x: np.asarray(x, order="F"),
-    "columns of a wider one": lambda x: np.concatenate([x, x], -1)[..., : x.shape[-1]],
-    "rows of a wider one": lambda x: np.concatenate([x, x], -1)[..., : x.shape[-1]].copy("F")[:],
-    "every second column": lambda x: np.repeat(x, 2, -1)[..., ::2],
-    "reversed": lambda x: x[..., ::-1, ::-1].copy()[..., ::-1, ::-1],
-    "misaligned": misaligned,
-    "read-only": read_only,
-    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "Fortran": np.asfortranarray,
+    "columns of a wider one": views.padded,
+    "rows of a wider one by columns": lambda x: views.padded(x.T).T,
+    "every second row and column": views.sliced,
+    "reversed": views.flipped,
+    "misaligned": views.misaligned,
+    "read-only": views.read_only,
+    "big-endian": views.big_endian,
     "other precision": lambda x: x.astype(np.float64),
 }
 
