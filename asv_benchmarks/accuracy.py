@@ -38,8 +38,7 @@ CHANNELS_HEAD = """
 ## The worst of 20,000 channels
 
 Relative error of the variance, and error of the mean in standard deviations. nbbn returns float64
-statistics and PyTorch float32 ones, whose rounding alone costs up to 6e-8 of their value: in the
-mean, where it is below that, neither is called better.
+statistics and PyTorch float32 ones.
 """
 TAIL = """
 How: sums are taken about a value near the mean, a few values at a time in float32 and from there up
@@ -52,7 +51,7 @@ LAYOUTS = {
     "channels last (64, 8, 8, 32)": ((64, 8, 8, 32), 3),
     "channels first (64, 32, 8, 8)": ((64, 32, 8, 8), 1),
 }
-VARIANCE, ROUNDING = 2e-7, 6e-8
+VARIANCE = 2e-7
 CHANNELS, WIDTH = 20_000, 250
 BATCHES = (2, 5, 16, 64, 4096)
 
@@ -139,7 +138,7 @@ def many_channels(rng):
                 errors = worst(rng, shape, ratio)
                 row(label, ratio, errors)
                 (var, mean), (other_var, other_mean) = errors
-                if not (var < min(VARIANCE, other_var) and mean <= max(ROUNDING, other_mean)):
+                if not (var < min(VARIANCE, other_var) and mean <= other_mean):
                     yield f"{label}, {ratio:g}"
 
 

@@ -16,12 +16,13 @@ LANES = 32
 CACHE_LINE = 64
 
 
-def _two_sums(arrays, terms):
+def _two_sums(arrays, terms, mean=False):
     """Code for two sums of `terms` over first..last of 1-D arrays; shift is a scalar.
 
     `terms(builder, loaded, shift, zero)` gets one value per array and returns the two summands; it
     is emitted for vectors of the shift's type and, where the run is shorter than one vector, for
-    scalars of it.
+    scalars of it. With `mean`, the first sum is that of the array less the shift, which
+    has float64 lanes: the mean of float32 values is then as good as exact.
     """
 
     def codegen(context, builder, signature, args):
@@ -35,7 +36,9 @@ def _two_sums(arrays, terms):
         ]
         first, last, shift = args[arrays:]
         shifts = _splat(builder, shift, vector)
-        zeros, wide = vector([0.0] * LANES), ir.DoubleType()
+        wide = ir.DoubleType()
+        # float64 holds sums of float32 values so well that the shift can wait for the end.
+        exact = mean and number != wide
 
         def load(index, form):
             stored = ir.VectorType(element, LANES) if form == vector else element
@@ -46,6 +49,20 @@ def _two_sums(arrays, terms):
                 found.append(_widened(builder, builder.load(place, align=align), form))
             return found
 
+        def zero(form):
+            return form([0.0] * LANES) if isinstance(form, ir.VectorType) else form(0.0)
+
+        def summands(at, form, shift):
+            loaded = load(at, form)
+            first_term, second = terms(builder, loaded, shift, zero(form))
+            if exact:
+                first_term = _widened(builder, loaded[0], _like(form, wide))
+            return first_term, second
+
+        def start(form):
+            forms = (_like(form, wide) if exact else form), form
+            return [cgutils.alloca_once_value(builder, zero(form)) for form in forms]
+
         def accumulate(sums, values):
             for total, value in zip(sums, values, strict=True):
                 builder.store(builder.fadd(builder.load(total), value), total)
@@ -55,30 +72,31 @@ def _two_sums(arrays, terms):
         size = builder.sub(last, first)
         with builder.if_else(builder.icmp_signed("<", size, width)) as (short, long):
             with short:
-                zero = number(0.0)
-                sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
+                sums = start(number)
                 with cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
-                    accumulate(sums, terms(builder, load(at, number), shift, zero))
+                    accumulate(sums, summands(at, number, shift))
                 for total, result in zip(sums, results, strict=True):
                     builder.store(_widened(builder, builder.load(total), wide), result)
             with long:
-                sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(2)]
+                sums = start(vector)
                 rest = builder.srem(size, width)
                 whole = builder.sub(last, rest)
                 with cgutils.for_range_slice(builder, first, whole, width) as (at, _):
-                    accumulate(sums, terms(builder, load(at, vector), shifts, zeros))
+                    accumulate(sums, summands(at, vector, shifts))
                 # The last LANES elements once more, without those that are counted already.
-                tail = terms(builder, load(builder.sub(last, width), vector), shifts, zeros)
+                tail = summands(builder.sub(last, width), vector, shifts)
                 lane = ir.VectorType(size.type, LANES)
                 fresh = builder.icmp_signed(
                     ">=", lane(list(range(LANES))), _splat(builder, builder.sub(width, rest), lane)
                 )
-                accumulate(sums, [builder.select(fresh, value, zeros) for value in tail])
+                accumulate(sums, [builder.select(fresh, value, zero(value.type)) for value in tail])
                 for total, result in zip(sums, results, strict=True):
                     builder.store(_reduce(builder, builder.load(total)), result)
-        return context.make_tuple(
-            builder, signature.return_type, [builder.load(r) for r in results]
-        )
+        total, other = (builder.load(result) for result in results)
+        if exact:
+            shifted = builder.fmul(builder.sitofp(size, wide), _widened(builder, shift, wide))
+            total = builder.fsub(total, shifted)
+        return context.make_tuple(builder, signature.return_type, [total, other])
 
     def typed(kind, shift):
         operands = [types.Array(kind, 1, "C")] * arrays
@@ -92,6 +110,11 @@ def _splat(builder, value, vector):
     first = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
     order = ir.VectorType(ir.IntType(32), LANES)([0] * LANES)
     return builder.shuffle_vector(first, vector(ir.Undefined), order)
+
+
+def _like(form, number):
+    """The type `form`, a vector or a scalar, with elements of the type `number`."""
+    return ir.VectorType(number, form.count) if isinstance(form, ir.VectorType) else number
 
 
 def _widened(builder, value, form):
@@ -130,7 +153,7 @@ def _masked_products(builder, loaded, shift, zero):
     return g, builder.fmul(g, builder.fsub(x, shift))
 
 
-_SQUARES = _two_sums(1, _squares)
+_SQUARES = _two_sums(1, _squares, mean=True)
 _PRODUCTS = _two_sums(2, _products)
 _MASKED_PRODUCTS = _two_sums(3, _masked_products)
 
@@ -146,7 +169,7 @@ def _sums_in_python(g, d):
 
 @_or_in_python(lambda x, i, k, shift: _sums_in_python(x[i:k] - shift, x[i:k] - shift))
 def sum_squares(typingctx, x, first, last, shift):
-    """sum(x - shift) and sum((x - shift)**2) over first..last."""
+    """sum(x - shift), its lanes in float64, and sum((x - shift)**2) over first..last."""
     return _SQUARES(x.dtype, shift)
 
 
