@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .nn import initializers, losses
     from .nn.batchnorm import BatchNorm, Convention
     from .nn.inspect import inspect
-    from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
+    from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, Unflatten
+    from .nn.models import cnn, mlp
     from .nn.module import Module
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
     "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
-    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks",
-    "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
+    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "Unflatten", "__version__", "apply",
+    "callbacks", "checkpoint", "cnn", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
     "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
     "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable",
     "threads", "train", "warmup",
@@ -53,7 +54,8 @@ _DEFINED = {
     "nn.batchnorm": ("BatchNorm", "Convention"),
     "nn.inspect": ("inspect",),
     "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
-                  "mlp"),
+                  "Unflatten"),
+    "nn.models": ("cnn", "mlp"),
     "nn.module": ("Module",),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..train.config import OPTIMIZERS, SCHEDULES, STANDARDIZE, WATCH, Config
+from ..train.config import CNN, MODELS, OPTIMIZERS, SCHEDULES, STANDARDIZE, WATCH, Config
 from . import values
 
 _DEVICES = ("auto", "cpu", "cuda")
@@ -81,8 +81,9 @@ def _train(commands: Any) -> None:
         "train",
         help="train a classifier, on MNIST or on your own data",
         usage="nbbn train [flags]",
-        description="Train a multi-layer perceptron with batch normalization. The last line is a\n"
-        "JSON object of the results. Ctrl-C and SIGTERM finish the step, save and stop.",
+        description="Train a multi-layer perceptron, or a convolutional network, with batch\n"
+        "normalization. The last line is a JSON object of the results. Ctrl-C and SIGTERM\n"
+        "finish the step, save and stop.",
         formatter_class=_Help,
         add_help=False,
     )
@@ -93,6 +94,9 @@ def _train(commands: Any) -> None:
         default = defaults[name]
         if default is not None and default != 0 and name != "data":
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+            if name in CNN:
+                own = CNN[name]
+                shown = f"{shown}; cnn: {','.join(map(str, own)) if isinstance(own, tuple) else own}"
             text += f" [{shown}]"
         options = options or {"type": values.setting(name, default)}
         group.add_argument(flag, default=_NOT_GIVEN, help=text, metavar=metavar, **options)
@@ -106,6 +110,8 @@ def _train(commands: Any) -> None:
     own(data, "--standardize", "HOW", _any_of(STANDARDIZE))
 
     model = train.add_argument_group("model")
+    own(model, "--model", "NAME", _any_of(MODELS))
+    own(model, "--channels", "N,N", "of a cnn: channels in each stage")
     own(model, "--hidden", "N,N", "widths of the hidden layers")
     own(model, "--dropout", "P", "dropout probability")
     model.add_argument("--no-batch-norm", action="store_false", dest="batch_norm",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .._validation import write_atomically
 from ..errors import ArgumentError, CheckpointError
 from ..train.callbacks import Callback, EarlyStopping, StopOnSignal
-from ..train.config import Config, Training
+from ..train.config import CNN, Config, Training
 from .parser import AUTO
 
 if TYPE_CHECKING:
@@ -136,7 +136,10 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
         # A run goes on from any folder.
         given["data"] = tuple(os.path.abspath(d) if os.path.exists(d) else d for d in given["data"])
     if found is None:
-        return Config(**given)
+        recipe: dict[str, Any] = CNN if given.get("model") == "cnn" else {}
+        if not recipe and "channels" in given:
+            raise ArgumentError("--channels needs --model cnn: an mlp has none")
+        return Config(**{**recipe, **given})
     saved = _saved_config(found)
     for name, value in given.items():
         if name not in _FREE and value != getattr(saved, name):
@@ -199,7 +202,7 @@ def _summary(config: Config, training: Training) -> str:
     counts = [training.batches.count]
     counts += [part.count for part in (training.validation, training.test) if part is not None]
     name = " ".join(config.data).replace("fashion-mnist", "Fashion-MNIST").replace("mnist", "MNIST")
-    weights = [p for p in training.model.parameters() if len(p.shape) == 2]
+    weights = [p for p in training.model.parameters() if len(p.shape) > 1]
     sizes = [weights[0].shape[1], *(p.shape[0] for p in weights)]
     return (
         f"{name} {' + '.join(f'{count:,}' for count in counts)} images, "

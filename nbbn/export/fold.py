@@ -12,6 +12,7 @@ from linearity.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -226,6 +227,8 @@ def _probe(layers: list[nn.Module]) -> np.ndarray:
     """Draw standard normal numbers that layers can take."""
     rng = np.random.default_rng(0)
     for position, first in enumerate(layers):
+        if isinstance(first, nn.Unflatten):
+            return rng.standard_normal((_PROBE_ROWS, math.prod(first.shape)))
         if isinstance(first, nn.Dense):
             return rng.standard_normal((_PROBE_ROWS, first.weight.shape[1]))
         if isinstance(first, nn.BatchNorm):

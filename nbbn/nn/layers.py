@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from .._validation import choice, float_type, fraction, generator, positive, real, switch
+from .._validation import float_type, fraction, generator, iterate, positive, switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, DTypeError, ShapeError
@@ -20,7 +20,7 @@ from .module import Module
 
 __all__ = [
     "BatchNorm", "Dense", "Dropout", "Flatten", "Module", "ReLU", "Sequential", "Sigmoid",
-    "Softmax", "Tanh", "mlp",
+    "Softmax", "Tanh", "Unflatten",
 ]  # fmt: skip
 
 _log = logging.getLogger("nbbn")
@@ -146,6 +146,30 @@ class Flatten(Module):
         return x if x.ndim == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
+class Unflatten(Module):
+    """Turn (N, features) into (N, *shape), such as rows of pixels into images.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of one example.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(positive(n, "a length in shape") for n in iterate(shape, "shape", "integers"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give every example its shape."""
+        if x.ndim == 0 or math.prod(x.shape[1:]) != math.prod(self.shape):
+            raise ShapeError(
+                f"{self!r} takes (N, {math.prod(self.shape)}), got shape {x.shape}"
+            )
+        return x.reshape(x.shape[0], *self.shape)
+
+    def __repr__(self) -> str:
+        return f"Unflatten({self.shape})"
+
+
 class Sequential(Module):
     """Modules one after the other.
 
@@ -210,65 +234,3 @@ def unnested(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
         return
     for name, child in module.children():
         yield from unnested(child, f"{prefix}{name}.")
-
-
-_ACTIVATIONS: dict[str, Callable[[], Module]] = {"relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh}
-
-
-def mlp(
-    sizes: Sequence[int],
-    *,
-    batch_norm: bool = True,
-    activation: str = "relu",
-    dropout: float = 0.0,
-    init: str | float = "he",
-    rng: np.random.Generator | int | None = None,
-    dtype: Any = np.float32,
-) -> Sequential:
-    """Build a multi-layer perceptron that ends in logits.
-
-    Each hidden layer is Dense, BatchNorm, activation, Dropout; with a BatchNorm behind it, a Dense
-    has no bias, and a ReLU runs inside the BatchNorm.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Features from input to output, such as (784, 256, 128, 10).
-    batch_norm : bool, default True
-    activation : {"relu", "sigmoid", "tanh"}, default "relu"
-    dropout : float, default 0
-        Probability of zeroing a hidden unit in training.
-    init : str or float, default "he"
-        Initializer of the weights.
-    rng : Generator, int or None
-        Source of weights and dropout masks.
-    dtype : {float32, float64}
-
-    Returns
-    -------
-    Sequential
-
-    Raises
-    ------
-    ArgumentError
-        Fewer than two sizes, an unknown activation or initializer, dropout outside [0, 1].
-    """
-    if not isinstance(sizes, Sequence):
-        raise DTypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")
-    if len(sizes) < 2:
-        raise ArgumentError(f"sizes needs an input and an output, got {sizes!r}")
-    choice(activation, tuple(_ACTIVATIONS), "activation")
-    rng, batch_norm = generator(rng), switch(batch_norm, "batch_norm")
-    dropout_layers = real(dropout, "dropout") != 0
-    layers: list[Module] = []
-    for features, width in itertools.pairwise(sizes[:-1]):
-        layers.append(Dense(features, width, bias=not batch_norm, init=init, rng=rng, dtype=dtype))
-        if batch_norm:
-            fused = activation if activation == "relu" else None
-            layers.append(BatchNorm(width, activation=fused, dtype=dtype))
-        if not (batch_norm and activation == "relu"):
-            layers.append(_ACTIVATIONS[activation]())
-        if dropout_layers:
-            layers.append(Dropout(dropout, rng=rng))
-    layers.append(Dense(sizes[-2], sizes[-1], init=init, rng=rng, dtype=dtype))
-    return Sequential(*layers)

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Training"]
 
+MODELS = ("mlp", "cnn")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 STANDARDIZE = ("none", "global", "feature")
 WATCH = ("loss", "accuracy")
+# What a cnn is trained with where nothing else is asked for.
+CNN = {"hidden": (128,), "epochs": 8}
 
 
 class Training(NamedTuple):
@@ -82,6 +85,8 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "data": sources,
     "validation": _below_one,
     "standardize": _one_of(STANDARDIZE),
+    "model": _one_of(MODELS),
+    "channels": _widths,
     "hidden": _widths,
     "batch_norm": switch,
     "dropout": _below_one,
@@ -117,6 +122,10 @@ class Config:
         Fraction of the training set to hold back for validation.
     standardize : {"none", "global", "feature"}
         Whether to standardize the images, by one mean and deviation or by those of each feature.
+    model : {"mlp", "cnn"}
+        What is trained: `nbbn.mlp` or `nbbn.cnn`.
+    channels : tuple of int
+        Channels in each stage of a cnn; an mlp has none.
     hidden : tuple of int
         Widths of the hidden layers.
     batch_norm : bool
@@ -148,6 +157,8 @@ class Config:
     data: tuple[str, ...] = ("mnist",)
     validation: float = 0.0
     standardize: str = "none"
+    model: str = "mlp"
+    channels: tuple[int, ...] = (16, 32)
     hidden: tuple[int, ...] = (256, 128)
     batch_norm: bool = True
     dropout: float = 0.0
@@ -195,15 +206,23 @@ class Config:
 
         return data.split(count, self.validation, self.seed) if self.validation else (None, None)
 
-    def build_model(self, features: int, classes: int, rng: Any = None) -> Sequential:
-        """Build the multi-layer perceptron; `seed` draws its weights unless `rng` does."""
-        from ..nn.layers import mlp
+    def build_model(self, shape: tuple[int, ...], classes: int, rng: Any = None) -> Sequential:
+        """Build the model for images of this shape; `seed` draws its weights unless `rng` does.
 
-        return mlp(
-            (features, *self.hidden, classes),
-            batch_norm=self.batch_norm,
-            dropout=self.dropout,
-            rng=self.seed if rng is None else rng,
+        The channels of an image are its last axis if that has 1, 3 or 4 of them, else its first.
+        """
+        from ..nn.models import cnn, mlp
+
+        options: dict[str, Any] = {
+            "batch_norm": self.batch_norm,
+            "dropout": self.dropout,
+            "rng": self.seed if rng is None else rng,
+        }
+        if self.model == "mlp":
+            return mlp((math.prod(shape), *self.hidden, classes), **options)
+        axis = -1 if len(shape) == 3 and shape[-1] in (1, 3, 4) else 1
+        return cnn(
+            shape, classes, channels=self.channels, hidden=self.hidden, axis=axis, **options
         )
 
     def prepare(
@@ -217,9 +236,8 @@ class Config:
         rng = np.random.default_rng(self.seed)
         found = data.load(*self.data, data_dir=data_dir)
         images, labels = found.train_images, found.train_labels
-        features = math.prod(images.shape[1:])
         tops = [part.max() for part in (labels, found.test_labels) if part is not None]
-        model = self.build_model(features, int(max(tops)) + 1, rng)
+        model = self.build_model(images.shape[1:], int(max(tops)) + 1, rng)
         model.to(device)
         rows, held = self.split(len(labels))
         options: dict[str, Any] = {"reuse": True, "device": device}

@@ -95,7 +95,7 @@ class Classifier:
                 "nbbn.checkpoint.restore"
             )
         config, shape = Config.from_dict(saved["config"]), tuple(saved["shape"])
-        model = config.build_model(math.prod(shape), saved["classes"])
+        model = config.build_model(shape, saved["classes"])
         checkpoint.restore(found, model)
         return cls(model, config, shape, saved["dtype"], own["mean"], own["std"])
 

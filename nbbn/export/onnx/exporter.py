@@ -7,6 +7,7 @@ same name; Dropout disappears.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -200,7 +201,16 @@ def _softmax(graph: _Graph, name: str, layer: nn.Softmax) -> None:
 def _flatten(graph: _Graph, name: str, layer: nn.Flatten) -> None:
     if len(graph.shape) != 1:
         graph.add("Flatten", name, axis=1)
-        graph.shape = (int(np.prod(graph.shape)),)
+        graph.shape = (math.prod(graph.shape),)
+
+
+def _unflatten(graph: _Graph, name: str, layer: nn.Unflatten) -> None:
+    if math.prod(graph.shape) != math.prod(layer.shape):
+        raise ShapeError(f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}")
+    shape = graph.numpy_helper.from_array(np.array((-1, *layer.shape)), f"{name}.shape")
+    graph.arrays.append(shape)
+    graph.add("Reshape", name, shape.name)
+    graph.shape = layer.shape
 
 
 def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
@@ -215,6 +225,7 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.Tanh: _elementwise("Tanh"),
     nn.Softmax: _softmax,
     nn.Flatten: _flatten,
+    nn.Unflatten: _unflatten,
     nn.Dropout: lambda graph, name, layer: None,
 }
 
@@ -242,6 +253,8 @@ def _example_shape(
             for n in iterate(input_shape, "input_shape", "integers")
         )
     for _, layer in layers:
+        if isinstance(layer, nn.Unflatten):
+            return (math.prod(layer.shape),)
         if isinstance(layer, nn.Dense):
             return (layer.weight.shape[1],)
         if isinstance(layer, nn.BatchNorm) and layer.running_mean is not None:

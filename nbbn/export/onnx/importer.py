@@ -28,7 +28,7 @@ def load(source: str | os.PathLike[str] | Any) -> nn.Sequential:
     ----------
     source : path, or onnx.ModelProto
         A chain of Gemm or MatMul and Add, BatchNormalization, Relu, Sigmoid, Tanh, Softmax,
-        Flatten, Dropout, Identity and Transpose.
+        Flatten, Reshape of each example, Dropout, Identity and Transpose.
 
     Returns
     -------
@@ -230,6 +230,15 @@ def _flatten(chain: _Chain, node: Node) -> None:
     chain.rank = 2
 
 
+def _reshape(chain: _Chain, node: Node) -> None:
+    chain.plain(node)
+    shape = chain.graph.constant(node.input(1))
+    if shape is None or shape.size < 2 or shape[0] not in (0, -1) or (shape[1:] < 1).any():
+        raise node.refusal("only (N, features) to a known shape of each example is a layer")
+    chain.layers.append(nn.Unflatten(shape[1:].tolist()))
+    chain.rank = shape.size
+
+
 def _dropout(chain: _Chain, node: Node) -> None:
     ratio, mode = (chain.graph.constant(node.input(i)) for i in (1, 2))
     if (node.input(2) and mode is None) or (mode is not None and mode.any()):
@@ -263,6 +272,7 @@ _IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
     "Tanh": _layer(nn.Tanh),
     "Softmax": _softmax,
     "Flatten": _flatten,
+    "Reshape": _reshape,
     "Dropout": _dropout,
     "Identity": lambda chain, node: None,
     "Transpose": _transpose,
