@@ -25,8 +25,19 @@ if TYPE_CHECKING:
     from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
     from .nn.batchnorm import BatchNorm, Convention
+    from .nn.convolution import Conv2d, ConvTranspose2d
     from .nn.inspect import inspect
-    from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, Unflatten
+    from .nn.layers import (
+        Dense,
+        Dropout,
+        Flatten,
+        ReLU,
+        Sequential,
+        Sigmoid,
+        Softmax,
+        Tanh,
+        Unflatten,
+    )
     from .nn.models import cnn, mlp
     from .nn.module import Module
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
@@ -34,13 +45,14 @@ if TYPE_CHECKING:
     from .train.trust import recordable
 
 __all__ = [
-    "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
-    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "Unflatten", "__version__", "apply",
-    "callbacks", "checkpoint", "cnn", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
-    "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
-    "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable",
-    "threads", "train", "warmup",
+    "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention", "Dense", "Dropout",
+    "Flatten", "GhostBatchNorm", "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter",
+    "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "Unflatten",
+    "__version__", "apply", "callbacks", "checkpoint", "cnn", "config", "convert", "data",
+    "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck", "inference",
+    "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops",
+    "optim", "plots", "pool", "progress", "recalibrate", "recordable", "threads", "train",
+    "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -52,6 +64,7 @@ _DEFINED = {
     "export.fold": ("fold",),
     "functional.warmup": ("warmup",),
     "nn.batchnorm": ("BatchNorm", "Convention"),
+    "nn.convolution": ("Conv2d", "ConvTranspose2d"),
     "nn.inspect": ("inspect",),
     "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
                   "Unflatten"),

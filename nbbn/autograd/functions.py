@@ -24,6 +24,7 @@ from .ops.batchnorm_variants import (
     Released,
     WeightedBatchNorm,
 )
+from .ops.convolution import Conv2d, ConvTranspose2d
 from .ops.dropout import Dropout
 from .ops.index import Index
 from .ops.linear import Linear
@@ -36,11 +37,12 @@ from .tensor import Tensor, apply, apply_with_stats
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout", "Exp", "Huber",
-    "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Multiply", "Power", "ReLU",
-    "Reshape", "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose",
-    "batch_norm_infer", "batch_norm_train", "cross_entropy", "dropout", "huber", "linear",
-    "log_softmax", "relu", "sigmoid", "softmax", "softplus", "tanh",
+    "Add", "BatchNormInfer", "BatchNormTrain", "Conv2d", "ConvTranspose2d", "CrossEntropy",
+    "Divide", "Dropout", "Exp", "Huber", "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max",
+    "Mean", "Multiply", "Power", "ReLU", "Reshape", "Sigmoid", "Softmax", "Softplus", "Subtract",
+    "Sum", "Tanh", "To", "Transpose", "batch_norm_infer", "batch_norm_train", "conv2d",
+    "conv_transpose2d", "cross_entropy", "dropout", "huber", "linear", "log_softmax", "relu",
+    "sigmoid", "softmax", "softplus", "tanh",
 ]  # fmt: skip
 
 
@@ -115,6 +117,29 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     Tensor, shape (N, out) or (..., out)
     """
     return apply(Linear, x, weight, bias)
+
+
+def conv2d(
+    x: Any, weight: Any, bias: Any = None, *,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.conv2d`."""
+    return apply(
+        Conv2d, x, weight, bias,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, axis=axis,
+    )  # fmt: skip
+
+
+def conv_transpose2d(
+    x: Any, weight: Any, bias: Any = None, *,
+    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.conv_transpose2d`."""
+    return apply(
+        ConvTranspose2d, x, weight, bias, stride=stride, padding=padding,
+        output_padding=output_padding, dilation=dilation, groups=groups, axis=axis,
+    )  # fmt: skip
 
 
 def cross_entropy(

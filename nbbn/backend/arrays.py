@@ -171,6 +171,8 @@ def kernels(op: str, name: str = "cpu") -> Any:
     match op:
         case "batchnorm":
             from ..kernels import batchnorm_cpu as module
+        case "convolution":
+            from ..kernels import convolution_cpu as module
         case "dropout":
             from ..kernels import dropout_cpu as module
         case "elementwise":
@@ -192,6 +194,8 @@ def _cuda_kernels(op: str) -> Any:
     match op:
         case "batchnorm":
             from ..kernels import batchnorm_cuda as module
+        case "convolution":
+            from ..kernels import convolution_cuda as module
         case "dropout":
             from ..kernels import dropout_cuda as module
         case "elementwise":

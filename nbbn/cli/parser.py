@@ -96,7 +96,9 @@ def _train(commands: Any) -> None:
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             if name in CNN:
                 own = CNN[name]
-                shown = f"{shown}; cnn: {','.join(map(str, own)) if isinstance(own, tuple) else own}"
+                shown = (
+                    f"{shown}; cnn: {','.join(map(str, own)) if isinstance(own, tuple) else own}"
+                )
             text += f" [{shown}]"
         options = options or {"type": values.setting(name, default)}
         group.add_argument(flag, default=_NOT_GIVEN, help=text, metavar=metavar, **options)

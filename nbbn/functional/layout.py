@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     device: str
 
 
-def _placed(
+def placed(
     array: Any, order: tuple[int, ...] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> Layout:
     """Make the layout of an array that kernels get in `shape`."""
@@ -57,7 +57,7 @@ def channel_layout(x: Any, axis: int) -> Layout:
     found = _layout(x.shape, axis, order, dtype)
     if type(x) is np.ndarray:
         return found
-    return _placed(x, order, found.shape, dtype)
+    return placed(x, order, found.shape, dtype)
 
 
 @functools.lru_cache(maxsize=512)
@@ -107,13 +107,13 @@ def row_layout(x: Any, axis: int, name: str) -> Layout:
     order = None
     if last != len(shape) - 1:
         order = (*(d for d in range(x.ndim) if d != last), last)
-    return _placed(x, order, (math.prod(rest), shape[last]), dtype)
+    return placed(x, order, (math.prod(rest), shape[last]), dtype)
 
 
 def flat_layout(x: Any, name: str) -> Layout:
     """Find how `x` folds into a flat array (size,)."""
     dtype = checks.floating(x, name)
-    return _placed(x, _dense_order(x), (x.size,), dtype)
+    return placed(x, _dense_order(x), (x.size,), dtype)
 
 
 def axis_index(axis: Any, x: np.ndarray) -> int:

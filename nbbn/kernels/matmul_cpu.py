@@ -30,7 +30,7 @@ _SHORTEST_CUT, _LONG_CUT, _SHORT_TILES, _MOST_TILES = 32, 256, 8, 64
 # BLAS starts no threads for so few.
 _ALONE = 1 << 16
 _INT_MAX = np.iinfo(np.int32).max
-_N, _T = ord("N"), ord("T")
+AS_IT_IS, TURNED = ord("N"), ord("T")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -51,9 +51,12 @@ def grid(M: int, N: int, K: int) -> tuple[int, int]:
 
 
 @intrinsic
-def _gemm(typing_context, gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, c, ldc):
-    """c = a @ b by the Fortran function at the address `gemm`; matrices by address, in columns."""
-    arguments = gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, c, ldc
+def product(typing_context, gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, beta, c, ldc):
+    """c = a @ b + beta * c by the Fortran function at the address `gemm`.
+
+    Matrices are given by address, in columns. With beta = 0, c is not read.
+    """
+    arguments = gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, beta, c, ldc
 
     def generate(context, builder, signature, values):
         pointer = ir.IntType(8).as_pointer()
@@ -72,12 +75,11 @@ def _gemm(typing_context, gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, 
         def matrix(value):
             return builder.inttoptr(value, pointer)
 
-        gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, c, ldc = values
-        zero = by_address(ir.Constant(one.type, 0.0), one.type)
+        gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, beta, c, ldc = values
         parameters = [
             flag(flags_a), flag(flags_b), number(m), number(n), number(k),
             by_address(one, one.type), matrix(a), number(lda), matrix(b), number(ldb),
-            zero, matrix(c), number(ldc),
+            by_address(beta, one.type), matrix(c), number(ldc),
         ]  # fmt: skip
         kind = ir.FunctionType(ir.VoidType(), [pointer] * len(parameters))
         builder.call(builder.inttoptr(gemm, kind.as_pointer()), parameters)
@@ -105,11 +107,11 @@ def _tiles(gemm, one, a, a_turned, b, b_turned, rows, cols, c):
         m0, m1 = bounds(tile // cols, rows, M)
         n0, n1 = bounds(tile % cols, cols, N)
         # BLAS counts by columns: the transposed of c is that of b times that of a.
-        _gemm(
+        product(
             gemm,
             one,
-            _T if b_turned else _N,
-            _T if a_turned else _N,
+            TURNED if b_turned else AS_IT_IS,
+            TURNED if a_turned else AS_IT_IS,
             n1 - n0,
             m1 - m0,
             K,
@@ -117,6 +119,7 @@ def _tiles(gemm, one, a, a_turned, b, b_turned, rows, cols, c):
             b_row // b.itemsize,
             a.ctypes.data + i * a_step + m0 * (a.itemsize if a_turned else a_row),
             a_row // a.itemsize,
+            one - one,
             c.ctypes.data + ((i * M + m0) * N + n0) * c.itemsize,
             N,
         )
@@ -133,9 +136,9 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """As `matmul`, for callers that are inside `one_thread`."""
-    blas = _blas().get(out.dtype)
+    found = blas().get(out.dtype)
     huge = max(a.size, b.size) > _INT_MAX and max(a.shape + b.shape) > _INT_MAX
-    if blas is None or huge or not out.flags.carray:
+    if found is None or huge or not out.flags.carray:
         # Other types: NumPy's own loops, which use no threads.
         np.matmul(a, b, out)
         return
@@ -149,7 +152,7 @@ def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         out = out.reshape(-1, M, N)
     rows, cols = grid(M, N, K)
     threads = workers(PARALLEL_MIN) if products > _WORTH_TWO else 1
-    _tiles(threads, *blas, *_operand(a, out.dtype), *_operand(b, out.dtype), rows, cols, out)
+    _tiles(threads, *found, *_operand(a, out.dtype), *_operand(b, out.dtype), rows, cols, out)
 
 
 def _batched(x: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -177,7 +180,7 @@ def _operand(x: np.ndarray, dtype: np.dtype[Any]) -> tuple[np.ndarray, bool]:
 
 
 @functools.cache
-def _blas() -> dict[np.dtype[Any], tuple[int, Any]]:
+def blas() -> dict[np.dtype[Any], tuple[int, Any]]:
     """For each type the address of its product, and one."""
     return {
         np.dtype(number): (
@@ -241,7 +244,7 @@ def libraries() -> list[Any]:
     """What threadpoolctl knows of SciPy's BLAS: all but NumPy's own, or the one that both use."""
     from threadpoolctl import ThreadpoolController
 
-    _blas()
+    blas()
     found = [c for c in ThreadpoolController().lib_controllers if c.user_api == "blas"]
     return [c for c in found if "numpy.libs" not in c.filepath] or found
 

@@ -1,13 +1,14 @@
 """What a model is made of: modules, layers, batch normalization and its variants, losses."""
 
 from .batchnorm import BatchNorm, Convention
+from .convolution import Conv2d, ConvTranspose2d
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, Unflatten
 from .models import cnn, mlp
 from .module import Module
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
-    "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "InPlaceBatchNorm", "Module", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
-    "Unflatten", "cnn", "mlp", "recalibrate",
+    "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention", "Dense", "Dropout",
+    "Flatten", "GhostBatchNorm", "InPlaceBatchNorm", "Module", "Ramp", "ReLU", "Sequential",
+    "Sigmoid", "Softmax", "Tanh", "Unflatten", "cnn", "mlp", "recalibrate",
 ]  # fmt: skip

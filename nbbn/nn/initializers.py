@@ -1,4 +1,4 @@
-"""Weight initializers by name, for weights of shape (out_features, in_features)."""
+"""Weight initializers by name, for the weights of Dense layers and of convolutions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from ..errors import ArgumentError, DTypeError
 __all__ = ["INITIALIZERS", "generator", "initialize"]
 
 
-def _he_normal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    return rng.standard_normal(shape) * math.sqrt(2.0 / shape[1])
+Shape = tuple[int, ...]
 
 
-def _he_uniform(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    bound = math.sqrt(6.0 / shape[1])
+def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
+    return rng.standard_normal(shape) * math.sqrt(2.0 / fan_in)
+
+
+def _he_uniform(rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
+    bound = math.sqrt(6.0 / fan_in)
     return rng.uniform(-bound, bound, shape)
 
 
-def _glorot_normal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    return rng.standard_normal(shape) * math.sqrt(2.0 / sum(shape))
+def _glorot_normal(rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
+    return rng.standard_normal(shape) * math.sqrt(2.0 / (fan_in + fan_out))
 
 
-def _glorot_uniform(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    bound = math.sqrt(6.0 / sum(shape))
+def _glorot_uniform(
+    rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int
+) -> np.ndarray:
+    bound = math.sqrt(6.0 / (fan_in + fan_out))
     return rng.uniform(-bound, bound, shape)
 
 
-INITIALIZERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+INITIALIZERS: dict[str, Callable[[np.random.Generator, Shape, int, int], np.ndarray]] = {
     "he": _he_normal,
     "he_uniform": _he_uniform,
     "glorot": _glorot_normal,
@@ -41,21 +46,29 @@ INITIALIZERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndar
 
 
 def initialize(
-    name: str | float, shape: tuple[int, int], rng: np.random.Generator | int | None, dtype: Any
+    name: str | float,
+    shape: Shape,
+    rng: np.random.Generator | int | None,
+    dtype: Any,
+    *,
+    fans: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Draw a weight matrix.
+    """Draw a weight.
 
     Parameters
     ----------
     name : {"he", "he_uniform", "glorot", "glorot_uniform"} or float
         He et al. (2015) and Glorot and Bengio (2010); a number is the standard deviation of a
         normal distribution with mean 0.
-    shape : (int, int)
-        (out_features, in_features).
+    shape : tuple of int
+        (out_features, in_features), or (out_channels, in_channels / groups, height, width).
     rng : Generator, int or None
         Source of randomness. The same seed gives the same bits.
     dtype : dtype
         Type of the result; drawn in float64 first, so that both types get the same weights.
+    fans : (int, int), optional
+        How many inputs an output has, and how many outputs an input: by default the second and the
+        first number in `shape`, times the pixels of a kernel.
 
     Returns
     -------
@@ -69,15 +82,20 @@ def initialize(
         An argument of another type.
     """
     rng = generator(rng)
-    if not isinstance(shape, tuple | list) or len(shape) != 2:
-        raise DTypeError(f"shape must be (out_features, in_features), got {shape!r:.80}")
-    rows, columns = shape
-    shape = positive(rows, "out_features"), positive(columns, "in_features")
+    if not isinstance(shape, tuple | list) or len(shape) not in (2, 4):
+        raise DTypeError(
+            "shape must be (out_features, in_features), or (out_channels, in_channels, height, "
+            f"width), got {shape!r:.80}"
+        )
+    names = "out_features", "in_features", "height", "width"
+    shape = tuple(positive(n, name) for n, name in zip(shape, names, strict=False))
     dtype = float_type(dtype)
-    possible(shape, dtype, "a Dense with a weight")
+    kind = "a Dense" if len(shape) == 2 else "a convolution"
+    possible(shape, dtype, f"{kind} with a weight")
     if isinstance(name, str):
         draw = INITIALIZERS[choice(name, tuple(INITIALIZERS), "init")]
-        return draw(rng, shape).astype(dtype)
+        pixels = math.prod(shape[2:])
+        return draw(rng, shape, *(fans or (shape[1] * pixels, shape[0] * pixels))).astype(dtype)
     sigma = real(name, "init, the standard deviation of the weights,", least=0)
     with np.errstate(over="ignore"):
         weights = (rng.standard_normal(shape) * sigma).astype(dtype)

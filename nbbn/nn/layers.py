@@ -156,14 +156,14 @@ class Unflatten(Module):
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(positive(n, "a length in shape") for n in iterate(shape, "shape", "integers"))
+        self.shape = tuple(
+            positive(n, "a length in shape") for n in iterate(shape, "shape", "integers")
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Give every example its shape."""
         if x.ndim == 0 or math.prod(x.shape[1:]) != math.prod(self.shape):
-            raise ShapeError(
-                f"{self!r} takes (N, {math.prod(self.shape)}), got shape {x.shape}"
-            )
+            raise ShapeError(f"{self!r} takes (N, {math.prod(self.shape)}), got shape {x.shape}")
         return x.reshape(x.shape[0], *self.shape)
 
     def __repr__(self) -> str:

@@ -221,9 +221,7 @@ class Config:
         if self.model == "mlp":
             return mlp((math.prod(shape), *self.hidden, classes), **options)
         axis = -1 if len(shape) == 3 and shape[-1] in (1, 3, 4) else 1
-        return cnn(
-            shape, classes, channels=self.channels, hidden=self.hidden, axis=axis, **options
-        )
+        return cnn(shape, classes, channels=self.channels, hidden=self.hidden, axis=axis, **options)
 
     def prepare(
         self, *, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"

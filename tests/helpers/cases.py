@@ -204,6 +204,34 @@ def _torch_in_groups(torch: Any, x: Any, *operands: Any) -> Any:
     return torch.cat([_torch_batch_norm_train(torch, x[a:b], *operands) for a, b in GROUPS])
 
 
+def _convolution_case(
+    name: str, function: str, shapes: tuple[Shape, ...], misfits: Any = (), **options: Any
+) -> Case:
+    """Make a case of a convolution; the numbers of `options` are pairs, as the reference's."""
+    pads = options.get("padding", (0, 0))
+    last = options.get("axis", 1) == -1
+    given = {name: value for name, value in options.items() if name not in ("padding", "axis")}
+    given["pads"] = tuple((p, p) for p in pads)
+    if "output_padding" in given:
+        given["more"] = given.pop("output_padding")
+    own = {name: value for name, value in options.items() if name != "axis"}
+    truth = "convolution" if function == "conv2d" else "transposed_convolution"
+
+    def with_torch(torch: Any, x: Any, *rest: Any) -> Any:
+        x = x.movedim(-1, 1) if last else x
+        y = getattr(torch.nn.functional, function)(x, *rest, **own)
+        return y.movedim(1, -1) if last else y
+
+    return Case(
+        f"ops.{function}, {name}",
+        lambda *operands: getattr(ops, function)(*operands, **options),
+        lambda *operands: getattr(reference, truth)(*operands, last=last, **given),
+        shapes,
+        with_torch,
+        misfits=misfits,
+    )
+
+
 CASES = [
     # ---- arithmetic
     same("a + b", lambda a, b: a + b, (3, 4), (3, 4), misfits=(((3, 4), (3, 5)),)),
@@ -303,6 +331,28 @@ CASES = [
              lambda torch, x, w, b: torch.nn.functional.linear(x, w, b))
         for shape in ((3,), (2, 5, 3), (2, 1, 2, 1, 3))
     ),
+    _convolution_case(
+        "a window of its own", "conv2d", ((2, 2, 7, 6), (3, 2, 3, 2), (3,)),
+        (((2, 2, 7), (3, 2, 3, 2), (3,)), ((2, 3, 7, 6), (3, 2, 3, 2), (3,)),
+         ((2, 2, 2, 6), (3, 2, 9, 2), (3,)), ((2, 2, 7, 6), (3, 2, 3, 2), (2,)),
+         ((2, 2, 7, 6), (3, 2, 3), (3,)), ((2, 2, 7, 6), (3, 2, 0, 2), (3,)),
+         ((2, 2, 0, 6), (3, 2, 1, 2), (3,))),
+        stride=(2, 1), padding=(1, 2), dilation=(2, 3)),
+    _convolution_case("groups", "conv2d", ((2, 4, 4, 5), (6, 2, 2, 2)),
+                      (((2, 3, 4, 5), (6, 2, 2, 2)), ((2, 6, 4, 5), (5, 3, 2, 2))), groups=2),
+    _convolution_case("depthwise", "conv2d", ((2, 3, 5, 4), (6, 1, 3, 3), (6,)),
+                      groups=3, padding=(1, 1)),
+    _convolution_case("one pixel", "conv2d", ((2, 3, 2, 3), (4, 3, 1, 1), (4,))),
+    _convolution_case("channels last", "conv2d", ((2, 5, 4, 4), (4, 2, 3, 2), (4,)),
+                      axis=-1, groups=2, stride=(1, 2), padding=(1, 0)),
+    _convolution_case(
+        "a window of its own", "conv_transpose2d", ((2, 3, 3, 4), (3, 2, 3, 2), (2,)),
+        (((2, 3, 3), (3, 2, 3, 2), (2,)), ((2, 4, 3, 4), (3, 2, 3, 2), (2,)),
+         ((2, 3, 3, 4), (3, 2, 3, 2), (3,)), ((2, 3, 1, 1), (3, 2, 1, 1), (2,))),
+        stride=(2, 3), padding=(1, 1), output_padding=(1, 2), dilation=(2, 1)),
+    _convolution_case("groups", "conv_transpose2d", ((2, 4, 3, 3), (4, 3, 2, 2)), groups=2),
+    _convolution_case("channels last", "conv_transpose2d", ((2, 3, 3, 4), (4, 1, 3, 3), (2,)),
+                      axis=-1, groups=2, stride=(2, 2), padding=(1, 1), output_padding=(1, 0)),
     Case("ops.batch_norm_train, rows", _batch_norm_train, _reference_batch_norm_train,
          ((8, 3), (3,), (3,)), _torch_batch_norm_train,
          misfits=(((8, 3), (4,), (3,)), ((8, 3), (3,), (1, 3)), ((1, 3), (3,), (3,)),

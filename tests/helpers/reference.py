@@ -201,6 +201,55 @@ def tanh_backward(dy, y) -> np.ndarray:
     return narrow(wide(dy) * (1 - wide(y) ** 2))
 
 
+# ------------------------------------------------------------------------------ convolutions
+
+
+def convolution(x, weight, bias=None, *, stride=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1),
+                groups=1, last=False) -> np.ndarray:  # fmt: skip
+    """Correlate images (N, C, H, W), or (N, H, W, C), with weight (O, C / groups, kh, kw)."""
+    x, weight = wide(x), wide(weight)
+    x = np.pad(np.moveaxis(x, -1, 1) if last else x, ((0, 0), (0, 0), *pads))
+    O, C, kh, kw = weight.shape  # noqa: E741
+    span = [n - d * (k - 1) for n, d, k in zip(x.shape[2:], dilation, (kh, kw), strict=True)]
+    size = [-(-n // s) for n, s in zip(span, stride, strict=True)]
+    y = np.zeros((len(x), O, *size), WIDE)
+    for o in range(O):
+        own = slice(o // (O // groups) * C, (o // (O // groups) + 1) * C)
+        for i, j in np.ndindex(kh, kw):
+            top, left = i * dilation[0], j * dilation[1]
+            seen = x[:, own, top : top + span[0] : stride[0], left : left + span[1] : stride[1]]
+            y[:, o] += (seen * weight[o, :, i, j][:, None, None]).sum(1)
+    if bias is not None:
+        y += wide(bias)[:, None, None]
+    return narrow(np.moveaxis(y, 1, -1) if last else y)
+
+
+def transposed_convolution(x, weight, bias=None, *, stride=(1, 1), pads=((0, 0), (0, 0)),
+                           dilation=(1, 1), groups=1, more=(0, 0), last=False):  # fmt: skip
+    """Add each pixel of x (N, C, H, W), times weight (C, O / groups, kh, kw), to its window."""
+    x, weight = wide(x), wide(weight)
+    x = np.moveaxis(x, -1, 1) if last else x
+    N, C, *size = x.shape
+    O, kh, kw = weight.shape[1:]  # noqa: E741
+    whole = [
+        (n - 1) * s + d * (k - 1) + 1 + extra
+        for n, s, d, k, extra in zip(size, stride, dilation, (kh, kw), more, strict=True)
+    ]
+    y = np.zeros((N, O * groups, *whole), WIDE)
+    for c, i, j in np.ndindex(C, kh, kw):
+        first = c // (C // groups) * O
+        top, left = i * dilation[0], j * dilation[1]
+        rows = slice(top, top + (size[0] - 1) * stride[0] + 1, stride[0])
+        columns = slice(left, left + (size[1] - 1) * stride[1] + 1, stride[1])
+        pixels = x[:, c, None] * weight[c, :, i, j][:, None, None]
+        y[:, first : first + O, rows, columns] += pixels
+    (top, bottom), (left, right) = pads
+    y = y[:, :, top : whole[0] - bottom, left : whole[1] - right]
+    if bias is not None:
+        y = y + wide(bias)[:, None, None]
+    return narrow(np.moveaxis(y, 1, -1) if last else y)
+
+
 # -------------------------------------------------------------------------- softmax and loss
 
 
