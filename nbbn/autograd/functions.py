@@ -7,13 +7,20 @@ need none: `a + b`, `x.sum()`.
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .. import backend
 from .. import functional as F  # noqa: N812 - the usual name
-from .._validation import fraction, positive, real
-from ..errors import ArgumentError, DTypeError
+from .._validation import fraction, instance, integer, number, positive, possible, real
+from ..errors import ArgumentError, DTypeError, ShapeError
+from ..functional import checks
+from ..functional.layout import axis_index
 from .ops.activation import ReLU, Sigmoid, Softplus, Tanh
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.batchnorm import BatchNormInfer, BatchNormTrain
@@ -26,23 +33,26 @@ from .ops.batchnorm_variants import (
 )
 from .ops.convolution import Conv2d, ConvTranspose2d
 from .ops.dropout import Dropout
-from .ops.index import Index
+from .ops.index import Index, Scatter
+from .ops.joining import Concatenate, Maximum, Pad, Where
 from .ops.linear import Linear
 from .ops.losses import CrossEntropy, Huber
 from .ops.matmul import MatMul
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
-from .tensor import Tensor, apply, apply_with_stats
+from .tensor import Tensor, apply, apply_with_stats, as_tensor
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add", "BatchNormInfer", "BatchNormTrain", "Conv2d", "ConvTranspose2d", "CrossEntropy",
-    "Divide", "Dropout", "Exp", "Huber", "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max",
-    "Mean", "Multiply", "Power", "ReLU", "Reshape", "Sigmoid", "Softmax", "Softplus", "Subtract",
-    "Sum", "Tanh", "To", "Transpose", "batch_norm_infer", "batch_norm_train", "conv2d",
-    "conv_transpose2d", "cross_entropy", "dropout", "huber", "linear", "log_softmax", "relu",
-    "sigmoid", "softmax", "softplus", "tanh",
+    "Add", "BatchNormInfer", "BatchNormTrain", "Concatenate", "Conv2d", "ConvTranspose2d",
+    "CrossEntropy", "Divide", "Dropout", "Exp", "Huber", "Index", "Linear", "Log", "LogSoftmax",
+    "MatMul", "Max", "Maximum", "Mean", "Multiply", "Pad", "Power", "ReLU", "Reshape",
+    "Scatter", "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose",
+    "Where", "batch_norm_infer", "batch_norm_train", "concatenate", "conv2d",
+    "conv_transpose2d", "cross_entropy", "dropout", "einsum", "gather", "huber", "linear",
+    "log_softmax", "maximum", "minimum", "pad", "relu", "scatter_add", "sigmoid", "softmax",
+    "softplus", "split", "stack", "tanh", "where",
 ]  # fmt: skip
 
 
@@ -161,9 +171,7 @@ def huber(x: Any, delta: float = 1.0) -> Tensor:
     delta : float, default 1
         Above 0.
     """
-    if real(delta, "delta") <= 0:
-        raise ArgumentError(f"delta must be positive, got {delta}")
-    return apply(Huber, x, delta=delta)
+    return apply(Huber, x, delta=real(delta, "delta", above=0))
 
 
 def batch_norm_train(
@@ -186,6 +194,263 @@ def batch_norm_infer(
         BatchNormInfer, x, mean, var, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------- several tensors in one
+
+
+def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Join tensors along an axis that they have, as ``numpy.concatenate``."""
+    return apply(Concatenate, *_several(tensors), axis=axis)
+
+
+def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Join tensors of one shape along a new axis, as ``numpy.stack``."""
+    several = [_tensor(x, "a tensor") for x in _several(tensors)]
+    shape = several[0].shape
+    position = integer(axis, "axis")
+    if not -len(shape) - 1 <= position <= len(shape):
+        raise ShapeError(f"axis {axis} is no place for a new axis in shape {shape}")
+    position %= len(shape) + 1
+    for x in several:
+        if x.shape != shape:
+            raise ShapeError(f"stack takes tensors of one shape, got {shape} and {x.shape}")
+    new = (*shape[:position], 1, *shape[position:])
+    return concatenate([x.reshape(new) for x in several], position)
+
+
+def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """Cut a tensor into parts, as ``numpy.split``.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    sections : int or sequence of int
+        How many equal parts, or where each part but the first begins.
+    axis : int, default 0
+
+    Returns
+    -------
+    list of Tensor
+
+    Raises
+    ------
+    ShapeError
+        No such axis, or a length that does not divide into so many parts.
+    """
+    x = _tensor(x, "x")
+    axis = axis_index(axis, x.data)
+    length = x.shape[axis]
+    if isinstance(sections, list | tuple):
+        starts = [integer(n, "a start in sections") for n in sections]
+    else:
+        count = positive(sections, "sections")
+        if length % count:
+            raise ShapeError(f"axis {axis} of shape {x.shape} does not divide into {count} parts")
+        starts = [length // count * i for i in range(1, count)]
+    ends = itertools.pairwise((0, *starts, length))
+    return [x[(slice(None),) * axis + (slice(start, stop),)] for start, stop in ends]
+
+
+def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
+    """Put a border of a constant value around a tensor, as ``numpy.pad``.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    widths : int, (int, int), or sequence of (int, int)
+        Elements before and after, for all axes or for each.
+    value : float, default 0
+
+    Returns
+    -------
+    Tensor
+    """
+    x, value = _tensor(x, "x"), real(value, "value")
+    try:
+        found = np.broadcast_to(np.asarray(widths), (x.ndim, 2)).tolist()
+    except ValueError:
+        raise ShapeError(
+            f"widths must be a number, a pair, or a pair for each axis of shape {x.shape}, "
+            f"got {widths!r}"
+        ) from None
+    pairs = tuple(tuple(integer(n, "widths", least=0) for n in pair) for pair in found)
+    padded = tuple(n + sum(pair) for n, pair in zip(x.shape, pairs, strict=True))
+    possible(padded, x.dtype, "a padded tensor")
+    return apply(Pad, x, widths=pairs, value=value)
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """Take elements of `a` where a condition holds, else of `b`, as ``numpy.where``.
+
+    Parameters
+    ----------
+    condition : ndarray of bool
+        A constant; it broadcasts with `a` and `b`.
+    a, b : Tensor, ndarray or float
+
+    Returns
+    -------
+    Tensor
+        NaN in the one that is not taken reaches neither the result nor a gradient.
+    """
+    if not backend.is_array(condition) or condition.dtype != np.bool_:
+        kind = getattr(condition, "dtype", type(condition).__name__)
+        raise DTypeError(f"condition must be an array of bool, such as x.data > 0, got {kind}")
+    return apply(Where, _operand(a, "a"), _operand(b, "b"), condition=condition)
+
+
+def maximum(a: Any, b: Any) -> Tensor:
+    """Larger of two elements, as ``numpy.maximum``; equal ones share the gradient."""
+    return apply(Maximum, _operand(a, "a"), _operand(b, "b"))
+
+
+def minimum(a: Any, b: Any) -> Tensor:
+    """Smaller of two elements, as ``numpy.minimum``; equal ones share the gradient."""
+    return -maximum(*(-x for x in (_operand(a, "a"), _operand(b, "b"))))
+
+
+def gather(x: Any, index: np.ndarray, axis: int = -1) -> Tensor:
+    """Take ``x[..., index[..., i, ...], ...]`` along an axis, as ``numpy.take_along_axis``.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    index : ndarray of int, rank of `x`
+        It broadcasts with `x` on the other axes. Positions taken twice add up in the gradient.
+    axis : int, default -1
+
+    Returns
+    -------
+    Tensor
+    """
+    x = _tensor(x, "x")
+    return apply(Index, x, index=_along(x.shape, index, axis_index(axis, x.data)))
+
+
+def scatter_add(x: Any, index: np.ndarray, size: int, axis: int = -1) -> Tensor:
+    """Add elements up at positions along an axis of length `size`, zeros elsewhere.
+
+    The transposed of `gather`: ``y[..., index[..., i, ...], ...] += x[..., i, ...]``.
+
+    Parameters
+    ----------
+    x : Tensor or ndarray
+    index : ndarray of int, shape of `x`
+    size : int
+        Length of the axis in the result.
+    axis : int, default -1
+
+    Returns
+    -------
+    Tensor
+    """
+    x = _tensor(x, "x")
+    axis = axis_index(axis, x.data)
+    shape = (*x.shape[:axis], positive(size, "size"), *x.shape[axis + 1 :])
+    if getattr(index, "shape", x.shape) != x.shape:
+        raise ShapeError(f"index must have the shape of x, {x.shape}, got {index.shape}")
+    possible(shape, x.dtype, "a tensor")
+    return apply(Scatter, x, shape=shape, index=_along(shape, index, axis))
+
+
+def einsum(subscripts: str, a: Any, b: Any) -> Tensor:
+    """Sum of products of two tensors, as ``numpy.einsum``; computed by one batched product.
+
+    Parameters
+    ----------
+    subscripts : str
+        Such as ``"bij,bjk->bik"``: a letter for each axis of `a`, of `b` and of the result, none
+        of them twice in one place.
+    a, b : Tensor or ndarray
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    ArgumentError
+        Subscripts of another form.
+    ShapeError
+        Tensors that do not have these axes, or a letter of two lengths.
+    """
+    instance(subscripts, str, "subscripts")
+    match = re.fullmatch(r"([a-zA-Z]*),([a-zA-Z]*)->([a-zA-Z]*)", subscripts.replace(" ", ""))
+    if match is None:
+        raise ArgumentError(f"subscripts must look like 'ij,jk->ik', got {subscripts!r}")
+    of_a, of_b, result = match.groups()
+    if any(len(set(part)) < len(part) for part in match.groups()) or not {*result} <= {
+        *of_a,
+        *of_b,
+    }:
+        raise ArgumentError(
+            f"each part of {subscripts!r} must name a letter once, and the result none that is new"
+        )
+    tensors = [_tensor(a, "a"), _tensor(b, "b")]
+    sizes: dict[str, int] = {}
+    for x, letters in zip(tensors, (of_a, of_b), strict=True):
+        if len(letters) != x.ndim:
+            raise ShapeError(f"{letters!r} names {len(letters)} axes, got shape {x.shape}")
+        for letter, length in zip(letters, x.shape, strict=True):
+            if sizes.setdefault(letter, length) != length:
+                raise ShapeError(
+                    f"axis {letter!r} of {subscripts!r} has two lengths in shapes "
+                    f"{tensors[0].shape} and {tensors[1].shape}"
+                )
+    both = [c for c in of_a if c in of_b]
+    batch, summed = [c for c in both if c in result], [c for c in both if c not in result]
+    rows, columns = ([c for c in part if c in result and c not in both] for part in (of_a, of_b))
+
+    def arrange(x: Tensor, letters: str, *groups: list[str]) -> Tensor:
+        """Sum what only x has and the result lacks, and bring the rest into (groups)."""
+        kept = [c for c in letters if any(c in group for group in groups)]
+        alone = tuple(d for d, c in enumerate(letters) if c not in kept)
+        x = x.sum(axis=alone) if alone else x
+        order = [kept.index(c) for group in groups for c in group]
+        if order != sorted(order):
+            x = x.transpose(*order)
+        return x.reshape([math.prod(sizes[c] for c in group) for group in groups])
+
+    product = arrange(tensors[0], of_a, batch, rows, summed) @ arrange(
+        tensors[1], of_b, batch, summed, columns
+    )
+    found = [*batch, *rows, *columns]
+    product = product.reshape([sizes[c] for c in found])
+    order = [found.index(c) for c in result]
+    return product.transpose(*order) if order != sorted(order) else product
+
+
+def _tensor(x: Any, name: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        checks.floating(x, name)
+    return as_tensor(x)
+
+
+def _operand(x: Any, name: str) -> Any:
+    """Check one of two operands, which may be a number."""
+    if isinstance(x, int | float | np.number) and not isinstance(x, bool):
+        return number(x, name)
+    return _tensor(x, name)
+
+
+def _several(tensors: Any) -> list[Any]:
+    if not isinstance(tensors, list | tuple):
+        raise DTypeError(f"expected a list of tensors, got {type(tensors).__name__}")
+    if not tensors:
+        raise ArgumentError("expected a list of one tensor or more, got none")
+    return list(tensors)
+
+
+def _along(shape: tuple[int, ...], index: Any, axis: int) -> tuple[Any, ...]:
+    """Make the index that is `index` along one axis, and its own place along every other."""
+    if not backend.is_array(index) or index.dtype.kind not in "iu":
+        kind = getattr(index, "dtype", type(index).__name__)
+        raise DTypeError(f"index must be an array of integers, got {kind}")
+    if index.ndim != len(shape):
+        raise ShapeError(f"index must have the rank of x, {shape}, got shape {index.shape}")
+    grid = np.ogrid[tuple(slice(n) for n in shape)]
+    return tuple(index if d == axis else places for d, places in enumerate(grid))
 
 
 # The variants, for their layers; options and their defaults are those of the operations.

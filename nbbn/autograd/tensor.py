@@ -585,6 +585,8 @@ def _applied(
 @functools.lru_cache(maxsize=256)
 def _may_be_recorded(op: type[Op]) -> bool:
     """Whether each class that defines what an operation computes is marked, or nbbn's."""
+    if not issubclass(op, Op):
+        raise TypeError(op)
     homes = [
         next((k for k in op.__mro__ if name in vars(k)), Op)
         for name in ("forward", "backward", "backward_graph")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import backend
-from .._validation import as_array, switch
+from .._validation import as_array, instance, switch
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
@@ -177,6 +177,8 @@ class Module:
         """Return the arrays of a state that this module takes, after checking each."""
         checks.mapping(state, "state")
         strict = switch(strict, "strict")
+        for name in state:
+            instance(name, str, "a name in state")
         own = dict(self._state())
         # PyTorch wrote no batch counter before version 2 of its format.
         # A model with the non-finite guard and one without load each other's state.

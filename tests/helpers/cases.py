@@ -82,6 +82,7 @@ LABELS = np.array([2, 0, 3, 3, 1])
 GRID = np.array([[2, 0, 3], [3, 1, 2]])
 CLASS_WEIGHT = np.array([0.5, 2.0, 0.0, 1.3])
 MASK = np.array([True, False, True, True])
+PLACES = np.array([[0, 3, 3, 1, 2], [1, 1, 1, 0, 3], [2, 0, 3, 3, 3]])
 MEAN, VAR = np.array([0.3, -0.2, 1.0]), np.array([0.5, 2.0, 1.3])
 
 
@@ -290,6 +291,57 @@ CASES = [
     same("index, repeated rows", lambda x: x[[0, 2, 2, 0]], (3, 4)),
     same("index, pairs", lambda x: x[np.arange(5), LABELS], (5, 4)),
     same("index, mask", lambda x: x[:, MASK], (3, 4)),
+    # ---- several tensors in one
+    Case("ops.concatenate", lambda a, b, c: ops.concatenate([a, b, c], 1),
+         lambda *parts: np.concatenate([*map(wide, parts)], 1), ((2, 3), (2, 1), (2, 0)),
+         lambda torch, *parts: torch.cat(parts, 1),
+         misfits=(((2, 3), (3, 3), (2, 0)), ((2, 3), (2,), (2, 0)), ((), (), ()))),
+    Case("ops.stack", lambda a, b: ops.stack([a, b], -1),
+         lambda a, b: np.stack([wide(a), wide(b)], -1), ((2, 3), (2, 3)),
+         lambda torch, a, b: torch.stack([a, b], -1), misfits=(((2, 3), (2, 1)),)),
+    Case("ops.split", lambda x: ops.split(x, 3, 1)[1] * ops.split(x, [1, 4], -1)[1][:, 1:],
+         lambda x: wide(x)[:, 2:4] ** 2, ((2, 6),), lambda torch, x: x.tensor_split(3, 1)[1] ** 2,
+         misfits=(((2, 7),), ((6,),))),
+    Case("ops.pad", lambda x: ops.pad(x, ((1, 0), (0, 2)), 0.5),
+         lambda x: np.pad(wide(x), ((1, 0), (0, 2)), constant_values=0.5), ((2, 3),),
+         lambda torch, x: torch.nn.functional.pad(x, (0, 2, 1, 0), value=0.5),
+         misfits=(((2, 3, 4),),)),
+    Case("ops.where", lambda a, b: ops.where(MASK, a, b), lambda a, b: np.where(MASK, wide(a), b),
+         ((3, 4), (3, 1)), lambda torch, a, b: torch.where(torch.as_tensor(MASK), a, b),
+         misfits=(((3, 4), (2, 4)), ((3, 5), (3, 1)))),
+    Case("ops.where, a number", lambda a: ops.where(MASK, 2.5, a),
+         lambda a: np.where(MASK, 2.5, wide(a)), ((3, 4),),
+         lambda torch, a: torch.where(torch.as_tensor(MASK), 2.5, a)),
+    *(
+        Case(f"ops.{name}", getattr(ops, name), lambda a, b, name=name: getattr(np, name)(
+            wide(a), wide(b)), ((3, 4), (3, 1)),
+            lambda torch, a, b, name=name: getattr(torch, name)(a, b),
+            misfits=(((3, 4), (3, 2)),))
+        for name in ("maximum", "minimum")
+    ),
+    Case("maximum, equal", lambda a: ops.maximum(a, a * 1), wide, ((3, 4),),
+         lambda torch, a: torch.maximum(a, a * 1)),
+    Case("ops.gather", lambda x: ops.gather(x, PLACES, 1),
+         lambda x: np.take_along_axis(wide(x), PLACES, 1), ((3, 4),),
+         lambda torch, x: x.gather(1, torch.as_tensor(PLACES)),
+         misfits=(((3, 4, 1),), ((2, 4),), ((3, 2),))),
+    Case("ops.scatter_add", lambda x: ops.scatter_add(x, PLACES, 4),
+         lambda x: (wide(x)[..., None] * (PLACES[..., None] == np.arange(4))).sum(1), ((3, 5),),
+         lambda torch, x: torch.zeros(3, 4, dtype=x.dtype).scatter_add(
+             1, torch.as_tensor(PLACES), x), misfits=(((3, 4),), ((3,),))),
+    *(
+        Case(f"ops.einsum, {how}", lambda a, b, how=how: ops.einsum(how, a, b),
+             lambda a, b, how=how: np.einsum(how, wide(a), wide(b)), shapes,
+             lambda torch, a, b, how=how: torch.einsum(how, a, b), misfits=misfits)
+        for how, shapes, misfits in (
+            ("ij,jk->ik", ((3, 4), (4, 2)), (((3, 4), (3, 2)), ((3,), (4, 2)))),
+            ("bhqd,bkhd->bqhk", ((2, 3, 4, 5), (2, 6, 3, 5)), ()),
+            ("ij,ik->kj", ((3, 4), (3, 2)), ()),
+            ("ijk,jl->lj", ((2, 3, 4), (3, 5)), ()),
+            ("i,j->ij", ((3,), (4,)), ()),
+            ("ij,ij->", ((3, 4), (3, 4)), ()),
+        )
+    ),
     # ---- activations
     Case("ops.relu", ops.relu, reference.relu, ((3, 4),), lambda torch, x: torch.relu(x), nonzero),
     Case("ops.sigmoid", ops.sigmoid, reference.sigmoid, ((3, 4),), lambda torch, x: x.sigmoid()),
@@ -542,6 +594,22 @@ REFUSED = [
     Refused("index, outside", lambda: X[2], ShapeError, ("(2, 3)", "2")),
     Refused("index, too many", lambda: X[0, 0, 0], ShapeError, ("(2, 3)",)),
     Refused("index, text", lambda: X["a"], NbbnError, ("(2, 3)",)),
+    Refused("concatenate, axis", lambda: ops.concatenate([X], 2), ShapeError, ("axis 2", "(2, 3)")),
+    Refused("concatenate, one tensor", lambda: ops.concatenate(X), DTypeError, ("list", "Tensor")),
+    Refused("concatenate, none", lambda: ops.concatenate([]), ArgumentError, ("got none",)),
+    Refused("stack, axis", lambda: ops.stack([X, X], 3), ShapeError, ("axis 3", "(2, 3)")),
+    Refused("split, parts", lambda: ops.split(X, 2, 1), ShapeError, ("(2, 3)", "2 parts")),
+    Refused("split, none", lambda: ops.split(X, 0), ArgumentError, ("sections", "0")),
+    Refused("pad, negative", lambda: ops.pad(X, -1), ArgumentError, ("widths", "-1")),
+    Refused("pad, value", lambda: ops.pad(X, 1, "a"), DTypeError, ("value", "str")),
+    Refused("where, floats", lambda: ops.where(X.data, X, X), DTypeError, ("bool", "float32")),
+    Refused("gather, floats", lambda: ops.gather(X, X.data), DTypeError, ("integers", "float32")),
+    Refused("gather, rank", lambda: ops.gather(X, LABELS), ShapeError, ("(2, 3)", "(5,)")),
+    Refused("scatter_add, shape", lambda: ops.scatter_add(X, np.zeros((2, 1), int), 4), ShapeError,
+            ("(2, 3)", "(2, 1)")),
+    Refused("einsum, one operand", lambda: ops.einsum("ij->i", X, X), ArgumentError, ("ij->i",)),
+    Refused("einsum, twice", lambda: ops.einsum("ii,ij->ij", X, X), ArgumentError, ("ii,ij->ij",)),
+    Refused("einsum, new", lambda: ops.einsum("ij,ij->k", X, X), ArgumentError, ("ij,ij->k",)),
     Refused("softmax, axis", lambda: ops.softmax(X, axis=2), ShapeError, ("axis 2", "(2, 3)")),
     Refused("log_softmax, axis", lambda: ops.log_softmax(X, axis=-3), ShapeError, ("axis -3",)),
     Refused("dropout, 1.1", lambda: ops.dropout(X, 1.1, None), ArgumentError, ("dropout", "1.1")),

@@ -45,12 +45,16 @@ class Scatter(RecordableOp):
 
     @staticmethod
     def forward(ctx: Any, dy: np.ndarray, *, shape: tuple[int, ...], index: Any) -> np.ndarray:
-        ctx.index = index
-        return _scatter(dy, shape, index)
+        ctx.index = _beside(dy, index)
+        return _scatter(dy, shape, ctx.index)
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         return Index.forward(ctx, dy, index=ctx.index)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy._apply(Index, dy, index=ctx.index)
 
 
 def _beside(x: np.ndarray, index: Any) -> Any:

@@ -75,6 +75,8 @@ class Huber(RecordableOp):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, delta: float) -> np.ndarray:
         checks.floating(x, "x")
+        # A delta beyond the type's largest number clips nothing.
+        delta = min(delta, float(np.finfo(x.dtype).max))
         ctx.x, ctx.delta = x, delta
         y = empty_beside(x.shape, x)
         backend.run(_huber, x, delta, y)
