@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from .nn.inspect import inspect
     from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
     from .nn.module import Module
+    from .nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
     from .train.trust import recordable
 
 __all__ = [
-    "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
+    "AvgPool2d", "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten",
+    "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d", "InPlaceBatchNorm", "MaxPool2d",
+    "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
     "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks",
     "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
     "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
@@ -55,6 +57,7 @@ _DEFINED = {
     "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
                   "mlp"),
     "nn.module": ("Module",),
+    "nn.pooling": ("AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip

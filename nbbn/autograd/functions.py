@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F  # noqa: N812 - the usual name
-from .._validation import fraction, positive, real
+from .._validation import fraction, positive, real, switch
 from ..errors import ArgumentError, DTypeError
+from ..functional.pooling import Padding, Pair, whole_image
 from .ops.activation import ReLU, Sigmoid, Softplus, Tanh
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.batchnorm import BatchNormInfer, BatchNormTrain
@@ -29,6 +30,7 @@ from .ops.index import Index
 from .ops.linear import Linear
 from .ops.losses import CrossEntropy, Huber
 from .ops.matmul import MatMul
+from .ops.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
@@ -36,11 +38,13 @@ from .tensor import Tensor, apply, apply_with_stats
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout", "Exp", "Huber",
-    "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Multiply", "Power", "ReLU",
-    "Reshape", "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose",
-    "batch_norm_infer", "batch_norm_train", "cross_entropy", "dropout", "huber", "linear",
-    "log_softmax", "relu", "sigmoid", "softmax", "softplus", "tanh",
+    "Add", "AvgPool2d", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout",
+    "Exp", "GlobalAvgPool2d", "Huber", "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max",
+    "MaxPool2d", "Mean", "Multiply", "Power", "ReLU", "Reshape", "Sigmoid", "Softmax", "Softplus",
+    "Subtract", "Sum", "Tanh", "To", "Transpose", "avg_pool2d", "batch_norm_infer",
+    "batch_norm_train", "cross_entropy", "dropout", "global_avg_pool2d", "global_max_pool2d",
+    "huber", "linear", "log_softmax", "max_pool2d", "relu", "sigmoid", "softmax", "softplus",
+    "tanh",
 ]  # fmt: skip
 
 
@@ -115,6 +119,40 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     Tensor, shape (N, out) or (..., out)
     """
     return apply(Linear, x, weight, bias)
+
+
+def max_pool2d(
+    x: Any, size: Pair, *, stride: Pair | None = None, padding: Padding = 0, dilation: Pair = 1,
+    ceil_mode: bool = False, axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.max_pool2d`, without the index."""
+    return apply(
+        MaxPool2d, x, size=size, stride=stride, padding=padding, dilation=dilation,
+        ceil_mode=ceil_mode, axis=axis,
+    )  # fmt: skip
+
+
+def avg_pool2d(
+    x: Any, size: Pair, *, stride: Pair | None = None, padding: Padding = 0, dilation: Pair = 1,
+    ceil_mode: bool = False, count_include_pad: bool = True, axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.avg_pool2d`."""
+    return apply(
+        AvgPool2d, x, size=size, stride=stride, padding=padding, dilation=dilation,
+        ceil_mode=ceil_mode, count_include_pad=count_include_pad, axis=axis,
+    )  # fmt: skip
+
+
+def global_avg_pool2d(x: Any, *, axis: int = 1, keepdims: bool = False) -> Tensor:
+    """Differentiable `nbbn.functional.global_avg_pool2d`."""
+    return apply(GlobalAvgPool2d, x, axis=axis, keepdims=keepdims)
+
+
+def global_max_pool2d(x: Any, *, axis: int = 1, keepdims: bool = False) -> Tensor:
+    """Differentiable `nbbn.functional.global_max_pool2d`, without the index."""
+    size = whole_image(x.data if isinstance(x, Tensor) else x, axis)
+    y = apply(MaxPool2d, x, size=size, axis=axis)
+    return y if switch(keepdims, "keepdims") else y.reshape(x.shape[0], x.shape[axis])
 
 
 def cross_entropy(
