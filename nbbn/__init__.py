@@ -40,19 +40,20 @@ if TYPE_CHECKING:
     )
     from .nn.models import cnn, mlp
     from .nn.module import Module
+    from .nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
     from .train.trust import recordable
 
 __all__ = [
-    "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention", "Dense", "Dropout",
-    "Flatten", "GhostBatchNorm", "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter",
-    "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "Unflatten",
-    "__version__", "apply", "callbacks", "checkpoint", "cnn", "config", "convert", "data",
-    "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck", "inference",
-    "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops",
-    "optim", "plots", "pool", "progress", "recalibrate", "recordable", "threads", "train",
-    "warmup",
+    "AvgPool2d", "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention", "Dense",
+    "Dropout", "Flatten", "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d",
+    "InPlaceBatchNorm", "MaxPool2d", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU",
+    "Sequential", "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "Unflatten", "__version__",
+    "apply", "callbacks", "checkpoint", "cnn", "config", "convert", "data", "errors", "fold",
+    "functional", "grad", "gradcheck", "gradgradcheck", "inference", "initializers", "inspect",
+    "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool",
+    "progress", "recalibrate", "recordable", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -70,6 +71,7 @@ _DEFINED = {
                   "Unflatten"),
     "nn.models": ("cnn", "mlp"),
     "nn.module": ("Module",),
+    "nn.pooling": ("AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip

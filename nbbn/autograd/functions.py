@@ -17,10 +17,11 @@ import numpy as np
 
 from .. import backend
 from .. import functional as F  # noqa: N812 - the usual name
-from .._validation import fraction, instance, integer, number, positive, possible, real
+from .._validation import fraction, instance, integer, number, positive, possible, real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
 from ..functional.layout import axis_index
+from ..functional.pooling import Padding, Pair, whole_image
 from .ops.activation import ReLU, Sigmoid, Softplus, Tanh
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.batchnorm import BatchNormInfer, BatchNormTrain
@@ -38,6 +39,7 @@ from .ops.joining import Concatenate, Maximum, Pad, Where
 from .ops.linear import Linear
 from .ops.losses import CrossEntropy, Huber
 from .ops.matmul import MatMul
+from .ops.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
@@ -45,14 +47,15 @@ from .tensor import Tensor, apply, apply_with_stats, as_tensor
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add", "BatchNormInfer", "BatchNormTrain", "Concatenate", "Conv2d", "ConvTranspose2d",
-    "CrossEntropy", "Divide", "Dropout", "Exp", "Huber", "Index", "Linear", "Log", "LogSoftmax",
-    "MatMul", "Max", "Maximum", "Mean", "Multiply", "Pad", "Power", "ReLU", "Reshape",
-    "Scatter", "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose",
-    "Where", "batch_norm_infer", "batch_norm_train", "concatenate", "conv2d",
-    "conv_transpose2d", "cross_entropy", "dropout", "einsum", "gather", "huber", "linear",
-    "log_softmax", "maximum", "minimum", "pad", "relu", "scatter_add", "sigmoid", "softmax",
-    "softplus", "split", "stack", "tanh", "where",
+    "Add", "AvgPool2d", "BatchNormInfer", "BatchNormTrain", "Concatenate", "Conv2d",
+    "ConvTranspose2d", "CrossEntropy", "Divide", "Dropout", "Exp", "GlobalAvgPool2d", "Huber",
+    "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool2d", "Maximum", "Mean",
+    "Multiply", "Pad", "Power", "ReLU", "Reshape", "Scatter", "Sigmoid", "Softmax", "Softplus",
+    "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "avg_pool2d", "batch_norm_infer",
+    "batch_norm_train", "concatenate", "conv2d", "conv_transpose2d", "cross_entropy", "dropout",
+    "einsum", "gather", "global_avg_pool2d", "global_max_pool2d", "huber", "linear",
+    "log_softmax", "max_pool2d", "maximum", "minimum", "pad", "relu", "scatter_add", "sigmoid",
+    "softmax", "softplus", "split", "stack", "tanh", "where",
 ]  # fmt: skip
 
 
@@ -150,6 +153,40 @@ def conv_transpose2d(
         ConvTranspose2d, x, weight, bias, stride=stride, padding=padding,
         output_padding=output_padding, dilation=dilation, groups=groups, axis=axis,
     )  # fmt: skip
+
+
+def max_pool2d(
+    x: Any, size: Pair, *, stride: Pair | None = None, padding: Padding = 0, dilation: Pair = 1,
+    ceil_mode: bool = False, axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.max_pool2d`, without the index."""
+    return apply(
+        MaxPool2d, x, size=size, stride=stride, padding=padding, dilation=dilation,
+        ceil_mode=ceil_mode, axis=axis,
+    )  # fmt: skip
+
+
+def avg_pool2d(
+    x: Any, size: Pair, *, stride: Pair | None = None, padding: Padding = 0, dilation: Pair = 1,
+    ceil_mode: bool = False, count_include_pad: bool = True, axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.avg_pool2d`."""
+    return apply(
+        AvgPool2d, x, size=size, stride=stride, padding=padding, dilation=dilation,
+        ceil_mode=ceil_mode, count_include_pad=count_include_pad, axis=axis,
+    )  # fmt: skip
+
+
+def global_avg_pool2d(x: Any, *, axis: int = 1, keepdims: bool = False) -> Tensor:
+    """Differentiable `nbbn.functional.global_avg_pool2d`."""
+    return apply(GlobalAvgPool2d, x, axis=axis, keepdims=keepdims)
+
+
+def global_max_pool2d(x: Any, *, axis: int = 1, keepdims: bool = False) -> Tensor:
+    """Differentiable `nbbn.functional.global_max_pool2d`, without the index."""
+    size = whole_image(x.data if isinstance(x, Tensor) else x, axis)
+    y = apply(MaxPool2d, x, size=size, axis=axis)
+    return y if switch(keepdims, "keepdims") else y.reshape(x.shape[0], x.shape[axis])
 
 
 def cross_entropy(

@@ -183,6 +183,8 @@ def kernels(op: str, name: str = "cpu") -> Any:
             from ..kernels import matmul_cpu as module
         case "optim":
             from ..kernels import optim_cpu as module
+        case "pooling":
+            from ..kernels import pooling_cpu as module
         case "softmax":
             from ..kernels import softmax_cpu as module
         case "weighted":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import backend
@@ -60,11 +62,16 @@ class Target:
 
 
 def empty_like(x: np.ndarray, layout: Layout) -> np.ndarray:
+    return empty_in(x.shape, x.dtype, layout)
+
+
+def empty_in(shape: tuple[int, ...], dtype: Any, layout: Layout) -> np.ndarray:
+    """Allocate an array of `shape` in the memory order and on the device of a layout."""
     if layout.order is None:
-        return backend.empty(x.shape, x.dtype, layout.device)
-    inverse = [layout.order.index(d) for d in range(x.ndim)]
-    shape = tuple(x.shape[d] for d in layout.order)
-    return backend.empty(shape, x.dtype, layout.device).transpose(inverse)
+        return backend.empty(shape, dtype, layout.device)
+    inverse = [layout.order.index(d) for d in range(len(shape))]
+    in_memory = tuple(shape[d] for d in layout.order)
+    return backend.empty(in_memory, dtype, layout.device).transpose(inverse)
 
 
 def _overlaps(out: np.ndarray, array: np.ndarray) -> bool:

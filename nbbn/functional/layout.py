@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import backend
 from .._validation import integer
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from . import checks
 
 MIN_RANK, MAX_RANK = 2, 5
@@ -114,6 +114,31 @@ def flat_layout(x: Any, name: str) -> Layout:
     """Find how `x` folds into a flat array (size,)."""
     dtype = checks.floating(x, name)
     return placed(x, _dense_order(x), (x.size,), dtype)
+
+
+def image_layout(x: Any, axis: int, name: str) -> Layout:
+    """Find how images fold into (A, H, W, B): channels in A where they are first in memory."""
+    dtype = checks.floating(x, name)
+    if x.ndim != 4:
+        raise ShapeError(
+            f"{name} must have 4 dimensions, (N, C, H, W) with axis 1 or (N, H, W, C) with axis "
+            f"-1, got shape {x.shape}"
+        )
+    first = image_axis(axis) == 1
+    swapped = (0, 2, 3, 1) if first else (0, 3, 1, 2)
+    order = None
+    if not x.flags.c_contiguous and x.transpose(swapped).flags.c_contiguous:
+        order, first = swapped, not first
+    N, a, b, c = x.shape if order is None else tuple(x.shape[d] for d in order)
+    return placed(x, order, (N * a, b, c, 1) if first else (N, a, b, c), dtype)
+
+
+def image_axis(axis: Any) -> int:
+    """Check the channel axis of images, and return 1 or -1."""
+    number = integer(axis, "axis")
+    if number not in (1, -1, 3):
+        raise ArgumentError(f"axis must be 1 or -1 for images of 4 dimensions, got {number}")
+    return 1 if number == 1 else -1
 
 
 def axis_index(axis: Any, x: np.ndarray) -> int:

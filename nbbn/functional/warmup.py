@@ -10,6 +10,7 @@ import numpy as np
 from .. import backend
 from .. import functional as F  # noqa: N812 - the usual name
 from .._validation import choice, function, iterate
+from .pooling import max_pool2d_at
 
 __all__ = ["warmup"]
 
@@ -96,6 +97,14 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     softmax.cross_entropy(rows, labels, vector, -1, 0.0, vector)
     softmax.cross_entropy_backward(rows, labels, vector, -1, 0.0, vector, 1.0, rows)
     softmax.scaled_sum(vector, 1.0, vector)
+    # One channel, and several that are last in memory.
+    for images in (np.zeros((1, 4, 4, 1), dtype), np.zeros((1, 4, 4, 2), dtype)):
+        y, index = F.max_pool2d(images, 2, axis=-1)
+        F.max_pool2d_backward(y, np.zeros_like(index), images.shape, 2, axis=-1)
+        max_pool2d_at(images, np.zeros_like(index), 2, axis=-1)
+        F.avg_pool2d_backward(F.avg_pool2d(images, 2, axis=-1), images.shape, 2, axis=-1)
+        mean = F.global_avg_pool2d(images, axis=-1)
+        F.global_avg_pool2d_backward(mean, images.shape, axis=-1)
     elementwise.add_bias(rows, vector, rows)
     elementwise.bias_gradient(rows, vector)
     elementwise.masked(vector, vector, vector.copy())

@@ -5,10 +5,12 @@ from .convolution import Conv2d, ConvTranspose2d
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, Unflatten
 from .models import cnn, mlp
 from .module import Module
+from .pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
-    "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention", "Dense", "Dropout",
-    "Flatten", "GhostBatchNorm", "InPlaceBatchNorm", "Module", "Ramp", "ReLU", "Sequential",
-    "Sigmoid", "Softmax", "Tanh", "Unflatten", "cnn", "mlp", "recalibrate",
+    "AvgPool2d", "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention", "Dense",
+    "Dropout", "Flatten", "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d",
+    "InPlaceBatchNorm", "MaxPool2d", "Module", "Ramp", "ReLU", "Sequential", "Sigmoid",
+    "Softmax", "Tanh", "Unflatten", "cnn", "mlp", "recalibrate",
 ]  # fmt: skip

@@ -10,7 +10,8 @@ import numpy as np
 
 from .._validation import choice, generator, iterate, positive, real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
-from .batchnorm import BatchNorm
+from ..functional.layout import image_axis
+from .batchnorm import BatchNorm, Convention
 from .convolution import Conv2d
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh, Unflatten
 from .module import Module
@@ -129,7 +130,7 @@ def cnn(
         As `mlp`.
     """
     shape = tuple(positive(n, "a length in shape") for n in iterate(shape, "shape", "integers"))
-    choice(axis, (1, -1), "axis")
+    axis = image_axis(axis)
     if len(shape) == 2:
         shape = (1, *shape) if axis == 1 else (*shape, 1)
     if len(shape) != 3:
@@ -142,6 +143,7 @@ def cnn(
             f"{len(widths)} stages halve an image {len(widths)} times, which {height} x {width} "
             f"pixels do not allow: give at most {min(height, width).bit_length() - 1} channels"
         )
+    convention = Convention.of("torch", axis=axis)
     layers: list[Module] = [Unflatten(shape)]
     for channel in widths:
         for before in (features, channel):
@@ -150,7 +152,7 @@ def cnn(
                        rng=rng, dtype=dtype)
             )  # fmt: skip
             layers.append(
-                BatchNorm(channel, axis=axis, activation="relu", dtype=dtype)
+                BatchNorm(channel, convention=convention, activation="relu", dtype=dtype)
                 if batch_norm
                 else ReLU()
             )

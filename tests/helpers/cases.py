@@ -233,6 +233,25 @@ def _convolution_case(
     )
 
 
+def _pooling_case(
+    name: str, label: str, shape: Shape, domain: Any = normal, *, size: Any, axis: int = 1,
+    **options: Any,
+) -> Case:  # fmt: skip
+    def with_torch(torch: Any, x: Any) -> Any:
+        function = getattr(torch.nn.functional, name)
+        return function(x.movedim(axis, 1), size, **options).movedim(1, axis)
+
+    return Case(
+        f"ops.{name}, {label}",
+        lambda x: getattr(ops, name)(x, size, axis=axis, **options),
+        lambda x: reference.pooled(x, size, mean=name == "avg_pool2d", axis=axis, **options),
+        (shape,),
+        with_torch,
+        domain,
+        misfits=(((2, 3, 4),), ((2, 3, 0, 4),), ((1, 0, 0, 0),)),
+    )
+
+
 CASES = [
     # ---- arithmetic
     same("a + b", lambda a, b: a + b, (3, 4), (3, 4), misfits=(((3, 4), (3, 5)),)),
@@ -370,6 +389,43 @@ CASES = [
          lambda x: 0 * wide(x), ((3, 4),), lambda torch, x: torch.nn.functional.dropout(x, 1.0)),
     Case("ops.dropout", lambda x: ops.dropout(x, 0.4, np.random.default_rng(5)),
          lambda x: wide(x) * _weights(x.shape), ((3, 4),), _torch_dropout),
+    # ---- pooling
+    *(
+        _pooling_case("max_pool2d", f"{shape}, {options}", shape, distinct, **options)
+        for shape, options in (
+            ((2, 3, 4, 6), {"size": 2}),
+            ((2, 5, 7, 3), {"size": 2, "ceil_mode": True, "axis": -1}),
+            ((2, 2, 6, 5), {"size": 3, "stride": 2, "padding": 1}),
+            ((1, 6, 5, 2), {"size": (3, 2), "stride": 1, "padding": 1, "axis": -1}),
+            ((1, 2, 7, 8), {"size": (2, 3), "stride": (3, 1), "dilation": (3, 2)}),
+            ((1, 2, 6, 7), {"size": 3, "stride": 2, "padding": (1, 0), "ceil_mode": True}),
+        )
+    ),
+    *(
+        _pooling_case("avg_pool2d", f"{shape}, {options}", shape, **options)
+        for shape, options in (
+            ((2, 3, 4, 6), {"size": 2}),
+            ((2, 5, 7, 3), {"size": 2, "ceil_mode": True, "axis": -1}),
+            ((2, 2, 6, 5), {"size": 3, "stride": 2, "padding": 1}),
+            ((2, 2, 6, 5), {"size": 3, "stride": 2, "padding": 1, "count_include_pad": False}),
+            ((1, 6, 5, 2), {"size": (3, 2), "stride": 1, "padding": 1, "axis": -1}),
+            ((1, 2, 6, 8), {"size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+        )
+    ),
+    *(
+        Case(f"ops.{name}, {options}",
+             lambda x, name=name, options=options: getattr(ops, name)(x, **options),
+             lambda x, reduce=reduce, axes=axes, keepdims=keepdims: reduce(
+                 wide(x), axis=axes, keepdims=keepdims),
+             ((2, 3, 4, 5),),
+             lambda torch, x, theirs=theirs, axes=axes, keepdims=keepdims: getattr(x, theirs)(
+                 dim=axes, keepdim=keepdims),
+             distinct, misfits=(((2, 3, 4),), ((2, 3, 0, 5),), ((2, 0, 4, 0),)))
+        for name, reduce, theirs in (("global_avg_pool2d", np.mean, "mean"),
+                                     ("global_max_pool2d", np.max, "amax"))
+        for options, axes, keepdims in (
+            ({}, (2, 3), False), ({"axis": -1, "keepdims": True}, (1, 2), True))
+    ),
     # ---- layers and losses
     Case("ops.linear", ops.linear, lambda x, w, b: wide(x) @ wide(w).T + wide(b),
          ((5, 3), (4, 3), (4,)), lambda torch, x, w, b: torch.nn.functional.linear(x, w, b),

@@ -250,6 +250,56 @@ def transposed_convolution(x, weight, bias=None, *, stride=(1, 1), pads=((0, 0),
     return narrow(np.moveaxis(y, 1, -1) if last else y)
 
 
+# ---------------------------------------------------------------------------------- pooling
+
+
+def pooled(
+    x,
+    size,
+    *,
+    mean=False,
+    stride=None,
+    padding=0,
+    dilation=1,
+    ceil_mode=False,
+    count_include_pad=True,
+    axis=1,
+) -> np.ndarray:
+    """Maxima or means of windows, each cut out of the padded image."""
+
+    def pair(value):
+        return value if isinstance(value, tuple) else (value, value)
+
+    x = np.moveaxis(wide(x), axis, 1)
+    size, dilation = pair(size), pair(dilation)
+    stride = size if stride is None else pair(stride)
+    padding = [pair(p) for p in pair(padding)]
+    rows_and_columns = []
+    for d in range(2):
+        low, high = -padding[d][0], x.shape[2 + d] + padding[d][1]
+        reach = dilation[d] * (size[d] - 1) + 1
+        starts = [
+            start
+            for start in range(low, high, stride[d])
+            if start + reach <= high or (ceil_mode and start < x.shape[2 + d])
+        ]
+        # One more only, for what the whole ones leave.
+        whole = [start for start in starts if start + reach <= high]
+        starts = starts[: len(whole) + (not whole or whole[-1] + reach < high)]
+        rows_and_columns.append([range(s, min(s + reach, high), dilation[d]) for s in starts])
+    y = np.empty((*x.shape[:2], *map(len, rows_and_columns)), WIDE)
+    for oh, rows in enumerate(rows_and_columns[0]):
+        for ow, columns in enumerate(rows_and_columns[1]):
+            inside = [
+                [k for k in place if 0 <= k < n]
+                for place, n in zip((rows, columns), x.shape[2:], strict=True)
+            ]
+            values = x[:, :, inside[0]][:, :, :, inside[1]].reshape(*x.shape[:2], -1)
+            count = len(rows) * len(columns) if count_include_pad else values.shape[2]
+            y[:, :, oh, ow] = values.sum(2) / count if mean else values.max(2)
+    return narrow(np.moveaxis(y, 1, axis))
+
+
 # -------------------------------------------------------------------------- softmax and loss
 
 

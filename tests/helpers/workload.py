@@ -27,6 +27,7 @@ def digest() -> str:
     """Run every parallel kernel in its parallel form, where the guard allows it."""
     import nbbn.functional as F  # noqa: N812
     from nbbn.data import Batches
+    from nbbn.functional.pooling import max_pool2d_at
     from nbbn.kernels import (  # fmt: skip
         _jit,
         dropout_cpu,
@@ -51,6 +52,14 @@ def digest() -> str:
         y, stats = F.weighted_batch_norm_train(x, weights, gamma)
         results += [y, *F.weighted_batch_norm_backward(dy, x, weights, stats, gamma)]
     x, dy = rng.normal(size=(2, 300, 24)).astype(np.float32)
+    for axis in (1, -1):
+        images = rng.normal(size=(6, 9, 8, 7)).astype(np.float32)
+        y, index = F.max_pool2d(images, 3, stride=2, axis=axis)
+        results += [y, index, F.max_pool2d_backward(y, index, images.shape, 3, stride=2, axis=axis)]
+        results.append(max_pool2d_at(images, index, 3, stride=2, axis=axis))
+        y, mean = F.avg_pool2d(images, 2, axis=axis), F.global_avg_pool2d(images, axis=axis)
+        results += [y, F.avg_pool2d_backward(y, images.shape, 2, axis=axis), mean]
+        results.append(F.global_avg_pool2d_backward(mean, images.shape, axis=axis))
     labels = rng.integers(0, 24, 300)
     for name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
         y = getattr(F, name)(x)
