@@ -76,6 +76,34 @@ def test_every_flag_of_training(own, tmp_path, capsys):
     assert list((tmp_path / "board").iterdir())
 
 
+def test_a_cnn_trains_resumes_and_is_used(own, tmp_path, capsys):
+    """As long as once without a stop, to the bit; and onnxruntime computes the same."""
+    flags = ("--data", own, "--model", "cnn", "--channels", 3, *FLAGS, "--quiet")
+    call(capsys, "train", *flags, "--epochs", 4, "--out", tmp_path / "whole")
+    call(capsys, "train", *flags, "--epochs", 4, "--out", tmp_path / "run", "--save-every", 5)
+    for late in sorted((tmp_path / "run").glob("step-*"))[-2:]:
+        late.unlink()
+    status, lines, _ = call(capsys, "train", "--resume", tmp_path / "run", "--quiet")
+    assert status == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    result = json.loads(lines[-1])
+    status, lines, _ = call(capsys, "eval", tmp_path / "run")
+    assert json.loads(lines[-1])["accuracy"] >= result["test_accuracy"]
+    classifier = Classifier.load(tmp_path / "run")
+    assert [type(layer).__name__ for layer in classifier.model][:2] == ["Unflatten", "Conv2d"]
+    assert (classifier.config.model, classifier.config.channels) == ("cnn", (3,))
+    images, _ = digits(9, 2)
+    assert classifier.probabilities(images).shape == (9, 3)
+    status, lines, error = call(capsys, "export", tmp_path / "run", tmp_path / "model.onnx")
+    assert (status, error) == (0, "")
+
+
+def test_channels_belong_to_a_cnn(own, capsys):
+    status, _, error = call(capsys, "train", "--data", own, "--channels", 3)
+    assert status == 2
+    assert "--channels needs --model cnn" in error
+
+
 def test_it_learns_and_until_stops_it(own, capsys):
     status, lines, _ = call(
         capsys, "train", "--data", own, *FLAGS, "--epochs", 200, "--until", 0.9, "--quiet"

@@ -464,38 +464,6 @@ def test_dropout_is_the_identity_in_evaluation_and_for_0(layer):
     assert layer(x) is x
 
 
-# -------------------------------------------------------------------------------------- mlp
-
-
-@pytest.mark.parametrize(
-    ("options", "layers"),
-    [
-        ({}, ["Dense(6, 5, bias=False)", "BatchNorm(5, activation='relu')", "Dense(5, 3)"]),
-        ({"sizes": (6, 5, 4, 3), "dropout": 0.1},
-         ["Dense(6, 5, bias=False)", "BatchNorm(5, activation='relu')", "Dropout(0.1)",
-          "Dense(5, 4, bias=False)", "BatchNorm(4, activation='relu')", "Dropout(0.1)",
-          "Dense(4, 3)"]),
-        ({"activation": "tanh"},
-         ["Dense(6, 5, bias=False)", "BatchNorm(5)", "Tanh()", "Dense(5, 3)"]),
-        ({"activation": "sigmoid"},
-         ["Dense(6, 5, bias=False)", "BatchNorm(5)", "Sigmoid()", "Dense(5, 3)"]),
-        ({"batch_norm": False}, ["Dense(6, 5)", "ReLU()", "Dense(5, 3)"]),
-        ({"sizes": [6, 3]}, ["Dense(6, 3)"]),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_layers_of_an_mlp(options, layers):
-    model = nbbn.mlp(**{"sizes": (6, 5, 3), **options})
-    assert [repr(layer) for layer in model] == layers
-
-
-def test_mlp_passes_its_options_on():
-    model = nbbn.mlp((6, 5, 3), init=0.0, dtype=np.float64)
-    assert all(p.dtype == np.float64 for p in model.parameters())
-    np.testing.assert_array_equal(model[0].weight.data, np.zeros((5, 6)))
-    assert model[1].running_mean.dtype == np.float64
-
-
 # ----------------------------------------------------------------------------------- losses
 
 
