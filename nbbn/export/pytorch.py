@@ -227,7 +227,9 @@ def _groups(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]
     for key, array in state.items():
         module, _, leaf = key.rpartition(".")
         if leaf not in _LEAVES:
-            raise ArgumentError(f"{key!r} belongs to no Linear, convolution or BatchNorm module")
+            raise ArgumentError(
+                f"{key!r} belongs to neither a Linear, a convolution nor a BatchNorm"
+            )
         groups.setdefault(module, {})[leaf] = array
     return groups
 
@@ -245,7 +247,7 @@ def _kind_of_group(name: str, group: Mapping[str, np.ndarray]) -> _Kind:
     if vector is None or vector.ndim != 1:
         shapes = {leaf: array.shape for leaf, array in group.items()}
         raise ArgumentError(
-            f"{name!r} is no Linear, convolution or BatchNorm module: its arrays are {shapes}"
+            f"{name!r} is neither a Linear, a convolution nor a BatchNorm: it has {shapes}"
         )
     return _Kind("BatchNorm", vector.shape)
 

@@ -20,7 +20,8 @@ from ..nn.variants import InPlaceBatchNorm
 from .conventions import BatchNormState, assignment, fill, fitting, with_settings
 
 # With a weight and a bias.
-Weighted = Dense | Conv2d | ConvTranspose2d
+Convolution = Conv2d | ConvTranspose2d
+Weighted = Dense | Convolution
 Layer = Weighted | BatchNorm
 
 
@@ -45,8 +46,8 @@ def layers_of(model: Module) -> dict[str, Layer]:
     }
     if strays:
         raise ArgumentError(
-            f"the model has {len(strays)} parameters outside of its Dense, BatchNorm and "
-            "convolution layers: move those with state_dict"
+            f"the model has {len(strays)} parameters outside of its Dense and BatchNorm layers "
+            "and convolutions: move those with state_dict"
         )
     return found
 
