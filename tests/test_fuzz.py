@@ -60,6 +60,14 @@ def labels() -> np.ndarray:
     return np.array([0, 1, 0, 1, 1, 0])
 
 
+def images() -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(2, 4, 5, 5)).astype(np.float32)
+
+
+def kernel(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
 def sgd(own: nbbn.Module) -> optim.SGD:
     return optim.SGD(own.parameters())
 
@@ -119,7 +127,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "std": vector, "targets": lambda: np.ones((6, 4), np.float32), "threads": lambda: 1,
     "total": lambda: 10, "var": vector, "weight": lambda: np.ones((3, 4), np.float32),
     "weight_decay": lambda: 0.1, "weights": lambda: np.array([1, 0, 1, 1, 1, 1], bool), "x": x,
-    "y": x,
+    "y": x, "in_channels": lambda: 4, "out_channels": lambda: 2, "kernel_size": lambda: 3,
 }  # fmt: skip
 
 # Where a name means something else, arguments belong together, or a default says nothing.
@@ -133,6 +141,8 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Config.build_model": lambda: {"rng": 0},
     "Config.from_dict": lambda: {"values": Config().to_dict()},
     "Config.prepare": lambda: {"self": Config(data=("own.npz",))},
+    "Conv2d.__call__": lambda: {"x": images()},
+    "ConvTranspose2d.__call__": lambda: {"x": images()},
     "Flatten.__call__": lambda: {"x": np.ones((2, 3, 4), np.float32)},
     "Module.load_state_dict": lambda: {"state": nbbn.BatchNorm(4).state_dict()},
     "Optimizer.add_param_group": lambda: {"group": {"params": [nbbn.Parameter([1.0])]}},
@@ -156,6 +166,21 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "data.load_fashion_mnist": lambda: {"data_dir": "empty", "download": False},
     "data.load_mnist": lambda: {"data_dir": "empty", "download": False},
     "data.read_idx": lambda: {"source": "labels.idx"},
+    **{
+        f"{home}.{name}": lambda shape=shape: {"x": images(), "weight": kernel(*shape)}
+        for home in ("functional", "ops")
+        for name, shape in (("conv2d", (6, 4, 3, 3)), ("conv_transpose2d", (4, 6, 3, 3)))
+    },
+    "functional.conv2d_backward": lambda: {
+        "dy": kernel(2, 6, 3, 3),
+        "x": images(),
+        "weight": kernel(6, 4, 3, 3),
+    },
+    "functional.conv_transpose2d_backward": lambda: {
+        "dy": kernel(2, 6, 7, 7),
+        "x": images(),
+        "weight": kernel(4, 6, 3, 3),
+    },
     "functional.weighted_batch_norm_backward": lambda: {
         "stats": F.weighted_batch_norm_train(x(), VALUES["weights"]())[1]
     },

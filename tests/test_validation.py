@@ -63,6 +63,13 @@ INTEGERS: list[tuple[str, int | None, Call]] = [
     ("channels", 1, lambda v: nbbn.GhostBatchNorm(v, 2)),
     ("size", 1, lambda v: nbbn.GhostBatchNorm(4, v)),
     ("channels", 1, nbbn.InPlaceBatchNorm),
+    ("in_channels", 1, lambda v: nbbn.Conv2d(v, 3, 2)),
+    ("out_channels", 1, lambda v: nbbn.Conv2d(3, v, 2)),
+    ("groups", 1, lambda v: nbbn.Conv2d(4, 4, 2, groups=v)),
+    ("axis", None, lambda v: nbbn.Conv2d(4, 4, 2, axis=v)),
+    ("in_channels", 1, lambda v: nbbn.ConvTranspose2d(v, 3, 2)),
+    ("out_channels", 1, lambda v: nbbn.ConvTranspose2d(3, v, 2)),
+    ("groups", 1, lambda v: nbbn.ConvTranspose2d(4, 4, 2, groups=v)),
     ("in_features", 1, lambda v: nbbn.Dense(v, 3)),
     ("out_features", 1, lambda v: nbbn.Dense(3, v)),
     ("out_features", 1, lambda v: nbbn.mlp((4, v))),
@@ -138,6 +145,7 @@ REALS: list[tuple[str, float | None, Call]] = [
 ]
 
 GENERATORS: list[Call] = [
+    lambda v: nbbn.Conv2d(3, 2, 1, rng=v),
     lambda v: nbbn.Dense(3, 2, rng=v),
     lambda v: nbbn.Dropout(0.5, rng=v),
     lambda v: nbbn.mlp((4, 2), rng=v),
@@ -170,6 +178,7 @@ SWITCHES: list[tuple[str, Call]] = [
     )),
     ("unbiased", lambda v: nbbn.BatchNorm(4, convention=Convention(unbiased=v))),
     ("zero_debias", lambda v: nbbn.BatchNorm(4, convention=Convention(zero_debias=v))),
+    ("bias", lambda v: nbbn.Conv2d(3, 2, 1, bias=v)),
     ("bias", lambda v: nbbn.Dense(3, 2, bias=v)),
     ("batch_norm", lambda v: nbbn.mlp((4, 2), batch_norm=v)),
     ("requires_grad", lambda v: nbbn.Tensor(X, requires_grad=v)),

@@ -1,7 +1,7 @@
-"""Batch normalization folded into the Dense layers beside it, for inference.
+"""Batch normalization folded into the Dense and convolution layers beside it, for inference.
 
-With s = gamma / sqrt(running_var + eps), a BatchNorm behind a Dense becomes part of it as
-``W' = s W, b' = (b - running_mean) s + beta``, and one in front of a Dense as
+With s = gamma / sqrt(running_var + eps), a BatchNorm behind a Dense or a convolution becomes part
+of it as ``W' = s W, b' = (b - running_mean) s + beta``, and one in front of a Dense as
 ``W' = W s, b' = b + W (beta - running_mean s)``.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -20,9 +20,10 @@ import numpy as np
 
 from .. import nn
 from .._validation import instance, real, switch
-from ..autograd.tensor import Tensor, as_tensor
+from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, NbbnError
 from ..nn.layers import unnested
+from .walk import Convolution, Weighted
 
 __all__ = ["fold"]
 
@@ -45,11 +46,11 @@ def fold(
     strict: bool = True,
     tolerance: float | None = None,
 ) -> nn.Sequential:
-    """Make a model for inference whose batch normalization is part of its Dense layers.
+    """Make a model for inference whose batch normalization is part of other layers.
 
-    A BatchNorm folds into the Dense before it, its ReLU staying behind as a layer, or, without a
-    ReLU, into the Dense after it, also across a Flatten. Dropout disappears. Before it returns,
-    every replacement is run beside what it replaces.
+    A BatchNorm folds into the Dense or the convolution before it, its ReLU staying behind as a
+    layer, or, without a ReLU, into the Dense after it, also across a Flatten. Dropout disappears.
+    Before it returns, every replacement is run beside what it replaces.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def fold(
         A Sequential, nested ones included; not changed.
     x : ndarray, optional
         A batch to verify on, as the model takes it. By default standard normal numbers of the first
-        layer's width.
+        layer's width; a convolution that comes first does not tell the size of its images.
     strict : bool, default True
         Whether a BatchNorm that cannot be folded is an error; with False it stays as it is.
     tolerance : float, optional
@@ -109,10 +110,11 @@ def _add(steps: list[_Step], name: str, layer: nn.Module) -> None:
     """Append a layer, folded together with the last steps where that can be."""
     steps.append(_Step(name, [layer], [layer]))
     if isinstance(layer, nn.BatchNorm):
-        dense = steps[-2].after[-1] if len(steps) > 1 else None
-        if isinstance(dense, nn.Dense) and not _unfit(layer):
+        before = steps[-2].after[-1] if len(steps) > 1 else None
+        fits = isinstance(before, nn.Dense) or getattr(before, "axis", None) == layer.axis
+        if isinstance(before, Weighted) and fits and not _unfit(layer):
             relu: list[nn.Module] = [nn.ReLU()] if layer.activation else []
-            _join(steps, 2, [*steps[-2].after[:-1], _behind(dense, layer), *relu])
+            _join(steps, 2, [*steps[-2].after[:-1], _behind(before, layer), *relu])
     elif isinstance(layer, nn.Dense):
         while (found := _in_front(steps)) is not None:
             norm, between, dense = found
@@ -141,12 +143,24 @@ def _in_front(steps: list[_Step]) -> tuple[nn.BatchNorm, list[_Step], nn.Dense] 
     return norm, between, dense
 
 
-def _behind(dense: nn.Dense, norm: nn.BatchNorm) -> nn.Dense:
-    """Fold a BatchNorm into the Dense before it."""
+def _behind(layer: Weighted, norm: nn.BatchNorm) -> nn.Module:
+    """Fold a BatchNorm into the layer before it."""
     s, _ = _scale_and_shift(norm)
-    weight, bias = _wide(dense)
+    weight, bias = _wide(layer)
     bias = (bias - norm.running_mean) * s
-    return _dense(s[:, None] * weight, bias if norm.beta is None else bias + norm.beta.data, dense)
+    if norm.beta is not None:
+        bias = bias + norm.beta.data
+    if isinstance(layer, nn.Dense):
+        return _dense(s[:, None] * weight, bias, layer)
+    # A transposed convolution has its filters on axis 1, in groups that are on axis 0.
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    shape = (layer.groups, 1, -1) if transposed else (layer.groups, -1, 1)
+    folded = copy.copy(layer)
+    folded.weight = Parameter(layer.weight.data.copy())
+    folded.weight.data[...] = (grouped * s.reshape(*shape, 1, 1)).reshape(weight.shape)
+    folded.bias = Parameter(bias.astype(layer.weight.dtype))
+    return folded
 
 
 def _ahead(dense: nn.Dense, norm: nn.BatchNorm) -> nn.Dense:
@@ -169,11 +183,11 @@ def _scale_and_shift(norm: nn.BatchNorm) -> tuple[np.ndarray, np.ndarray]:
     return s, t if norm.beta is None else t + norm.beta.data
 
 
-def _wide(dense: nn.Dense) -> tuple[np.ndarray, np.ndarray]:
-    weight = dense.weight.data.astype(np.float64)
-    if dense.bias is None:
-        return weight, np.zeros(len(weight))
-    return weight, dense.bias.data.astype(np.float64)
+def _wide(layer: Weighted) -> tuple[np.ndarray, np.ndarray]:
+    weight = layer.weight.data.astype(np.float64)
+    if layer.bias is None:
+        return weight, np.zeros(1)
+    return weight, layer.bias.data.astype(np.float64)
 
 
 def _dense(weight: np.ndarray, bias: np.ndarray, like: nn.Dense) -> nn.Dense:
@@ -188,7 +202,7 @@ def _dense(weight: np.ndarray, bias: np.ndarray, like: nn.Dense) -> nn.Dense:
 
 
 def _unfit(norm: nn.BatchNorm) -> str | None:
-    """Say why a BatchNorm folds into no Dense at all."""
+    """Say why a BatchNorm folds into no layer at all."""
     if norm.running_mean is None:
         return "it keeps no running statistics"
     if norm.axis not in (1, -1):
@@ -214,7 +228,9 @@ def _refusals(steps: list[_Step]) -> Iterator[str]:
 def _neighbours(steps: list[_Step], position: int) -> str:
     before = repr(steps[position - 1].after[-1]) if position else "the input"
     after = repr(steps[position + 1].after[0]) if position + 1 < len(steps) else "the output"
-    layer = steps[position].after[0]
+    layer, maker = steps[position].after[0], steps[position - 1].after[-1]
+    if position and isinstance(maker, Convolution) and isinstance(layer, nn.BatchNorm):
+        return f"its axis is {layer.axis}, and that of {before} {maker.axis}"
     if isinstance(layer, nn.BatchNorm) and layer.activation:
         return f"it follows {before}, and its {layer.activation} comes before {after}"
     return f"it is between {before} and {after}"

@@ -1,7 +1,9 @@
 """Weights of Keras models, as ``model.get_weights()`` lists them.
 
-A Keras Dense has a kernel (in, out), the transpose of ours, and a bias. A BatchNormalization has
-gamma (if it scales), beta (if it centers), moving_mean, moving_variance.
+A Keras Dense has a kernel (in, out), the transpose of ours, and a bias. The kernel of a Conv2D is
+(height, width, in / groups, out), of a Conv2DTranspose (height, width, out, in), of a
+DepthwiseConv2D (height, width, in, filters of each). A BatchNormalization has gamma (if it
+scales), beta (if it centers), moving_mean, moving_variance.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ import numpy as np
 
 from .._validation import iterate
 from ..errors import ArgumentError, DTypeError, ShapeError
-from ..nn.layers import BatchNorm, Dense, Module
+from ..nn.convolution import Conv2d
+from ..nn.layers import BatchNorm, Module
 from .conventions import BatchNormState, as_array, variance
-from .walk import Layer, Loader, layers_of
+from .walk import Layer, Loader, Weighted, layers_of
 
 __all__ = ["load_keras", "to_keras"]
+
+# Keras' axes of a kernel in our order, by how many there are; of our own in Keras' order next.
+_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+_BACK = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 def load_keras(
@@ -28,15 +35,18 @@ def load_keras(
     momentum: float | None = None,
     count: int | None = None,
 ) -> None:
-    """Copy the weights of a Keras model of Dense and BatchNormalization layers into a model.
+    """Copy the weights of a Keras model of Dense, convolution and BatchNormalization layers.
 
-    The bias of a Keras Dense in front of a batch normalization whose Dense has none here goes into
-    the running mean, which changes no output. Nothing is changed unless everything fits.
+    The bias of a Keras layer in front of a batch normalization whose layer has none here goes into
+    the running mean, which changes no output. A Conv2d with as many groups as channels takes those
+    of a Conv2D or a DepthwiseConv2D. Nothing is changed unless everything fits.
 
     Parameters
     ----------
     model : Module
-        Of Dense and BatchNorm layers in the order of the Keras model, and any without parameters.
+        Of Dense, Conv2d, ConvTranspose2d and BatchNorm layers in the order of the Keras model, and
+        any without parameters. Behind a Flatten, weights fit only layers that have the channels on
+        the same axis, -1 by default in Keras.
     weights : sequence of ndarray
         ``keras_model.get_weights()``.
     eps, momentum, count : optional
@@ -70,10 +80,10 @@ def load_keras(
                 f"weights there are {len(found)}, of shapes {[a.shape for a in found]}"
             )
         for name, layer in segment.items():
-            if isinstance(layer, Dense):
-                kernel = next(given)
+            if isinstance(layer, Weighted):
+                kernel = _from_keras(next(given), layer)
                 bias = next(given) if spare or layer.bias is not None else None
-                loader.dense(layer, kernel.T, bias, f"Keras' {name!r}")
+                loader.weighted(layer, kernel, bias, f"Keras' {name!r}")
                 continue
             state = BatchNormState(
                 gamma=None if layer.gamma is None else next(given),
@@ -86,11 +96,12 @@ def load_keras(
 
 
 def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
-    """Return the weights of a model of Dense and BatchNorm layers for ``set_weights`` of Keras.
+    """Return the weights of a model for ``set_weights`` of Keras, convolutions as Conv2D.
 
     Parameters
     ----------
     model : Module
+        Of Dense, Conv2d, ConvTranspose2d and BatchNorm layers, and any that have no parameters.
     count : int, optional
         Values per channel of a training batch, see `BatchNormState.to`: undoes the correction of
         an unbiased running variance.
@@ -107,8 +118,9 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
     """
     found: list[np.ndarray] = []
     for name, layer in layers_of(model).items():
-        if isinstance(layer, Dense):
-            found.append(np.array(layer.weight.numpy().T, order="C"))
+        if isinstance(layer, Weighted):
+            weight = layer.weight.numpy()
+            found.append(np.array(weight.transpose(_BACK[weight.ndim]), order="C"))
             if layer.bias is not None:
                 found.append(np.array(layer.bias.numpy()))
             continue
@@ -119,42 +131,51 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
     return found
 
 
+def _from_keras(kernel: np.ndarray, layer: Weighted) -> np.ndarray:
+    """Put the axes of a kernel in our order."""
+    if isinstance(layer, Conv2d) and kernel.ndim == 4 and layer.groups == kernel.shape[2] > 1:
+        # Of a DepthwiseConv2D, in whose order each channel's filters are one behind the other.
+        return kernel.transpose(2, 3, 0, 1).reshape(-1, 1, *kernel.shape[:2])
+    return kernel.transpose(_AXES[kernel.ndim])
+
+
 def _segments(
     layers: dict[str, Layer], arrays: list[np.ndarray]
 ) -> Iterator[tuple[dict[str, Layer], list[np.ndarray]]]:
-    """Pair each Dense and the BatchNorms behind it with a kernel and the vectors behind it."""
+    """Pair each layer with a kernel, and the BatchNorms behind it, with a kernel and vectors."""
     ours: list[dict[str, Layer]] = [{}]
     for name, layer in layers.items():
-        if isinstance(layer, Dense):
+        if isinstance(layer, Weighted):
             ours.append({})
         else:
             _check_tracked(layer, name)
         ours[-1][name] = layer
     theirs: list[list[np.ndarray]] = [[]]
     for position, array in enumerate(arrays):
-        if array.ndim == 2:
+        if array.ndim in _AXES:
             theirs.append([])
         elif array.ndim != 1:
             raise ShapeError(
-                f"weights[{position}] has shape {array.shape}: only the kernels (in, out) and "
-                "vectors of Dense and BatchNormalization layers can be loaded"
+                f"weights[{position}] has shape {array.shape}: only the kernels and vectors "
+                "of Dense, convolution and BatchNormalization layers can be loaded"
             )
         theirs[-1].append(array)
     if len(ours) != len(theirs):
         raise ArgumentError(
-            f"the model has {len(ours) - 1} Dense layers, but the weights hold "
+            f"the model has {len(ours) - 1} layers with a kernel, but the weights hold "
             f"{len(theirs) - 1} kernels"
         )
     if theirs[0] and not ours[0]:
         raise ArgumentError(
-            f"the weights start with a vector of shape {theirs[0][0].shape}, the model with a Dense"
+            f"the weights start with a vector of shape {theirs[0][0].shape}, and the model with a "
+            "kernel"
         )
     return ((a, b) for a, b in zip(ours, theirs, strict=True) if a)
 
 
 def _count(layer: Layer) -> int:
     """How many arrays Keras has for a layer."""
-    if isinstance(layer, Dense):
+    if isinstance(layer, Weighted):
         return 1 + (layer.bias is not None)
     return 2 + (layer.gamma is not None) + (layer.beta is not None)
 

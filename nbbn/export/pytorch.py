@@ -15,7 +15,7 @@ from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ..functional import checks
 from ..nn.layers import BatchNorm, Dense, Module
 from .conventions import BatchNormState, as_array, known_updates, torch_can_omit_shift, variance
-from .walk import Layer, Loader, layers_of
+from .walk import Layer, Loader, Weighted, layers_of
 
 __all__ = ["load_torch", "to_torch"]
 
@@ -41,22 +41,22 @@ def load_torch(
     momentum: float | None = None,
     count: int | None = None,
 ) -> None:
-    """Copy the state dict of a PyTorch model of Linear and BatchNorm modules into a model.
+    """Copy the state dict of a PyTorch model of Linear, Conv2d, BatchNorm ... into a model.
 
     PyTorch modules meet the model's layers by kind and shape, then by name. Several of one kind and
     shape whose names differ in a number only, such as "fc1" and "fc2" or the positions in a
     Sequential, go in the order of that number; otherwise `names` must tell which is which. The bias
-    of a Linear in front of a BatchNorm whose Dense has none goes into the running mean, which
+    of a module in front of a BatchNorm whose layer has none goes into the running mean, which
     changes no output. Nothing is changed unless everything fits.
 
     Parameters
     ----------
     model : Module
-        Of Dense and BatchNorm layers, and any that have no parameters.
+        Of Dense, Conv2d, ConvTranspose2d and BatchNorm layers, and any that have no parameters.
     source : path of a safetensors file, or mapping of str to array
         ``model.state_dict()`` of PyTorch, on the CPU, with or without num_batches_tracked.
     names : sequence of str, optional
-        The name of a PyTorch module, such as "encoder.bn1", for each Dense and BatchNorm layer of
+        The name of a PyTorch module, such as "encoder.bn1", for each layer with parameters of
         the model in the order of their definition.
     eps, momentum : float, optional
         What the PyTorch modules were built with; files do not say. By default the layers keep their
@@ -82,8 +82,8 @@ def load_torch(
     for name, layer in layers.items():
         group = groups[matched[name]]
         label = f"PyTorch's {matched[name]!r}"
-        if isinstance(layer, Dense):
-            loader.dense(layer, group.get("weight"), group.get("bias"), label)
+        if isinstance(layer, Weighted):
+            loader.weighted(layer, group.get("weight"), group.get("bias"), label)
             continue
         found = BatchNormState(
             mean=group.get("running_mean"),
@@ -99,7 +99,7 @@ def load_torch(
 def to_torch(
     model: Module, *, names: Sequence[str] | None = None, count: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Return a PyTorch state dict of a model of Dense and BatchNorm layers.
+    """Return a PyTorch state dict of a model of Dense, convolution and BatchNorm layers.
 
     PyTorch takes it with ``load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})``,
     and `safetensors.numpy.save_file` writes it. `options` builds the module that each BatchNorm
@@ -111,8 +111,8 @@ def to_torch(
     ----------
     model : Module
     names : sequence of str, optional
-        The name of the PyTorch module for each Dense and BatchNorm layer of the model in the order
-        of their definition; by default their names here, which in a Sequential are their positions.
+        The name of the PyTorch module for each layer with parameters of the model in the order of
+        their definition; by default their names here, which in a Sequential are their positions.
     count : int, optional
         Values per channel of a training batch, see `BatchNormState.to`; matters only for layers of
         another convention.
@@ -132,7 +132,7 @@ def to_torch(
     found: dict[str, np.ndarray] = {}
     for name, layer in zip(wanted, layers.values(), strict=True):
         arrays: Mapping[str, np.ndarray | None]
-        if isinstance(layer, Dense):
+        if isinstance(layer, Weighted):
             arrays = layer.state_dict()
         else:
             arrays = _batch_norm_arrays(layer, count)
@@ -227,7 +227,9 @@ def _groups(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]
     for key, array in state.items():
         module, _, leaf = key.rpartition(".")
         if leaf not in _LEAVES:
-            raise ArgumentError(f"{key!r} belongs to neither a Linear nor a BatchNorm module")
+            raise ArgumentError(
+                f"{key!r} belongs to neither a Linear, a convolution nor a BatchNorm"
+            )
         groups.setdefault(module, {})[leaf] = array
     return groups
 
@@ -239,11 +241,13 @@ def _kind_of_group(name: str, group: Mapping[str, np.ndarray]) -> _Kind:
     weight = group.get("weight")
     if weight is not None and weight.ndim == 2 and "running_mean" not in group:
         return _Kind("Linear", weight.shape)
+    if weight is not None and weight.ndim == 4:
+        return _Kind("convolution", weight.shape)
     vector = group.get("running_mean", weight)
     if vector is None or vector.ndim != 1:
         shapes = {leaf: array.shape for leaf, array in group.items()}
         raise ArgumentError(
-            f"{name!r} is neither a Linear nor a BatchNorm module: its arrays are {shapes}"
+            f"{name!r} is neither a Linear, a convolution nor a BatchNorm: it has {shapes}"
         )
     return _Kind("BatchNorm", vector.shape)
 
@@ -251,6 +255,8 @@ def _kind_of_group(name: str, group: Mapping[str, np.ndarray]) -> _Kind:
 def _kind_of_layer(layer: Layer) -> _Kind:
     if isinstance(layer, Dense):
         return _Kind("Linear", layer.weight.shape)
+    if isinstance(layer, Weighted):
+        return _Kind("convolution", layer.weight.shape)
     return _Kind("BatchNorm", (layer._channels,))
 
 
@@ -307,7 +313,7 @@ def _distinct(names: Sequence[str], layers: Mapping[str, Layer]) -> list[str]:
         instance(name, str, "each of names")
     if len(wanted) != len(layers) or len(set(wanted)) != len(wanted):
         raise ArgumentError(
-            f"names must hold {len(layers)} different names, one for each Dense and BatchNorm "
-            f"layer ({', '.join(layers)}), got {wanted}"
+            f"names must hold {len(layers)} different names, one for each layer "
+            f"with parameters ({', '.join(layers)}), got {wanted}"
         )
     return wanted

@@ -1,4 +1,4 @@
-"""The Dense and BatchNorm layers of a model, in order, and what to do with a bias they don't need.
+"""The layers of a model that have parameters, in order, and what to do with a bias they don't need.
 
 ``BN(x W + b)`` with running mean r equals ``BN(x W)`` with running mean ``r - b``: in training the
 batch's mean subtracts the bias anyway.
@@ -14,15 +14,19 @@ import numpy as np
 
 from .._validation import instance
 from ..errors import ArgumentError
+from ..nn.convolution import Conv2d, ConvTranspose2d
 from ..nn.layers import BatchNorm, Dense, Module, Sequential
 from ..nn.variants import InPlaceBatchNorm
 from .conventions import BatchNormState, assignment, fill, fitting, with_settings
 
-Layer = Dense | BatchNorm
+# With a weight and a bias.
+Convolution = Conv2d | ConvTranspose2d
+Weighted = Dense | Convolution
+Layer = Weighted | BatchNorm
 
 
 def layers_of(model: Module) -> dict[str, Layer]:
-    """Return the Dense and BatchNorm layers by name, each once, in the order of definition."""
+    """Return all layers that have a state here, by name, each once, in the order of definition."""
     instance(model, Module, "model")
     found: dict[str, Layer] = {}
     seen: set[int] = set()
@@ -36,14 +40,14 @@ def layers_of(model: Module) -> dict[str, Layer]:
                     "PyTorch or Keras does: only its own state_dict can hold it"
                 )
     if not found:
-        raise ArgumentError("the model has neither Dense nor BatchNorm layers")
+        raise ArgumentError("the model has neither Dense nor BatchNorm layers, nor convolutions")
     strays = {id(p) for p in model.parameters()} - {
         id(p) for layer in found.values() for p in layer.parameters()
     }
     if strays:
         raise ArgumentError(
-            f"the model has {len(strays)} parameters outside of its Dense and BatchNorm layers: "
-            "move those with state_dict"
+            f"the model has {len(strays)} parameters outside of its Dense and BatchNorm layers "
+            "and convolutions: move those with state_dict"
         )
     return found
 
@@ -57,22 +61,22 @@ class Loader:
     ) -> None:  # fmt: skip
         self._framework, self._settings, self._count = framework, (eps, momentum), count
         self._copies: list[Callable[[], None]] = []
-        # The BatchNorm behind a Dense in a Sequential, and the bias that it takes in; by id.
+        # The BatchNorm behind a layer in a Sequential, and the bias that it takes in; by id.
         self._behind = {
             id(before): after
             for module in model.modules()
             if isinstance(module, Sequential)
             for before, after in itertools.pairwise(module)
-            if isinstance(before, Dense) and isinstance(after, BatchNorm)
+            if isinstance(before, Weighted) and isinstance(after, BatchNorm)
         }
         self._biases: dict[int, np.ndarray] = {}
 
     def absorbs(self, layer: Layer) -> bool:
         """Whether a bias that a layer does without can go into the BatchNorm behind it."""
-        return isinstance(layer, Dense) and layer.bias is None and id(layer) in self._behind
+        return isinstance(layer, Weighted) and layer.bias is None and id(layer) in self._behind
 
-    def dense(self, layer: Dense, weight: Any, bias: Any, label: str) -> None:
-        """Take in the arrays of a Dense."""
+    def weighted(self, layer: Weighted, weight: Any, bias: Any, label: str) -> None:
+        """Take in the arrays of a Dense or a convolution."""
         if bias is not None and self.absorbs(layer):
             self._biases[id(self._behind[id(layer)])] = bias
             bias = None

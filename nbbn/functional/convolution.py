@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import integer, positive, switch
+from .._validation import integer, positive, possible, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
@@ -43,8 +43,10 @@ from .layout import placed
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
 Pair = tuple[int, int]
-# The axes of an image, and of a weight, in the order in which kernels get them.
-_LAST = (0, 2, 3, 1)
+# Of strides and the like, and of elements that are allocated without asking whether they can be.
+_MOST, _FEW = 2**31 - 1, 2**28
+# Axes of images and of weights, channels last from channels first, and back.
+_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 @in_kind
@@ -67,8 +69,9 @@ def conv2d(
     x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) for axis -1
     weight : ndarray of float, shape (O, C / groups, kh, kw)
     bias : ndarray of float, shape (O,), optional
-    stride, dilation : int or (int, int), default 1
+    stride : int or (int, int), default 1
     padding : int, (int, int), ((int, int), (int, int)), "same" or "valid", default 0
+    dilation : int or (int, int), default 1
     groups : int, default 1
     axis : {1, -1}, default 1
     out : ndarray, shape of the result, dtype of `x`, optional
@@ -106,8 +109,9 @@ def conv2d_backward(
         Gradient of the loss with respect to the output.
     x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) for axis -1
     weight : ndarray of float, shape (O, C / groups, kh, kw)
-    stride, dilation : int or (int, int), default 1
+    stride : int or (int, int), default 1
     padding : int, (int, int), ((int, int), (int, int)), "same" or "valid", default 0
+    dilation : int or (int, int), default 1
     groups : int, default 1
     axis : {1, -1}, default 1
     needs : (bool, bool, bool), default (True, True, True)
@@ -152,11 +156,12 @@ def conv_transpose2d(
     x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) for axis -1
     weight : ndarray of float, shape (C, O / groups, kh, kw)
     bias : ndarray of float, shape (O,), optional
-    stride, dilation : int or (int, int), default 1
+    stride : int or (int, int), default 1
     padding : int, (int, int), ((int, int), (int, int)) or "valid", default 0
         What the convolution pads, and this takes away from its result.
     output_padding : int or (int, int), default 0
         Rows and columns behind that the convolution leaves out; below the stride.
+    dilation : int or (int, int), default 1
     groups : int, default 1
     axis : {1, -1}, default 1
     out : ndarray, shape of the result, dtype of `x`, optional
@@ -197,9 +202,10 @@ def conv_transpose2d_backward(
         Gradient of the loss with respect to the output.
     x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) for axis -1
     weight : ndarray of float, shape (C, O / groups, kh, kw)
-    stride, dilation : int or (int, int), default 1
+    stride : int or (int, int), default 1
     padding : int, (int, int), ((int, int), (int, int)) or "valid", default 0
     output_padding : int or (int, int), default 0
+    dilation : int or (int, int), default 1
     groups : int, default 1
     axis : {1, -1}, default 1
     needs : (bool, bool, bool), default (True, True, True)
@@ -349,86 +355,92 @@ class Convolution:
         return shape[1:3] if self.last else shape[2:]
 
     def _shape(self, count: int, channels: int, *image: int) -> tuple[int, ...]:
-        return (count, *image, channels) if self.last else (count, channels, *image)
+        shape = (count, *image, channels) if self.last else (count, channels, *image)
+        if math.prod(shape) > _FEW:
+            possible(shape, self._place.dtype, "a result")
+        return shape
 
     # ---------------------------------------------------------------- computing
 
     def forward(self, x: Any, weight: Any, bias: Any, out: Any = None) -> np.ndarray:
         """Compute y."""
         bias = self._bias(bias, self._weight_shape[0])
-        operands = self._folded(x), self._weight(weight), bias
+        operands = self._image_for_kernels(x), self._weight_for_kernels(weight), bias
 
         def launch(y: Any) -> None:
-            self._run("forward", *operands, *self._how, y)
+            self._run("forward", *operands, self._geometry, y)
 
-        return self._filled(launch, out, "out", self.y_shape, (x, weight, bias))
+        return self._filled(launch, out, self.y_shape, (x, weight, bias))
 
     def input_gradient(self, dy: Any, weight: Any, bias: Any, out: Any = None) -> np.ndarray:
         """Compute the gradient of x, plus a bias."""
         bias = self._bias(bias, self._weight_shape[1] * self.groups)
-        operands = self._folded(dy), self._weight(weight), bias
+        operands = self._image_for_kernels(dy), self._weight_for_kernels(weight), bias
 
         def launch(dx: Any) -> None:
-            self._run("input_gradient", *operands, *self._how, dx)
+            self._run("input_gradient", *operands, self._geometry, dx)
 
-        return self._filled(launch, out, "out", self.x_shape, (dy, weight, bias))
+        return self._filled(launch, out, self.x_shape, (dy, weight, bias))
 
     def weight_gradient(self, dy: Any, x: Any, out: Any = None) -> np.ndarray:
         """Compute the gradient of the weight."""
-        operands = self._folded(dy), self._folded(x)
+        operands = self._image_for_kernels(dy), self._image_for_kernels(x)
 
         def launch(dweight: Any) -> None:
             if dy.size:
-                self._run("weight_gradient", *operands, *self._how, dweight)
+                self._run("weight_gradient", *operands, self._geometry, dweight)
             else:
                 backend.run(np.copyto, dweight, 0)
 
-        return self._filled(launch, out, "out_dweight", self._weight_shape, (dy, x), weight=True)
+        return self._filled(launch, out, self._weight_shape, (dy, x), "out_dweight", weight=True)
 
     def bias_gradient(self, dy: Any, out: Any = None) -> np.ndarray:
         """Sum dy, or any image, over all but its channels."""
         channels = self._channels(dy)
-        if out is None:
-            out = backend.empty(channels, self._place.dtype, self.device)
-        else:
-            checks.output(out, (channels,), self._place.dtype, "out_dbias", self.device)
-        folded, dbias = self._folded(dy), out
-        if not out.flags.c_contiguous or share(out, dy):
-            dbias = backend.empty(channels, self._place.dtype, self.device)
-        if self.last:
-            kernels = backend.kernels("elementwise", self.device)
-            backend.run(kernels.bias_gradient, folded.reshape(-1, channels), dbias)
-        else:
-            image = math.prod(dy.shape[2:])
-            self._run("bias_gradient", folded.reshape(dy.shape[0], channels, image), dbias)
-        if dbias is not out:
-            backend.run(np.copyto, out, dbias)
-        result: np.ndarray = out
-        return result
+        folded = self._image_for_kernels(dy)
+
+        def launch(dbias: Any) -> None:
+            if self._kernels_last:
+                kernels = backend.kernels("elementwise", self.device)
+                backend.run(kernels.bias_gradient, folded.reshape(-1, channels), dbias)
+            else:
+                pixels = math.prod(folded.shape[2:])
+                self._run("bias_gradient", folded.reshape(-1, channels, pixels), dbias)
+
+        return self._filled(launch, out, (channels,), (dy,), "out_dbias", weight=True)
 
     @property
-    def _how(self) -> tuple[tuple[int, ...], bool]:
+    def _kernels_last(self) -> bool:
+        # They know groups with the channels first only.
+        return self.last and self.groups == 1
+
+    @property
+    def _geometry(self) -> tuple[int, ...]:
         (top, _), (left, _) = self._pads
-        return (*self.stride, top, left, *self.dilation, self.groups), self.last
+        filters, channels, *kernel = self._weight_shape
+        return (
+            channels * self.groups, *self._image(self.x_shape), filters, *kernel,
+            *self._image(self.y_shape), *self.stride, top, left, *self.dilation, self.groups,
+            int(self._kernels_last),
+        )  # fmt: skip
 
     def _run(self, name: str, *args: Any) -> None:
         backend.run(getattr(backend.kernels("convolution", self.device), name), *args)
 
-    def _folded(self, array: Any) -> Any:
-        return backend.contiguous(array, self._place.storage)
+    def _image_for_kernels(self, array: Any) -> Any:
+        turned = array.transpose(_FIRST) if self.last and self.groups > 1 else array
+        return backend.contiguous(turned, self._place.storage)
 
-    def _weight(self, weight: Any) -> Any:
-        """The weight in the order of the image's axes."""
-        return backend.contiguous(
-            weight.transpose(_LAST) if self.last else weight, self._place.dtype
-        )
+    def _weight_for_kernels(self, weight: Any) -> Any:
+        turned = weight.transpose(_LAST) if self._kernels_last else weight
+        return backend.contiguous(turned, self._place.dtype)
 
     def _bias(self, bias: Any, channels: int) -> Any:
         return checks.channel_vector(bias, channels, self._place.dtype, "bias", self.device)
 
     def _filled(
-        self, launch: Callable[[Any], None], out: Any, name: str, shape: tuple[int, ...],
-        inputs: tuple[Any, ...], *, weight: bool = False,
+        self, launch: Callable[[Any], None], out: Any, shape: tuple[int, ...],
+        inputs: tuple[Any, ...], name: str = "out", *, weight: bool = False,
     ) -> np.ndarray:  # fmt: skip
         """Let a kernel write a result to `out`, or to a temporary where it cannot."""
         place = self._place
@@ -437,7 +449,9 @@ class Convolution:
             out = backend.empty(shape, dtype, self.device)
         else:
             checks.output(out, shape, dtype, name, self.device)
-        view = out.transpose(_LAST) if weight and self.last else out
+        view = out
+        if len(shape) == 4 and self.last and weight == (self.groups == 1):
+            view = out.transpose(_LAST if weight else _FIRST)
         # A device stores x's own type, bfloat16 as its bits.
         stored = place.dtype if weight or self.device == "cpu" else self._dtype
         whole = view.flags.carray if self.device == "cpu" else view.flags.c_contiguous
@@ -463,11 +477,11 @@ def channel_axis(axis: Any) -> int:
 def pair(value: Any, name: str, least: int) -> Pair:
     """Check a number, or two: for height and width."""
     if not isinstance(value, tuple | list):
-        number = integer(value, name, least=least)
+        number = integer(value, name, least=least, most=_MOST)
         return number, number
     if len(value) != 2:
         raise ArgumentError(f"{name} must be a number or two, (height, width), got {value!r:.80}")
-    height, width = (integer(number, name, least=least) for number in value)
+    height, width = (integer(number, name, least=least, most=_MOST) for number in value)
     return height, width
 
 

@@ -111,6 +111,9 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     dropout.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
     for left in (rows, np.zeros((2, 4, 3), dtype)):
         matmul.matmul(left, rows.T, np.zeros((*left.shape[:-1], 4), dtype))
+    image, kernel, bias = np.zeros((1, 1, 2, 2), dtype), np.zeros((1, 1, 1, 1), dtype), vector[:1]
+    y = F.conv2d(image, kernel, bias)
+    F.conv2d_backward(y, image, kernel)
     hyper = np.zeros(9, dtype)
     optim.sgd(vector, hyper, vector, vector)
     optim.adam(vector, hyper, vector, vector, vector)

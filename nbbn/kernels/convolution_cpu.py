@@ -1,14 +1,15 @@
 """Convolution of images on the CPU: a block of output rows at a time, unrolled, and one product.
 
-Channels first are x (N, C, H, W), y (N, F, OH, OW) and w (F, C / groups, kh, kw); channels last are
-x (N, H, W, C), y (N, OH, OW, F) and w (F, kh, kw, C / groups). The patches of a block, one for each
-output pixel, are copied into scratch in w's own order, so that a group's output is a matrix product
-with w as it lies. The input gradient is the product with w transposed, added back pixel by pixel;
-the weight gradient multiplies dy with the patches, and sums over images in parts that follow from
-the shape. Products are BLAS calls as in `matmul_cpu`, in the type of x; sums over images too.
+Channels first are x (N, C, H, W), y (N, F, OH, OW) and w (F, C / G, kh, kw) for F filters in G
+groups; channels last are x (N, H, W, C), y (N, OH, OW, F) and w (F, kh, kw, C), without groups. The
+patches of a block, one for each output pixel, are copied into scratch in w's own order, so that the
+output is a matrix product with w as it lies. The input gradient is the product with w transposed,
+added back pixel by pixel; the weight gradient multiplies dy with the patches, and sums over images
+in parts that follow from the shape. Products are BLAS calls as in `matmul_cpu`; they and the sums
+over images are in the type of x. A single filter of a group is no product but a weighted sum.
 
-`window` is (stride, stride, padding, padding, dilation, dilation, groups), height before width;
-the padding is that in front, the one behind follows from the shapes.
+`geometry` is (C, H, W, F, kh, kw, OH, OW), stride, padding, dilation, (G, last); stride, padding
+and dilation are two numbers each, height before width. The padding is that in front.
 """
 
 import functools
@@ -16,7 +17,7 @@ import functools
 from numba import prange
 
 from ._jit import Kernel, bounds, device_function, scratch, workers
-from ._vector import sum_squares
+from ._vector import sum_products, sum_squares
 from .matmul_cpu import AS_IT_IS, TURNED, blas, one_thread, product
 
 # Elements of a block's patches: about what the second cache of a core holds.
@@ -27,40 +28,13 @@ _FEWEST_PIXELS = 64
 _MOST_PARTS = 16
 _ELEMENTS_PER_RUN = 1024
 
-# ---------------------------------------------------------------- blocks
-
-
-def _rows_of_block(patch, y_shape):
-    """How many output rows are unrolled at once: by the shapes alone."""
-    height, width = y_shape
-    rows = max(_BLOCK // (patch * width), -(-_FEWEST_PIXELS // width))
-    blocks = -(-height // min(rows, height))
-    return -(-height // blocks)
+# ---------------------------------------------------------------- patches
 
 
 @device_function
-def _times(gemm, one, a, a_turned, lda, b, b_turned, ldb, beta, M, N, K, c, ldc):
-    """c (M, N) = a (M, K) @ b (K, N) + beta * c; a matrix that is turned lies there transposed.
-
-    Matrices begin where the arrays do, their rows are lda, ldb, ldc elements apart.
-    """
-    # BLAS counts by columns: the transposed of c is that of b times that of a.
-    product(
-        gemm,
-        one,
-        TURNED if b_turned else AS_IT_IS,
-        TURNED if a_turned else AS_IT_IS,
-        N,
-        M,
-        K,
-        b.ctypes.data,
-        ldb,
-        a.ctypes.data,
-        lda,
-        beta,
-        c.ctypes.data,
-        ldc,
-    )
+def _zero(array, first, last):
+    for i in range(first, last):
+        array[i] = 0
 
 
 @device_function
@@ -71,214 +45,346 @@ def _inside(shift, stride, size, count):
 
 
 @device_function
-def _unroll_first(x, c0, C, kh, kw, window, r0, r1, OW, patches):
-    """Write the patches (C * kh * kw, pixels) of channels c0.. of x (C, H, W), rows r0..r1."""
-    sh, sw, ph, pw, dh, dw, _ = window
-    _, H, W = x.shape
-    zero = x.dtype.type(0)
-    at = 0
-    for c in range(c0, c0 + C):
+def _copy(x, start, stride, patches, at, count):
+    source, target = x[start:], patches[at : at + count]
+    if stride == 1:
+        for q in range(target.size):
+            target[q] = source[q]
+    else:
+        for q in range(target.size):
+            target[q] = source[q * stride]
+
+
+@device_function
+def _add(patches, at, count, dx, start, stride):
+    source, target = patches[at : at + count], dx[start:]
+    if stride == 1:
+        for q in range(source.size):
+            target[q] += source[q]
+    else:
+        for q in range(source.size):
+            target[q * stride] += source[q]
+
+
+@device_function
+def _unroll_first(x, start, geometry, r0, r1, patches):
+    """Write the patches (C / G * kh * kw, pixels) of a group of x, at `start`, for rows r0..r1."""
+    C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, G, _ = geometry
+    P = (r1 - r0) * OW
+    for k in range(C // G * kh * kw):
+        c, i, j = k // (kh * kw), k // kw % kh, k % kw
+        at, plane = k * P, start + c * H * W
+        top, left = r0 * sh + i * dh - ph, j * dw - pw
+        q0, q1 = _inside(left, sw, W, OW)
+        s0, s1 = _inside(top, sh, H, r1 - r0)
+        _zero(patches, at, at + s0 * OW)
+        _zero(patches, at + s1 * OW, at + P)
+        if sh == sw == 1 and OW == W and s0 < s1:
+            # The rows lie one behind the other in both, but for what the padding hides.
+            first = max(s0 * W, -left - top * W)
+            last = min(s1 * W, H * W - left - top * W)
+            _copy(x, plane + top * W + left + first, 1, patches, at + first, last - first)
+            for s in range(s0, s1):
+                _zero(patches, at + s * OW, at + s * OW + q0)
+                _zero(patches, at + s * OW + q1, at + s * OW + OW)
+            continue
+        for s in range(s0, s1):
+            row, h = at + s * OW, top + s * sh
+            _zero(patches, row, row + q0)
+            _copy(x, plane + h * W + left + q0 * sw, sw, patches, row + q0, q1 - q0)
+            _zero(patches, row + q1, row + OW)
+
+
+@device_function
+def _roll_first(patches, start, geometry, r0, r1, dx):
+    """Add patches, as `_unroll_first` writes them, to where they come from; they are spoilt."""
+    C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, G, _ = geometry
+    P = (r1 - r0) * OW
+    for k in range(C // G * kh * kw):
+        c, i, j = k // (kh * kw), k // kw % kh, k % kw
+        at, plane = k * P, start + c * H * W
+        top, left = r0 * sh + i * dh - ph, j * dw - pw
+        q0, q1 = _inside(left, sw, W, OW)
+        s0, s1 = _inside(top, sh, H, r1 - r0)
+        if sh == sw == 1 and OW == W and s0 < s1:
+            for s in range(s0, s1):
+                _zero(patches, at + s * OW, at + s * OW + q0)
+                _zero(patches, at + s * OW + q1, at + s * OW + OW)
+            first = max(s0 * W, -left - top * W)
+            last = min(s1 * W, H * W - left - top * W)
+            _add(patches, at + first, last - first, dx, plane + top * W + left + first, 1)
+            continue
+        for s in range(s0, s1):
+            row, h = at + s * OW, top + s * sh
+            _add(patches, row + q0, q1 - q0, dx, plane + h * W + left + q0 * sw, sw)
+
+
+@device_function
+def _unroll_last(x, start, geometry, r0, r1, patches):
+    """Write the patches (pixels, kh * kw * C) of the image of x at `start`, for rows r0..r1."""
+    C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
+    for p in range((r1 - r0) * OW):
+        top, left = (r0 + p // OW) * sh - ph, p % OW * sw - pw
+        j0, j1 = _inside(left, dw, W, kw)
         for i in range(kh):
-            for j in range(kw):
-                left = j * dw - pw
-                q0, q1 = _inside(left, sw, W, OW)
-                for r in range(r0, r1):
-                    h = r * sh - ph + i * dh
-                    target = patches[at : at + OW]
-                    at += OW
-                    if h < 0 or h >= H or q0 == q1:
-                        target[:] = zero
-                        continue
-                    target[:q0] = zero
-                    target[q1:] = zero
-                    inner, source = target[q0:q1], x[c, h, q0 * sw + left :]
-                    if sw == 1:
-                        for q in range(inner.size):
-                            inner[q] = source[q]
-                    else:
-                        for q in range(inner.size):
-                            inner[q] = source[q * sw]
+            at, h = (p * kh + i) * kw * C, top + i * dh
+            if h < 0 or h >= H:
+                _zero(patches, at, at + kw * C)
+                continue
+            _zero(patches, at, at + j0 * C)
+            pixel = start + (h * W + left) * C
+            if dw == 1:
+                _copy(x, pixel + j0 * C, 1, patches, at + j0 * C, (j1 - j0) * C)
+            else:
+                for j in range(j0, j1):
+                    _copy(x, pixel + j * dw * C, 1, patches, at + j * C, C)
+            _zero(patches, at + j1 * C, at + kw * C)
 
 
 @device_function
-def _roll_first(patches, c0, C, kh, kw, window, r0, r1, OW, dx):
-    """Add patches, as `_unroll_first` writes them, to where they come from in dx (C, H, W)."""
-    sh, sw, ph, pw, dh, dw, _ = window
-    _, H, W = dx.shape
-    at = 0
-    for c in range(c0, c0 + C):
+def _roll_last(patches, start, geometry, r0, r1, dx):
+    """Add patches, as `_unroll_last` writes them, to where they come from."""
+    C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
+    for p in range((r1 - r0) * OW):
+        top, left = (r0 + p // OW) * sh - ph, p % OW * sw - pw
+        j0, j1 = _inside(left, dw, W, kw)
         for i in range(kh):
-            for j in range(kw):
-                left = j * dw - pw
-                q0, q1 = _inside(left, sw, W, OW)
-                for r in range(r0, r1):
-                    h = r * sh - ph + i * dh
-                    source = patches[at + q0 : at + q1]
-                    at += OW
-                    if h < 0 or h >= H or q0 == q1:
-                        continue
-                    target = dx[c, h, q0 * sw + left :]
-                    if sw == 1:
-                        for q in range(source.size):
-                            target[q] += source[q]
-                    else:
-                        for q in range(source.size):
-                            target[q * sw] += source[q]
+            at, h = (p * kh + i) * kw * C, top + i * dh
+            if h < 0 or h >= H:
+                continue
+            pixel = start + (h * W + left) * C
+            if dw == 1:
+                _add(patches, at + j0 * C, (j1 - j0) * C, dx, pixel + j0 * C, 1)
+            else:
+                for j in range(j0, j1):
+                    _add(patches, at + j * C, C, dx, pixel + j * dw * C, 1)
+
+
+# ---------------------------------------------------------------- products
 
 
 @device_function
-def _unroll_last(x, c0, C, kh, kw, window, r0, r1, OW, patches):
-    """Write the patches (pixels, kh * kw * C) of channels c0.. of x (H, W, C), rows r0..r1."""
-    sh, sw, ph, pw, dh, dw, _ = window
-    H, W, _ = x.shape
-    zero = x.dtype.type(0)
-    at = 0
-    for r in range(r0, r1):
-        for q in range(OW):
-            for i in range(kh):
-                h = r * sh - ph + i * dh
-                for j in range(kw):
-                    w = q * sw - pw + j * dw
-                    target = patches[at : at + C]
-                    at += C
-                    if h < 0 or h >= H or w < 0 or w >= W:
-                        target[:] = zero
-                        continue
-                    source = x[h, w, c0 : c0 + C]
-                    for c in range(C):
-                        target[c] = source[c]
+def _times(gemm, one, a, a_at, a_turned, lda, b, b_at, b_turned, ldb, beta, M, N, K, c, c_at, ldc):
+    """c (M, N) = a (M, K) @ b (K, N) + beta * c; a matrix that is turned lies there transposed.
+
+    Each begins at an element of its array, its rows are lda, ldb, ldc elements apart.
+    """
+    # BLAS counts by columns: the transposed of c is that of b times that of a.
+    product(
+        gemm,
+        one,
+        TURNED if b_turned else AS_IT_IS,
+        TURNED if a_turned else AS_IT_IS,
+        N,
+        M,
+        K,
+        b.ctypes.data + b_at * b.itemsize,
+        ldb,
+        a.ctypes.data + a_at * a.itemsize,
+        lda,
+        beta,
+        c.ctypes.data + c_at * c.itemsize,
+        ldc,
+    )
 
 
 @device_function
-def _roll_last(patches, c0, C, kh, kw, window, r0, r1, OW, dx):
-    """Add patches, as `_unroll_last` writes them, to where they come from in dx (H, W, C)."""
-    sh, sw, ph, pw, dh, dw, _ = window
-    H, W, _ = dx.shape
-    at = 0
-    for r in range(r0, r1):
-        for q in range(OW):
-            for i in range(kh):
-                h = r * sh - ph + i * dh
-                for j in range(kw):
-                    w = q * sw - pw + j * dw
-                    source = patches[at : at + C]
-                    at += C
-                    if h < 0 or h >= H or w < 0 or w >= W:
-                        continue
-                    target = dx[h, w, c0 : c0 + C]
-                    for c in range(C):
-                        target[c] += source[c]
+def _gather(w, at, K, source, from_, ld, y, to, P):
+    """Add to P elements of y those of K runs of source, each times its weight."""
+    target = y[to : to + P]
+    for k in range(K):
+        weight, run = w[at + k], source[from_ + k * ld : from_ + k * ld + P]
+        for p in range(target.size):
+            target[p] += weight * run[p]
 
 
 @device_function
-def _sizes(w, y, last):
-    """(kh, kw, C / groups, OH, OW) of a convolution."""
-    if last:
-        return w.shape[1], w.shape[2], w.shape[3], y.shape[1], y.shape[2]
-    return w.shape[2], w.shape[3], w.shape[1], y.shape[2], y.shape[3]
+def _spread(w, at, K, dy, from_, target, to, ld, P, beta):
+    """Write P elements of dy to K runs of target, each times its weight; beta as in `_times`."""
+    source = dy[from_ : from_ + P]
+    for k in range(K):
+        weight, run = w[at + k], target[to + k * ld : to + k * ld + P]
+        for p in range(source.size):
+            run[p] = weight * source[p] if beta == 0 else run[p] + weight * source[p]
 
 
 @device_function
-def _fill(image, last, bias):
+def _correlate(dy, from_, source, at, ld, P, K, beta, sums, to):
+    """Sum the products of P elements of dy with those of each of K runs of source."""
+    own = dy[from_ : from_ + P]
+    for k in range(K):
+        run, total = source[at + k * ld : at + k * ld + P], 0.0
+        for first in range(0, P, _ELEMENTS_PER_RUN):
+            end = min(first + _ELEMENTS_PER_RUN, P)
+            total += sum_products(own, run, first, end, own.dtype.type(0))[1]
+        sums[to + k] = total if beta == 0 else sums[to + k] + total
+
+
+@device_function
+def _fill(array, start, pixels, bias, channels, last):
     """Fill an image with the bias of each channel, with 0 if there is none."""
     if bias.size == 0:
-        image[...] = image.dtype.type(0)
-    elif last:
-        image[...] = bias
-    else:
-        for c in range(bias.size):
-            image[c] = bias[c]
+        _zero(array, start, start + pixels * channels)
+        return
+    for c in range(channels):
+        value = bias[c]
+        if last:
+            for p in range(pixels):
+                array[start + p * channels + c] = value
+        else:
+            run = array[start + c * pixels : start + (c + 1) * pixels]
+            for p in range(run.size):
+                run[p] = value
+
+
+@device_function
+def _plain(geometry):
+    """Whether the image is its own patches: kernels of one pixel, without stride and padding."""
+    _, H, W, _, kh, kw, OH, OW, sh, sw, _, _, _, _, _, _ = geometry
+    return kh == kw == sh == sw == 1 and OH == H and OW == W
 
 
 # ---------------------------------------------------------------- kernels
 
 
-@Kernel
-def _forward(gemm, one, x, w, bias, window, last, rows, threads, memory, y):
-    """y = x * w + bias; memory holds the patches of `rows` rows for each of `threads`."""
-    kh, kw, C, OH, OW = _sizes(w, y, last)
-    F, G, K = w.shape[0], window[6], C * kh * kw
-    own = F // G
+@device_function
+def _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, y):
+    """y = x * w + bias for the blocks first..end."""
+    C, H, W, F, kh, kw, OH, OW, _, _, _, _, _, _, G, last = geometry
+    K, own, plain = C // G * kh * kw, F // G, _plain(geometry)
     blocks = (OH + rows - 1) // rows
-    for t in prange(threads):
-        patches = memory[t * K * rows * OW : (t + 1) * K * rows * OW]
-        first, end = bounds(t, threads, y.shape[0] * blocks)
-        for unit in range(first, end):
-            n, r0 = unit // blocks, unit % blocks * rows
+    for unit in range(first, end):
+        n, r0 = unit // blocks, unit % blocks * rows
+        r1 = min(r0 + rows, OH)
+        P = (r1 - r0) * OW
+        if last:
+            source, at, ld, to = x, (n * H + r0) * W * C, C, (n * OH + r0) * OW * F
+            if not plain:
+                _unroll_last(x, n * H * W * C, geometry, r0, r1, patches)
+                source, at, ld = patches, 0, K
+            _fill(y, to, P, bias, F, 1)
+            _times(gemm, one, source, at, False, ld, w, 0, True, K, one, P, F, K, y, to, F)
+            continue
+        for f in range(0, F, own):
+            start = (n * C + f // own * (C // G)) * H * W
+            source, at, ld = x, start + r0 * W, H * W
+            if not plain:
+                _unroll_first(x, start, geometry, r0, r1, patches)
+                source, at, ld = patches, 0, P
+            to = (n * F + f) * OH * OW + r0 * OW
+            for g in range(own):
+                _fill(y, to + g * OH * OW, P, bias[f + g : f + g + 1], 1, 1)
+            if own == 1:
+                _gather(w, f * K, K, source, at, ld, y, to, P)
+            else:
+                _times(gemm, one, w, f * K, False, K, source, at, False, ld, one,
+                       own, P, K, y, to, OH * OW)  # fmt: skip
+
+
+@device_function
+def _input_images(gemm, one, dy, w, bias, geometry, rows, first, end, patches, dx):
+    """dx = the gradient of x, plus bias, for the images first..end."""
+    C, H, W, F, kh, kw, OH, OW, _, _, _, _, _, _, G, last = geometry
+    K, own, plain = C // G * kh * kw, F // G, _plain(geometry)
+    beta = one if plain else one - one
+    for n in range(first, end):
+        _fill(dx, n * C * H * W, H * W, bias, C, last)
+        for r0 in range(0, OH, rows):
             r1 = min(r0 + rows, OH)
             P = (r1 - r0) * OW
-            block = y[n, r0:r1] if last else y[n, :, r0:r1]
-            _fill(block, last, bias)
-            for g in range(G):
-                if last:
-                    _unroll_last(x[n], g * C, C, kh, kw, window, r0, r1, OW, patches)
-                    _times(gemm, one, patches, False, K, w[g * own :], True, K, one,
-                           P, own, K, block[:, :, g * own :], F)  # fmt: skip
+            if last:
+                from_ = (n * OH + r0) * OW * F
+                target, at, ld = (dx, (n * H + r0) * W * C, C) if plain else (patches, 0, K)
+                _times(gemm, one, dy, from_, False, F, w, 0, False, K, beta,
+                       P, K, F, target, at, ld)  # fmt: skip
+                if not plain:
+                    _roll_last(patches, n * H * W * C, geometry, r0, r1, dx)
+                continue
+            for f in range(0, F, own):
+                start = (n * C + f // own * (C // G)) * H * W
+                from_ = (n * F + f) * OH * OW + r0 * OW
+                target, at, ld = (dx, start + r0 * W, H * W) if plain else (patches, 0, P)
+                if own == 1:
+                    _spread(w, f * K, K, dy, from_, target, at, ld, P, beta)
                 else:
-                    _unroll_first(x[n], g * C, C, kh, kw, window, r0, r1, OW, patches)
-                    _times(gemm, one, w[g * own :], False, K, patches, False, P, one,
-                           own, P, K, block[g * own :], OH * OW)  # fmt: skip
+                    _times(gemm, one, w, f * K, True, K, dy, from_, False, OH * OW, beta,
+                           K, P, own, target, at, ld)  # fmt: skip
+                if not plain:
+                    _roll_first(patches, start, geometry, r0, r1, dx)
+
+
+@device_function
+def _weight_images(gemm, one, dy, x, geometry, rows, first, end, patches, sums, total):
+    """Write the gradient of w over the images first..end to sums, from `total` on."""
+    C, H, W, F, kh, kw, OH, OW, _, _, _, _, _, _, G, last = geometry
+    K, own, plain = C // G * kh * kw, F // G, _plain(geometry)
+    beta = one - one
+    for n in range(first, end):
+        for r0 in range(0, OH, rows):
+            r1 = min(r0 + rows, OH)
+            P = (r1 - r0) * OW
+            if last:
+                source, at, ld, from_ = x, (n * H + r0) * W * C, C, (n * OH + r0) * OW * F
+                if not plain:
+                    _unroll_last(x, n * H * W * C, geometry, r0, r1, patches)
+                    source, at, ld = patches, 0, K
+                _times(gemm, one, dy, from_, True, F, source, at, False, ld, beta,
+                       F, K, P, sums, total, K)  # fmt: skip
+                beta = one
+                continue
+            for f in range(0, F, own):
+                start = (n * C + f // own * (C // G)) * H * W
+                source, at, ld = x, start + r0 * W, H * W
+                if not plain:
+                    _unroll_first(x, start, geometry, r0, r1, patches)
+                    source, at, ld = patches, 0, P
+                from_ = (n * F + f) * OH * OW + r0 * OW
+                if own == 1:
+                    _correlate(dy, from_, source, at, ld, P, K, beta, sums, total + f * K)
+                else:
+                    _times(gemm, one, dy, from_, False, OH * OW, source, at, True, ld, beta,
+                           own, K, P, sums, total + f * K, K)  # fmt: skip
+            beta = one
 
 
 @Kernel
-def _input_gradient(gemm, one, dy, w, bias, window, last, rows, threads, memory, dx):
+def _forward(gemm, one, x, w, bias, geometry, rows, units, threads, memory, y):
+    """y = x * w + bias in `units` blocks of rows; memory holds the patches of each thread."""
+    size = memory.size // threads
+    for t in prange(threads):
+        first, end = bounds(t, threads, units)
+        patches = memory[t * size : (t + 1) * size]
+        _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, y)
+
+
+@Kernel
+def _input_gradient(gemm, one, dy, w, bias, geometry, rows, N, threads, memory, dx):
     """dx = the gradient of x, plus bias; memory as for `_forward`."""
-    kh, kw, C, OH, OW = _sizes(w, dy, last)
-    F, G, K = w.shape[0], window[6], C * kh * kw
-    own, zero = F // G, one - one
+    size = memory.size // threads
     for t in prange(threads):
-        patches = memory[t * K * rows * OW : (t + 1) * K * rows * OW]
-        first, end = bounds(t, threads, dx.shape[0])
-        for n in range(first, end):
-            _fill(dx[n], last, bias)
-            for r0 in range(0, OH, rows):
-                r1 = min(r0 + rows, OH)
-                P = (r1 - r0) * OW
-                for g in range(G):
-                    if last:
-                        _times(gemm, one, dy[n, r0:, :, g * own :], False, F, w[g * own :], False,
-                               K, zero, P, K, own, patches, K)  # fmt: skip
-                        _roll_last(patches, g * C, C, kh, kw, window, r0, r1, OW, dx[n])
-                    else:
-                        _times(gemm, one, w[g * own :], True, K, dy[n, g * own :, r0:], False,
-                               OH * OW, zero, K, P, own, patches, P)  # fmt: skip
-                        _roll_first(patches, g * C, C, kh, kw, window, r0, r1, OW, dx[n])
+        first, end = bounds(t, threads, N)
+        patches = memory[t * size : (t + 1) * size]
+        _input_images(gemm, one, dy, w, bias, geometry, rows, first, end, patches, dx)
 
 
 @Kernel
-def _weight_gradient(gemm, one, dy, x, window, last, rows, parts, threads, memory, sums, dw):
+def _weight_gradient(gemm, one, dy, x, geometry, rows, N, parts, threads, memory, sums, dw):
     """dw = the gradient of w, over `parts` of the images; sums (parts * dw.size,)."""
-    kh, kw, C, OH, OW = _sizes(dw, dy, last)
-    F, G, K = dw.shape[0], window[6], C * kh * kw
-    own = F // G
+    size = memory.size // threads
     for t in prange(threads):
-        patches = memory[t * K * rows * OW : (t + 1) * K * rows * OW]
-        first, end = bounds(t, threads, parts)
-        for part in range(first, end):
-            n0, n1 = bounds(part, parts, x.shape[0])
-            beta = one - one
-            for n in range(n0, n1):
-                for r0 in range(0, OH, rows):
-                    r1 = min(r0 + rows, OH)
-                    P = (r1 - r0) * OW
-                    for g in range(G):
-                        total = sums[(part * F + g * own) * K :]
-                        if last:
-                            _unroll_last(x[n], g * C, C, kh, kw, window, r0, r1, OW, patches)
-                            _times(gemm, one, dy[n, r0:, :, g * own :], True, F, patches, False,
-                                   K, beta, own, K, P, total, K)  # fmt: skip
-                        else:
-                            _unroll_first(x[n], g * C, C, kh, kw, window, r0, r1, OW, patches)
-                            _times(gemm, one, dy[n, g * own :, r0:], False, OH * OW, patches, True,
-                                   P, beta, own, K, P, total, K)  # fmt: skip
-                    beta = one
-    for o in prange(F):
-        target = dw[o].reshape(K)
-        target[:] = sums[o * K : (o + 1) * K]
-        for part in range(1, parts):
-            more = sums[(part * F + o) * K : (part * F + o + 1) * K]
-            for k in range(K):
-                target[k] += more[k]
+        patches = memory[t * size : (t + 1) * size]
+        p0, p1 = bounds(t, threads, parts)
+        for part in range(p0, p1):
+            first, end = bounds(part, parts, N)
+            total = part * dw.size
+            _weight_images(gemm, one, dy, x, geometry, rows, first, end, patches, sums, total)
+    for t in prange(threads):
+        k0, k1 = bounds(t, threads, dw.size)
+        target = dw[k0:k1]
+        for part in range(parts):
+            more = sums[part * dw.size + k0 : part * dw.size + k1]
+            for k in range(target.size):
+                target[k] = more[k] if part == 0 else target[k] + more[k]
 
 
 @Kernel
@@ -309,43 +415,49 @@ def _with_resting_blas(launcher):
     return launch
 
 
-def _plan(w, y, last):
-    """Rows of a block, threads, and scratch for the patches, for a convolution that gives y."""
-    patch = w.size // w.shape[0]
-    OH, OW = y.shape[1:3] if last else y.shape[2:]
-    rows = _rows_of_block(patch, (OH, OW))
-    threads = workers(y.size * patch)
-    return rows, threads, threads * patch * rows * OW
+def _plan(geometry, N, dtype):
+    """Rows of a block and how many blocks an image has; threads; elements of their patches."""
+    C, _, _, F, kh, kw, OH, OW, *_, G, _ = geometry
+    patch = C // G * kh * kw
+    rows = min(max(_BLOCK // (patch * OW), -(-_FEWEST_PIXELS // OW)), OH)
+    blocks = -(-OH // rows)
+    rows = -(-OH // blocks)
+    threads = workers(N * F * OH * OW * patch)
+    return rows, blocks, threads, threads * patch * rows * OW
 
 
 @_with_resting_blas
-def forward(x, w, bias, window, last, y):
+def forward(x, w, bias, geometry, y):
     """Convolve: y = x * w + bias; bias (F,) or empty."""
-    rows, threads, size = _plan(w, y, last)
-    memory = scratch(0, size, x.dtype)[1]
-    _forward(threads, *blas()[x.dtype], x, w, bias, window, last, rows, threads, memory, y)
+    rows, blocks, threads, size = _plan(geometry, len(x), x.dtype)
+    memory = scratch(0, size, x.dtype)[1][:size]
+    _forward(
+        threads, *blas()[x.dtype], x.reshape(-1), w.reshape(-1), bias, geometry, rows,
+        len(x) * blocks, threads, memory, y.reshape(-1),
+    )  # fmt: skip
 
 
 @_with_resting_blas
-def input_gradient(dy, w, bias, window, last, dx):
+def input_gradient(dy, w, bias, geometry, dx):
     """Gradient of x, plus bias (C,) if it is not empty: a transposed convolution of dy."""
-    rows, threads, size = _plan(w, dy, last)
-    memory = scratch(0, size, dy.dtype)[1]
+    rows, _, threads, size = _plan(geometry, len(dy), dy.dtype)
+    memory = scratch(0, size, dy.dtype)[1][:size]
     _input_gradient(
-        threads, *blas()[dy.dtype], dy, w, bias, window, last, rows, threads, memory, dx
-    )
+        threads, *blas()[dy.dtype], dy.reshape(-1), w.reshape(-1), bias, geometry, rows,
+        len(dy), threads, memory, dx.reshape(-1),
+    )  # fmt: skip
 
 
 @_with_resting_blas
-def weight_gradient(dy, x, window, last, dw):
+def weight_gradient(dy, x, geometry, dw):
     """Gradient of w."""
-    rows, threads, size = _plan(dw, dy, last)
+    rows, _, threads, size = _plan(geometry, len(dy), dy.dtype)
     # Together no larger than what they are computed from.
     parts = max(1, min(len(x), _MOST_PARTS, (x.size + dy.size) // (8 * dw.size)))
     memory = scratch(0, size + parts * dw.size, dy.dtype)[1]
     _weight_gradient(
-        threads, *blas()[dy.dtype], dy, x, window, last, rows, parts, threads,
-        memory[:size], memory[size:], dw,
+        threads, *blas()[dy.dtype], dy.reshape(-1), x.reshape(-1), geometry, rows, len(x), parts,
+        threads, memory[:size], memory[size : size + parts * dw.size], dw.reshape(-1),
     )  # fmt: skip
 
 

@@ -30,24 +30,24 @@ class _OfImages(Module):
     axis: int
 
     def _set_window(
-        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any, padding: Any,
+        self, in_channels: Any, out_channels: Any, kernel_size: Any, stride: Any, padding: Any,
         dilation: Any, groups: Any, axis: Any,
-    ) -> Pair:  # fmt: skip
-        """Set the options, checked, and return the kernel's size."""
-        positive(in_channels, "in_channels")
-        positive(out_channels, "out_channels")
+    ) -> tuple[int, int, Pair]:  # fmt: skip
+        """Set the options, checked, and return the channels and the kernel's size."""
+        in_channels = positive(in_channels, "in_channels")
+        out_channels = positive(out_channels, "out_channels")
         kernel = pair(kernel_size, "kernel_size", 1)
         self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
         # For its errors: what "same" means in numbers depends on the image.
         padding_numbers(padding, kernel, kernel, self.stride, self.dilation)
         self.padding, self.axis = padding, channel_axis(axis)
         self.groups = positive(groups, "groups")
-        if in_channels % groups or out_channels % groups:
+        if in_channels % self.groups or out_channels % self.groups:
             raise ArgumentError(
-                f"groups={groups} must divide both in_channels={in_channels} and "
+                f"groups={self.groups} must divide both in_channels={in_channels} and "
                 f"out_channels={out_channels}"
             )
-        return kernel
+        return in_channels, out_channels, kernel
 
     def _set_parameters(
         self, shape: tuple[int, ...], fans: Pair, channels: int, bias: Any, init: Any,
@@ -133,7 +133,7 @@ class Conv2d(_OfImages):
         rng: np.random.Generator | int | None = None,
         dtype: Any = np.float32,
     ) -> None:
-        kernel = self._set_window(
+        in_channels, out_channels, kernel = self._set_window(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, axis
         )
         shape = (out_channels, in_channels // self.groups, *kernel)
@@ -196,7 +196,7 @@ class ConvTranspose2d(_OfImages):
         rng: np.random.Generator | int | None = None,
         dtype: Any = np.float32,
     ) -> None:
-        kernel = self._set_window(
+        in_channels, out_channels, kernel = self._set_window(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, axis
         )
         if padding == "same":

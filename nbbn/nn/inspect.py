@@ -13,6 +13,7 @@ import numpy as np
 from .. import backend
 from .._validation import function, instance, switch
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
+from .convolution import Conv2d, ConvTranspose2d
 from .layers import BatchNorm, Dense, Module, ReLU, Softmax
 from .losses import DoubleSoftmaxWarning, cross_entropy
 from .observe import observed
@@ -223,7 +224,8 @@ def _forward(
         if isinstance(own, BatchNorm):
             gaps = _gaps(label, own, backend.host(x.data), texts)
             maker = makers.get(id(x))
-            if maker and isinstance(maker[1], Dense) and maker[1].bias is not None:
+            weighted = Dense | Conv2d | ConvTranspose2d
+            if maker and isinstance(maker[1], weighted) and maker[1].bias is not None:
                 texts.append(
                     f"{_label(*maker[:2])} has a bias that {label} subtracts again: use bias=False"
                 )

@@ -15,6 +15,7 @@ from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, DTypeError, ShapeError
 from .batchnorm import BatchNorm
+from .convolution import Conv2d, ConvTranspose2d
 from .initializers import initialize
 from .module import Module
 
@@ -185,7 +186,7 @@ class Sequential(Module):
         self.layers = layers
         for before, after in itertools.pairwise(layers):
             if (
-                isinstance(before, Dense)
+                isinstance(before, Dense | Conv2d | ConvTranspose2d)
                 and before.bias is not None
                 and isinstance(after, BatchNorm)
             ):

@@ -467,7 +467,8 @@ def _without(state, name):
         (lambda s: _without(s, "1.running_var"), ArgumentError, "running variance of PyTorch's"),
         (lambda s: _without(s, "2.bias"), ArgumentError, "bias of PyTorch's '2' is missing"),
         (lambda s: s | {"7.weight": np.ones((9, 9))}, ArgumentError, "has 0 layers for a Linear"),
-        (lambda s: s | {"7.weight": np.ones((9, 9, 3, 3))}, ArgumentError, "neither a Linear nor"),
+        (lambda s: s | {"7.weight": np.ones((9, 9, 3))}, ArgumentError, "neither a Linear, a conv"),
+        (lambda s: s | {"7.weight": np.ones((9, 9, 3, 3))}, ArgumentError, "0 layers for a conv"),
         (lambda s: s | {"7.alpha": np.ones(3)}, ArgumentError, "'7.alpha' belongs to neither"),
         (lambda s: s | {"2.bias": np.ones(5)}, ShapeError, r"must have shape \(3,\), got \(5,\)"),
         (lambda s: s | {"2.bias": np.array("x")}, DTypeError, "2.bias must hold real numbers"),
@@ -485,6 +486,35 @@ def test_state_dicts_that_do_not_fit_change_nothing(change, error, message):
     with pytest.raises(error, match=message):
         convert.load_torch(model, change(state))
     assert state_of(model) == before
+
+
+def test_convolutions_come_from_pytorch_and_go_back(rng):
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, (3, 2), stride=2, groups=8, bias=False),
+        torch.nn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1, groups=2),
+        torch.nn.Flatten(), torch.nn.Linear(320, 5),
+    ).double()  # fmt: skip
+    for _ in range(3):
+        theirs(torch.randn(4, 3, 8, 8).double())
+    wide = {"dtype": np.float64}
+    ours = nbbn.Sequential(
+        nbbn.Conv2d(3, 8, 3, padding=1, bias=False, **wide),
+        nbbn.BatchNorm(8, activation="relu", **wide),
+        nbbn.Conv2d(8, 8, (3, 2), stride=2, groups=8, bias=False, **wide),
+        nbbn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1, groups=2, **wide),
+        nbbn.Flatten(), nbbn.Dense(320, 5, **wide),
+    )  # fmt: skip
+    convert.load_torch(ours, theirs.state_dict())
+    x = rng.normal(size=(2, 3, 8, 8))
+    expected = theirs.eval()(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(ours.eval()(x).data, expected, rtol=1e-10, atol=1e-12)
+    state = convert.to_torch(ours, names=["0", "1", "3", "4", "6"])
+    state["0.bias"] = np.zeros(8)
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    again = theirs(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(again, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("names", ["0", ["0", "1"], ["0", "1", "1"], ["0", "1", "9"]])

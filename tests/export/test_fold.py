@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbbn
-from nbbn import BatchNorm, Convention, Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh
+from nbbn import (
+    BatchNorm,
+    Conv2d,
+    Convention,
+    ConvTranspose2d,
+    Dense,
+    Dropout,
+    Flatten,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Tanh,
+)
 from nbbn.errors import ArgumentError, DTypeError
 from nbbn.export import fold as folding
 from nbbn.nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm
@@ -23,6 +35,13 @@ def norms(model: nbbn.Module) -> int:
 
 def dense(a, b, **options) -> Dense:
     return Dense(a, b, rng=a * 7 + b, **WIDE, **options)
+
+
+def conv(*sizes, kind=Conv2d, **options) -> nbbn.Module:
+    return kind(*sizes, rng=sum(sizes), **WIDE, **options)
+
+
+LAST = Convention(axis=-1)
 
 
 def norm(channels, **options) -> BatchNorm:
@@ -58,6 +77,47 @@ FOLDABLE = {
                3),
     "nothing to fold": ((dense(5, 4), ReLU(), dense(4, 3)), (7, 5), 3),
 }  # fmt: skip
+
+
+# The same of images, which do not follow from the first layer.
+FOLDABLE_IMAGES = {
+    "behind": ((conv(3, 4, 3, padding=1), norm(4)), (5, 3, 6, 7), 1),
+    "behind, no bias, relu": ((conv(3, 4, 2, bias=False), norm(4, activation="relu"),
+                               conv(4, 2, 3), norm(2)), (5, 3, 6, 7), 3),
+    "behind, groups": ((conv(4, 6, 3, groups=2), norm(6)), (5, 4, 6, 7), 1),
+    "behind, depthwise": ((conv(4, 4, 3, groups=4), norm(4), ReLU(), conv(4, 6, 1), norm(6)),
+                          (5, 4, 6, 7), 3),
+    "behind, channels last": ((conv(3, 4, 3, axis=-1), norm(4, convention=LAST)), (5, 6, 7, 3), 1),
+    "behind, transposed": ((conv(3, 4, 3, kind=ConvTranspose2d, stride=2), norm(4)), (5, 3, 4, 4),
+                           1),
+    "behind, transposed, groups": ((conv(6, 4, 3, kind=ConvTranspose2d, groups=2), norm(4)),
+                                   (5, 6, 4, 4), 1),
+    "into both": ((conv(3, 4, 3), norm(4), norm(4), Flatten(), dense(16, 2)), (5, 3, 4, 4), 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDABLE_IMAGES)
+def test_a_folded_model_of_images_computes_the_same(name, rng):
+    layers, shape, count = FOLDABLE_IMAGES[name]
+    model = settled(Sequential(*layers), rng)
+    before = state_of(model)
+    x = 3 * rng.normal(size=shape) + 1
+    folded = nbbn.fold(model, x)
+    assert len(folded) == count
+    assert norms(folded) == 0
+    np.testing.assert_allclose(folded(x).data, model.eval()(x).data, rtol=1e-10, atol=1e-11)
+    assert before == state_of(model)
+    assert repr(folded[0]) == repr(layers[0]).replace(", bias=False", "")
+
+
+def test_images_are_not_guessed_and_axes_not_mixed():
+    with pytest.raises(ArgumentError, match="pass a batch x"):
+        nbbn.fold(Sequential(conv(3, 4, 3), norm(4)))
+    model = Sequential(conv(3, 4, 3, axis=-1), norm(4))
+    with pytest.raises(ArgumentError, match=r"its axis is 1, and that of Conv2d.* -1"):
+        nbbn.fold(model, np.ones((2, 6, 6, 3)))
+    with pytest.raises(ArgumentError, match="between the input and Conv2d"):
+        nbbn.fold(Sequential(norm(3), conv(3, 4, 3)), np.ones((2, 3, 6, 6)))
 
 
 @pytest.mark.parametrize("name", FOLDABLE)

@@ -86,9 +86,13 @@ def test_the_variance_follows_the_count(rng):
     ("change", "error", "message"),
     [
         (lambda w: w[:-1], ArgumentError, "layers 2 hold 2 arrays, but the Keras weights"),
-        (lambda w: w[:6], ArgumentError, "has 2 Dense layers, but the weights hold 1 kernels"),
+        (
+            lambda w: w[:6],
+            ArgumentError,
+            "has 2 layers with a kernel, but the weights hold 1 kernels",
+        ),
         (lambda w: [*w[:6], w[6].T, w[7]], ShapeError, r"weight of Keras' '2' must have shape"),
-        (lambda w: [*w, np.ones((3, 3, 4, 4))], ShapeError, r"weights\[8\] has shape"),
+        (lambda w: [*w, np.ones((3, 4, 4))], ShapeError, r"weights\[8\] has shape"),
         (lambda w: [w[1], *w], ArgumentError, "the weights start with a vector"),
         (lambda w: np.ones(3), DTypeError, "weights must be a list of arrays"),
         (lambda w: ["x", *w], DTypeError, r"weights\[0\] must hold real numbers"),
@@ -105,6 +109,63 @@ def test_keras_weights_that_do_not_fit_change_nothing(change, error, message, rn
 def test_keras_always_tracks():
     with pytest.raises(ArgumentError, match="layer '1' keeps no running statistics"):
         convert.to_keras(net(track_running_stats=False))
+
+
+def images(axis=-1) -> nbbn.Sequential:
+    """Every convolution that Keras has, depthwise as such and in groups."""
+    options = {"axis": axis, "dtype": np.float64}
+    norm = nbbn.BatchNorm(8, convention=Convention.of("keras", axis=axis), dtype=np.float64)
+    return nbbn.Sequential(
+        nbbn.Conv2d(3, 8, 3, padding="same", rng=0, **options),
+        norm,
+        nbbn.Conv2d(8, 16, (2, 3), groups=8, bias=False, rng=1, **options),
+        nbbn.Conv2d(16, 6, 3, stride=2, groups=2, rng=2, **options),
+        nbbn.ConvTranspose2d(6, 4, 3, stride=2, rng=3, **options),
+        nbbn.Flatten(),
+        nbbn.Dense(196, 2, rng=4, dtype=np.float64),
+    )
+
+
+def test_kernels_of_convolutions_have_kerass_order():
+    shapes = [w.shape for w in convert.to_keras(images())]
+    assert shapes[0] == (3, 3, 3, 8)
+    assert [s for s in shapes if len(s) == 4][1:] == [(2, 3, 1, 16), (3, 3, 8, 6), (3, 3, 4, 6)]
+    model, other = images(), images()
+    for parameter in other.parameters():
+        parameter.data[...] = 0
+    convert.load_keras(other, convert.to_keras(model))
+    assert state_of(other) == state_of(model)
+
+
+def test_a_depthwise_kernel_is_one_of_as_many_groups(rng):
+    layer = nbbn.Conv2d(3, 6, 2, groups=3, bias=False, axis=-1, dtype=np.float64)
+    kernel = rng.normal(size=(2, 2, 3, 2))
+    convert.load_keras(layer, [kernel])
+    x = rng.normal(size=(2, 4, 4, 3))
+    expected = np.zeros((2, 3, 3, 3, 2))
+    for i, j in np.ndindex(2, 2):
+        expected += x[:, i : i + 3, j : j + 3, :, None] * kernel[i, j]
+    np.testing.assert_allclose(layer(x).data, expected.reshape(2, 3, 3, 6), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
+def test_keras_itself_convolves_the_same(rng, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    theirs = keras.Sequential([
+        keras.Input((8, 9, 3)), layers.Conv2D(8, 3, padding="same"), layers.BatchNormalization(),
+        layers.DepthwiseConv2D((2, 3), depth_multiplier=2, use_bias=False),
+        layers.Conv2D(6, 3, strides=2, groups=2), layers.Conv2DTranspose(4, 3, strides=2),
+        layers.Flatten(), layers.Dense(2),
+    ])  # fmt: skip
+    ours = images()
+    convert.load_keras(ours, theirs.get_weights())
+    x = rng.normal(size=(5, 8, 9, 3)).astype(np.float32)
+    expected = theirs(x).detach().numpy()
+    np.testing.assert_allclose(ours.eval()(x).data, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

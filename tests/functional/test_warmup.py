@@ -53,6 +53,10 @@ for dtype in (np.float32, np.float64):
         weights = np.ones(shape[0])
         stats = F.weighted_batch_norm_train(x, weights, gamma)[1]
         F.weighted_batch_norm_backward(x, x, weights, stats, gamma)
+    images, kernel = rng.normal(size=(2, 1, 4, 4)).astype(dtype), np.ones((4, 1, 3, 3), dtype)
+    F.conv2d_backward(F.conv2d(images, kernel), images, kernel)
+    F.conv_transpose2d(F.conv2d(images, kernel, np.ones(4)), kernel)
+    F.conv2d(np.moveaxis(images, 1, -1), kernel, axis=-1)
     labels = rng.integers(0, 2, 8)
     logits = rng.normal(size=(8, 2)).astype(dtype)
     for op in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):

@@ -22,7 +22,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 # The operators whose tests must pass. Others, such as Transpose, only help to run these.
 LISTED = (
     "BatchNormalization", "Softmax", "LogSoftmax", "Relu", "Sigmoid", "Tanh", "Gemm", "MatMul",
-    "Add", "Dropout", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss",
+    "Add", "Dropout", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss", "Conv",
+    "ConvTranspose",
 )  # fmt: skip
 KINDS = {
     "node": "OnnxBackendNodeModelTest",
@@ -31,6 +32,7 @@ KINDS = {
     "simple": "OnnxBackendSimpleModelTest",
 }
 EXPANDED = "the case above again, with the operator written as others (its function body)"
+VOLUMES = "convolves volumes, three-dimensional images"
 RANDOM = "drops at random in training: which elements depends on the generator"
 
 _HEAD = """# ONNX conformance
@@ -93,6 +95,8 @@ def cases() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
             excluded[case.name] = EXPANDED
         elif foreign:
             excluded[case.name] = f"also needs {', '.join(foreign)}"
+        elif re.search(r"Conv3d|convtranspose_3d", case.name):
+            excluded[case.name] = VOLUMES
         elif re.match(r"test_training_dropout(_default)?(_mask)?$", case.name):
             excluded[case.name] = RANDOM
         else:

@@ -94,6 +94,59 @@ def _gemm(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
     return (ops.Add.forward(Context(), y, c if beta == 1.0 else beta * c),)
 
 
+def _convolution(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    x, weight, bias = inputs
+    rank = x.ndim - 2
+    if rank > 2:
+        raise node.refusal("it convolves volumes")
+    # One axis is an image of one row.
+    image = (lambda a: a[:, :, None]) if rank == 1 else (lambda a: a)
+    given = {
+        name: (default,) * (2 - rank) + tuple(node.attribute(attribute, (default,) * rank))
+        for name, attribute, default in (
+            ("stride", "strides", 1), ("dilation", "dilations", 1), ("more", "output_padding", 0)
+        )
+    }  # fmt: skip
+    more = given.pop("more")
+    pads = node.attribute("pads", (0,) * 2 * rank)
+    padding: Any = ((0, 0),) * (2 - rank) + tuple(zip(pads[:rank], pads[rank:], strict=True))
+    auto = node.attribute("auto_pad", b"NOTSET").decode()
+    groups = node.attribute("group", 1)
+    x, weight = image(x), image(weight)
+    if node.op == "Conv":
+        padding = {"SAME_UPPER": "same", "VALID": 0}.get(auto, padding)
+        if auto == "SAME_LOWER":
+            padding = _lower(x, weight, given)
+        y = F.conv2d(x, weight, bias, padding=padding, groups=groups, **given)
+    else:
+        shape = node.attribute("output_shape", None)
+        if auto.startswith("SAME"):
+            shape = [n * s for n, s in zip(x.shape[2:], given["stride"], strict=True)]
+        if shape is not None:
+            whole = F.conv_transpose2d(x, weight, groups=groups, **given).shape[2:]
+            # What the kernels do not reach is output_padding; what they reach too far is cut off.
+            spare = [n - m for n, m in zip(whole, shape, strict=True)]
+            more = tuple(max(-n, 0) for n in spare)
+            cut = [max(n, 0) for n in spare]
+            padding = tuple((n // 2, n - n // 2) for n in cut)
+            if auto == "SAME_LOWER":
+                padding = tuple((n - n // 2, n // 2) for n in cut)
+        y = F.conv_transpose2d(
+            x, weight, bias, padding=padding, output_padding=more, groups=groups, **given
+        )
+    return (y[:, :, 0] if rank == 1 else y,)
+
+
+def _lower(x: np.ndarray, weight: np.ndarray, given: dict[str, Any]) -> Any:
+    """Numbers of SAME_LOWER, which has the odd zero in front."""
+    sizes = x.shape[2:], weight.shape[2:], given["stride"], given["dilation"]
+    totals = [
+        max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+        for n, k, s, d in zip(*sizes, strict=True)
+    ]
+    return tuple((total - total // 2, total // 2) for total in totals)
+
+
 def _dropout(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
     x, ratio, mode = inputs
     ratio = node.attribute("ratio", 0.5) if ratio is None else float(ratio)
@@ -167,6 +220,8 @@ def _transpose(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
 OPERATORS: dict[str, tuple[int, Operator]] = {
     "Add": (2, _add),
     "BatchNormalization": (5, _batch_normalization),
+    "Conv": (3, _convolution),
+    "ConvTranspose": (3, _convolution),
     "Dropout": (3, _dropout),
     "Flatten": (1, _flatten),
     "Gemm": (3, _gemm),

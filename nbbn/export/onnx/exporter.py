@@ -1,7 +1,8 @@
 """Sequential models to ONNX files: opset 15, IR 8, for inference.
 
-Dense is Gemm, BatchNorm is BatchNormalization (and Relu), the other layers are operators of the
-same name; Dropout disappears.
+Dense is Gemm, Conv2d is Conv, BatchNorm is BatchNormalization (and Relu), the other layers are
+operators of the same name; Dropout disappears. ONNX has the channels first: others are transposed
+before and after.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ... import nn
 from ..._validation import as_path, instance, iterate, positive, switch, write_atomically
 from ..._version import __version__
 from ...errors import ArgumentError, DTypeError, ShapeError
+from ...functional.convolution import Convolution
 from ...nn.layers import unnested
 from .extra import require
 
@@ -50,7 +52,7 @@ def export(
         Where to write; replaced atomically. Without it nothing is written.
     input_shape : sequence of int, optional
         Shape of one example, such as (3, 32, 32); by default the width of the first Dense or
-        BatchNorm.
+        BatchNorm. Where a convolution comes first, it must be given.
     verify : bool, default True
         Compare with onnxruntime on standard normal numbers: every output to 1e-5 of the larger of
         1 and the largest output.
@@ -117,6 +119,18 @@ class _Graph:
         )
         self.value = label
 
+    def add_channels_first(
+        self, axis: int, op: str, name: str, *arrays: str, **attributes: Any
+    ) -> None:
+        """Apply an operator that has the channels on axis 1 to a value that has them on `axis`."""
+        rank = 1 + len(self.shape)
+        first = (0, axis, *(d for d in range(1, rank) if d != axis))
+        if axis != 1:
+            self.add("Transpose", f"{name}.first", perm=first)
+        self.add(op, name, *arrays, **attributes)
+        if axis != 1:
+            self.add("Transpose", f"{name}.back", perm=tuple(first.index(d) for d in range(rank)))
+
     def finish(self) -> Any:
         """Return the model."""
         if not self.nodes:
@@ -180,15 +194,40 @@ def _batch_norm(graph: _Graph, name: str, layer: nn.BatchNorm) -> None:
             ("running_var", layer.running_var),
         )
     ]
-    first = (0, axis, *(d for d in range(1, rank) if d != axis))
-    back = tuple(first.index(d) for d in range(rank))
-    if axis != 1:
-        graph.add("Transpose", f"{name}.first", perm=first)
-    graph.add("BatchNormalization", name, *arrays, epsilon=layer.eps)
-    if axis != 1:
-        graph.add("Transpose", f"{name}.back", perm=back)
+    graph.add_channels_first(axis, "BatchNormalization", name, *arrays, epsilon=layer.eps)
     if layer.activation:
         graph.add("Relu", name)
+
+
+def _convolution(graph: _Graph, name: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    x = np.broadcast_to(np.zeros((), graph.dtype), (1, *graph.shape))
+    window = layer.stride, layer.padding
+    rest = layer.dilation, layer.groups, layer.axis
+    more = {}
+    try:
+        if isinstance(layer, nn.ConvTranspose2d):
+            found = Convolution.of_output(
+                x, layer.weight.data, *window, layer.output_padding, *rest
+            )
+            op, shape = "ConvTranspose", found.x_shape
+            more["output_padding"] = layer.output_padding
+        else:
+            found = Convolution(x, layer.weight.data, *window, *rest)
+            op, shape = "Conv", found.y_shape
+    except ShapeError as error:
+        raise ShapeError(
+            f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}: {error}"
+        ) from None
+    arrays = [graph.array(f"{name}.weight", layer.weight.data)]
+    if layer.bias is not None:
+        arrays.append(graph.array(f"{name}.bias", layer.bias.data))
+    (top, bottom), (left, right) = found.options["padding"]
+    graph.add_channels_first(
+        3 if found.last else 1, op, name, *arrays, kernel_shape=layer.weight.shape[2:],
+        strides=layer.stride, pads=(top, left, bottom, right), dilations=layer.dilation,
+        group=layer.groups, **more,
+    )  # fmt: skip
+    graph.shape = shape[1:]
 
 
 def _softmax(graph: _Graph, name: str, layer: nn.Softmax) -> None:
@@ -220,6 +259,8 @@ def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
 _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.Dense: _dense,
     nn.BatchNorm: _batch_norm,
+    nn.Conv2d: _convolution,
+    nn.ConvTranspose2d: _convolution,
     nn.ReLU: _elementwise("Relu"),
     nn.Sigmoid: _elementwise("Sigmoid"),
     nn.Tanh: _elementwise("Tanh"),
@@ -259,6 +300,8 @@ def _example_shape(
             return (layer.weight.shape[1],)
         if isinstance(layer, nn.BatchNorm) and layer.running_mean is not None:
             return (len(layer.running_mean),)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            break
     raise ArgumentError("no layer tells the shape of the input: pass input_shape")
 
 
@@ -273,9 +316,15 @@ def _verify(model: nn.Module, exported: Any, dtype: np.dtype[Any], shape: tuple[
     runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = runtime.InferenceSession(
-        exported.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = runtime.InferenceSession(
+            exported.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except runtime.capi.onnxruntime_pybind11_state.NotImplemented as reason:
+        raise ArgumentError(
+            f"onnxruntime cannot compute this in {dtype}, so that there is nothing to compare with "
+            f"({reason}): use float32, or verify=False"
+        ) from None
     x = np.random.default_rng(0).standard_normal((_PROBE_ROWS, *shape)).astype(dtype)
     found = session.run(["y"], {"x": x})[0]
     expected = model(x).numpy()

@@ -29,6 +29,8 @@ def load(source: str | os.PathLike[str] | Any) -> nn.Sequential:
     source : path, or onnx.ModelProto
         A chain of Gemm or MatMul and Add, BatchNormalization, Relu, Sigmoid, Tanh, Softmax,
         Flatten, Reshape of each example, Dropout, Identity and Transpose.
+        A chain of Gemm or MatMul and Add, Conv and ConvTranspose of images, BatchNormalization,
+        Relu, Sigmoid, Tanh, Softmax, Flatten, Dropout, Identity and Transpose.
 
     Returns
     -------
@@ -149,6 +151,52 @@ def _gemm(chain: _Chain, node: Node) -> None:
     chain.rank = 2
 
 
+def _convolution(chain: _Chain, node: Node) -> None:
+    transposed = node.op == "ConvTranspose"
+    weight = chain.constant(node, 1, "W")
+    bias = chain.constant(node, 2, "B") if node.input(2) else None
+    if weight.ndim != 4:
+        raise node.refusal(f"only images are convolved, and its kernels are {weight.shape[2:]}")
+    if chain.axes not in (None, (0, 3, 1, 2)):
+        raise node.refusal("it acts on a transposed value")
+    groups = node.attribute("group", 1)
+    layer = (nn.ConvTranspose2d if transposed else nn.Conv2d)(
+        *_channels(weight, groups, transposed), weight.shape[2:],
+        groups=groups, axis=1 if chain.axes is None else -1, bias=bias is not None, init=0.0,
+        dtype=weight.dtype, **_window(node, transposed),
+    )  # fmt: skip
+    layer.weight.data[...] = weight
+    if layer.bias is not None:
+        layer.bias.data[...] = bias
+    chain.layers.append(layer)
+
+
+def _channels(weight: np.ndarray, groups: int, transposed: bool) -> tuple[int, int]:
+    first, second = weight.shape[0], weight.shape[1] * groups
+    return (first, second) if transposed else (second, first)
+
+
+def _window(node: Node, transposed: bool) -> dict[str, Any]:
+    """Options of a layer from the attributes of Conv or ConvTranspose."""
+    top, left, bottom, right = node.attribute("pads", (0, 0, 0, 0))
+    padding: Any = (top, bottom), (left, right)
+    pad = node.attribute("auto_pad", b"NOTSET").decode()
+    if pad not in ("NOTSET", "VALID"):
+        if pad != "SAME_UPPER" or transposed:
+            raise node.refusal(f"its padding {pad} depends on the image: give it as pads")
+        padding = "same"
+    if node.attribute("output_shape", None) is not None:
+        raise node.refusal("its output_shape takes the place of its pads: give these")
+    found = {
+        "stride": tuple(node.attribute("strides", (1, 1))),
+        "padding": padding,
+        "dilation": tuple(node.attribute("dilations", (1, 1))),
+    }
+    if transposed:
+        found["output_padding"] = tuple(node.attribute("output_padding", (0, 0)))
+    return found
+
+
 def _matmul(chain: _Chain, node: Node) -> None:
     chain.plain(node)
     if node.inputs[0] != chain.value:
@@ -266,6 +314,8 @@ _IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Add": _add,
+    "Conv": _convolution,
+    "ConvTranspose": _convolution,
     "BatchNormalization": _batch_norm,
     "Relu": _relu,
     "Sigmoid": _layer(nn.Sigmoid),
