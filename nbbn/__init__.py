@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from .functional.warmup import warmup
     from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
+    from .nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
     from .nn.batchnorm import BatchNorm, Convention
     from .nn.inspect import inspect
-    from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
+    from .nn.layers import Dense, Dropout, Flatten, Sequential, Softmax, mlp
     from .nn.module import Module
     from .nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
@@ -34,14 +35,65 @@ if TYPE_CHECKING:
     from .train.trust import recordable
 
 __all__ = [
-    "AvgPool2d", "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten",
-    "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d", "InPlaceBatchNorm", "MaxPool2d",
-    "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
-    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks",
-    "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
-    "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
-    "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable",
-    "threads", "train", "warmup",
+    "GELU",
+    "AvgPool2d",
+    "BatchNorm",
+    "BatchRenorm",
+    "Convention",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GhostBatchNorm",
+    "GlobalAvgPool2d",
+    "GlobalMaxPool2d",
+    "InPlaceBatchNorm",
+    "LeakyReLU",
+    "MaxPool2d",
+    "Module",
+    "NbbnError",
+    "Op",
+    "Parameter",
+    "Ramp",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "Tape",
+    "Tensor",
+    "__version__",
+    "apply",
+    "callbacks",
+    "checkpoint",
+    "config",
+    "convert",
+    "data",
+    "errors",
+    "fold",
+    "functional",
+    "grad",
+    "gradcheck",
+    "gradgradcheck",
+    "inference",
+    "initializers",
+    "inspect",
+    "jit",
+    "logs",
+    "losses",
+    "metrics",
+    "mlp",
+    "onnx",
+    "ops",
+    "optim",
+    "plots",
+    "pool",
+    "progress",
+    "recalibrate",
+    "recordable",
+    "threads",
+    "train",
+    "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -52,10 +104,10 @@ _DEFINED = {
     "errors": ("NbbnError",),
     "export.fold": ("fold",),
     "functional.warmup": ("warmup",),
+    "nn.activation": ("GELU", "LeakyReLU", "ReLU", "Sigmoid", "SiLU", "Tanh"),
     "nn.batchnorm": ("BatchNorm", "Convention"),
     "nn.inspect": ("inspect",),
-    "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
-                  "mlp"),
+    "nn.layers": ("Dense", "Dropout", "Flatten", "Sequential", "Softmax", "mlp"),
     "nn.module": ("Module",),
     "nn.pooling": ("AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),

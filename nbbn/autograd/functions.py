@@ -15,7 +15,7 @@ from .. import functional as F  # noqa: N812 - the usual name
 from .._validation import fraction, positive, real, switch
 from ..errors import ArgumentError, DTypeError
 from ..functional.pooling import Padding, Pair, whole_image
-from .ops.activation import ReLU, Sigmoid, Softplus, Tanh
+from .ops.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.batchnorm import BatchNormInfer, BatchNormTrain
 from .ops.batchnorm_variants import (
@@ -38,12 +38,57 @@ from .tensor import Tensor, apply, apply_with_stats
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add", "AvgPool2d", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout",
-    "Exp", "GlobalAvgPool2d", "Huber", "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max",
-    "MaxPool2d", "Mean", "Multiply", "Power", "ReLU", "Reshape", "Sigmoid", "Softmax", "Softplus",
-    "Subtract", "Sum", "Tanh", "To", "Transpose", "avg_pool2d", "batch_norm_infer",
-    "batch_norm_train", "cross_entropy", "dropout", "global_avg_pool2d", "global_max_pool2d",
-    "huber", "linear", "log_softmax", "max_pool2d", "relu", "sigmoid", "softmax", "softplus",
+    "GELU",
+    "Add",
+    "AvgPool2d",
+    "BatchNormInfer",
+    "BatchNormTrain",
+    "CrossEntropy",
+    "Divide",
+    "Dropout",
+    "Exp",
+    "GlobalAvgPool2d",
+    "Huber",
+    "Index",
+    "LeakyReLU",
+    "Linear",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "MaxPool2d",
+    "Mean",
+    "Multiply",
+    "Power",
+    "ReLU",
+    "Reshape",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Subtract",
+    "Sum",
+    "Tanh",
+    "To",
+    "Transpose",
+    "avg_pool2d",
+    "batch_norm_infer",
+    "batch_norm_train",
+    "cross_entropy",
+    "dropout",
+    "gelu",
+    "global_avg_pool2d",
+    "global_max_pool2d",
+    "huber",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
     "tanh",
 ]  # fmt: skip
 
@@ -63,6 +108,21 @@ def sigmoid(x: Any) -> Tensor:
 def tanh(x: Any) -> Tensor:
     """Differentiable `nbbn.functional.tanh`."""
     return apply(Tanh, x)
+
+
+def gelu(x: Any, *, approximate: str = "none") -> Tensor:
+    """Differentiable `nbbn.functional.gelu`."""
+    return apply(GELU, x, approximate=approximate)
+
+
+def silu(x: Any) -> Tensor:
+    """Differentiable `nbbn.functional.silu`."""
+    return apply(SiLU, x)
+
+
+def leaky_relu(x: Any, *, slope: float = 0.01) -> Tensor:
+    """Differentiable `nbbn.functional.leaky_relu`."""
+    return apply(LeakyReLU, x, slope=slope)
 
 
 def softplus(x: Any) -> Tensor:

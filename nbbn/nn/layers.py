@@ -14,6 +14,7 @@ from .._validation import choice, float_type, fraction, generator, positive, rea
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, DTypeError, ShapeError
+from .activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .batchnorm import BatchNorm
 from .initializers import initialize
 from .module import Module
@@ -68,30 +69,6 @@ class Dense(Module):
     def __repr__(self) -> str:
         out_features, in_features = self.weight.shape
         return f"Dense({in_features}, {out_features}{', bias=False' if self.bias is None else ''})"
-
-
-class ReLU(Module):
-    """Rectified linear unit."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return max(x, 0)."""
-        return ops.relu(x)
-
-
-class Sigmoid(Module):
-    """Logistic function."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return 1 / (1 + exp(-x))."""
-        return ops.sigmoid(x)
-
-
-class Tanh(Module):
-    """Hyperbolic tangent."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tanh(x)."""
-        return ops.tanh(x)
 
 
 class Softmax(Module):
@@ -212,7 +189,10 @@ def unnested(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
         yield from unnested(child, f"{prefix}{name}.")
 
 
-_ACTIVATIONS: dict[str, Callable[[], Module]] = {"relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh}
+_ACTIVATIONS: dict[str, Callable[[], Module]] = {
+    "relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh, "gelu": GELU, "silu": SiLU,
+    "leaky_relu": LeakyReLU,
+}  # fmt: skip
 
 
 def mlp(
@@ -235,7 +215,7 @@ def mlp(
     sizes : sequence of int
         Features from input to output, such as (784, 256, 128, 10).
     batch_norm : bool, default True
-    activation : {"relu", "sigmoid", "tanh"}, default "relu"
+    activation : {"relu", "sigmoid", "tanh", "gelu", "silu", "leaky_relu"}, default "relu"
     dropout : float, default 0
         Probability of zeroing a hidden unit in training.
     init : str or float, default "he"
