@@ -94,6 +94,37 @@ def tanh_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
 
 
 @in_kind
+def silu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Sigmoid linear unit, ``x / (1 + exp(-x))``, also called swish. Otherwise as `relu`."""
+    return _elementwise("silu", out, x)
+
+
+@in_kind
+def silu_backward(dy: np.ndarray, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Gradient of `silu`: ``dy * s * (1 + x * (1 - s))``, s the sigmoid of x.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float
+        Input of the forward.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result; may be `dy` or `x`.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together.
+    """
+    return _elementwise("silu_backward", out, dy, x, name="x")
+
+
+@in_kind
 def gelu(x: np.ndarray, *, approximate: str = "none", out: np.ndarray | None = None) -> np.ndarray:
     """Gaussian error linear unit, ``x * Phi(x)``, Phi the normal distribution. Otherwise as `relu`.
 
@@ -113,45 +144,15 @@ def gelu(x: np.ndarray, *, approximate: str = "none", out: np.ndarray | None = N
 def gelu_backward(
     dy: np.ndarray, x: np.ndarray, *, approximate: str = "none", out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Gradient of `gelu`: ``dy * (Phi(x) + x * Phi'(x))``.
+    """Gradient of `gelu`: ``dy * (Phi(x) + x * Phi'(x))``. Otherwise as `silu_backward`.
 
     Parameters
     ----------
-    dy : ndarray of float, shape of `x`
-        Gradient of the loss with respect to the output.
-    x : ndarray of float
-        Input of the forward.
     approximate : {"none", "tanh"}, default "none"
         The forward's.
-    out : ndarray, shape and dtype of `x`, optional
-        Receives the result; may be `dy` or `x`.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
     """
     op = _GELU[choice(approximate, tuple(_GELU), "approximate")]
     return _elementwise(f"{op}_backward", out, dy, x, name="x")
-
-
-@in_kind
-def silu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Sigmoid linear unit, ``x / (1 + exp(-x))``, also called swish. Otherwise as `relu`."""
-    return _elementwise("silu", out, x)
-
-
-@in_kind
-def silu_backward(dy: np.ndarray, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Gradient of `silu`: ``dy * s * (1 + x * (1 - s))``, s the sigmoid of x.
-
-    Otherwise as `gelu_backward`.
-    """
-    return _elementwise("silu_backward", out, dy, x, name="x")
 
 
 @in_kind
@@ -172,7 +173,12 @@ def leaky_relu_backward(
 ) -> np.ndarray:
     """Gradient of `leaky_relu`: `dy` where `x` is positive, ``slope * dy`` elsewhere.
 
-    Otherwise as `gelu_backward`.
+    Otherwise as `silu_backward`.
+
+    Parameters
+    ----------
+    slope : float, default 0.01
+        The forward's.
     """
     numbers = (leaky_slope(slope),)
     return _elementwise("leaky_relu_backward", out, dy, x, name="x", numbers=numbers)
