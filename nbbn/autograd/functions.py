@@ -22,7 +22,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
 from ..functional.layout import axis_index
 from ..functional.pooling import Padding, Pair, whole_image
-from .ops.activation import ReLU, Sigmoid, Softplus, Tanh
+from .ops.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.batchnorm import BatchNormInfer, BatchNormTrain
 from .ops.batchnorm_variants import (
@@ -47,15 +47,77 @@ from .tensor import Tensor, apply, apply_with_stats, as_tensor
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add", "AvgPool2d", "BatchNormInfer", "BatchNormTrain", "Concatenate", "Conv2d",
-    "ConvTranspose2d", "CrossEntropy", "Divide", "Dropout", "Exp", "GlobalAvgPool2d", "Huber",
-    "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool2d", "Maximum", "Mean",
-    "Multiply", "Pad", "Power", "ReLU", "Reshape", "Scatter", "Sigmoid", "Softmax", "Softplus",
-    "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "avg_pool2d", "batch_norm_infer",
-    "batch_norm_train", "concatenate", "conv2d", "conv_transpose2d", "cross_entropy", "dropout",
-    "einsum", "gather", "global_avg_pool2d", "global_max_pool2d", "huber", "linear",
-    "log_softmax", "max_pool2d", "maximum", "minimum", "pad", "relu", "scatter_add", "sigmoid",
-    "softmax", "softplus", "split", "stack", "tanh", "where",
+    "GELU",
+    "Add",
+    "AvgPool2d",
+    "BatchNormInfer",
+    "BatchNormTrain",
+    "Concatenate",
+    "Conv2d",
+    "ConvTranspose2d",
+    "CrossEntropy",
+    "Divide",
+    "Dropout",
+    "Exp",
+    "GlobalAvgPool2d",
+    "Huber",
+    "Index",
+    "LeakyReLU",
+    "Linear",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "MaxPool2d",
+    "Maximum",
+    "Mean",
+    "Multiply",
+    "Pad",
+    "Power",
+    "ReLU",
+    "Reshape",
+    "Scatter",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Subtract",
+    "Sum",
+    "Tanh",
+    "To",
+    "Transpose",
+    "Where",
+    "avg_pool2d",
+    "batch_norm_infer",
+    "batch_norm_train",
+    "concatenate",
+    "conv2d",
+    "conv_transpose2d",
+    "cross_entropy",
+    "dropout",
+    "einsum",
+    "gather",
+    "gelu",
+    "global_avg_pool2d",
+    "global_max_pool2d",
+    "huber",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "maximum",
+    "minimum",
+    "pad",
+    "relu",
+    "scatter_add",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "split",
+    "stack",
+    "tanh",
+    "where",
 ]  # fmt: skip
 
 
@@ -74,6 +136,21 @@ def sigmoid(x: Any) -> Tensor:
 def tanh(x: Any) -> Tensor:
     """Differentiable `nbbn.functional.tanh`."""
     return apply(Tanh, x)
+
+
+def gelu(x: Any, *, approximate: str = "none") -> Tensor:
+    """Differentiable `nbbn.functional.gelu`."""
+    return apply(GELU, x, approximate=approximate)
+
+
+def silu(x: Any) -> Tensor:
+    """Differentiable `nbbn.functional.silu`."""
+    return apply(SiLU, x)
+
+
+def leaky_relu(x: Any, *, slope: float = 0.01) -> Tensor:
+    """Differentiable `nbbn.functional.leaky_relu`."""
+    return apply(LeakyReLU, x, slope=slope)
 
 
 def softplus(x: Any) -> Tensor:

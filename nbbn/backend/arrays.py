@@ -206,6 +206,8 @@ def _cuda_kernels(op: str) -> Any:
             from ..kernels import gather_cuda as module
         case "optim":
             from ..kernels import optim_cuda as module
+        case "pooling":
+            from ..kernels import pooling_cuda as module
         case "softmax":
             from ..kernels import softmax_cuda as module
     return module

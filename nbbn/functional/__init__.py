@@ -3,7 +3,20 @@
 Each function checks its arguments, allocates its result, asks a kernel to fill it and returns it.
 """
 
-from .activation import relu, relu_backward, sigmoid, sigmoid_backward, tanh, tanh_backward
+from .activation import (
+    gelu,
+    gelu_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    silu,
+    silu_backward,
+    tanh,
+    tanh_backward,
+)
 from .batchnorm import (
     batch_norm,
     batch_norm_backward,
@@ -38,10 +51,11 @@ __all__ = [
     "BatchNormStats", "WeightedStats", "avg_pool2d", "avg_pool2d_backward", "batch_norm",
     "batch_norm_backward", "batch_norm_infer", "batch_norm_infer_backward", "batch_norm_train",
     "conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward",
-    "cross_entropy", "cross_entropy_backward", "global_avg_pool2d",
+    "cross_entropy", "cross_entropy_backward", "gelu", "gelu_backward", "global_avg_pool2d",
     "global_avg_pool2d_backward", "global_max_pool2d", "global_max_pool2d_backward",
-    "log_softmax", "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "merge_stats",
-    "relu", "relu_backward", "sigmoid",
-    "sigmoid_backward", "softmax", "softmax_backward", "tanh", "tanh_backward",
+    "leaky_relu", "leaky_relu_backward", "log_softmax", "log_softmax_backward", "max_pool2d",
+    "max_pool2d_backward", "merge_stats", "relu", "relu_backward", "sigmoid",
+    "sigmoid_backward", "silu", "silu_backward", "softmax", "softmax_backward", "tanh",
+    "tanh_backward",
     "update_running_stats", "weighted_batch_norm_backward", "weighted_batch_norm_train",
 ]  # fmt: skip

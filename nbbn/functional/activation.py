@@ -1,16 +1,25 @@
-"""Activations of NumPy arrays, forward and backward. Each backward needs only the output."""
+"""Activations of NumPy arrays, forward and backward.
+
+The backward of `relu`, `sigmoid` and `tanh` needs the output, that of the others the input.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .. import backend
+from .._validation import choice, real
 from . import checks
 from ._kind import in_kind
 from ._out import Target
 from .layout import flat_layout, fold
 
-__all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
+__all__ = [
+    "gelu", "gelu_backward", "leaky_relu", "leaky_relu_backward", "relu", "relu_backward",
+    "sigmoid", "sigmoid_backward", "silu", "silu_backward", "tanh", "tanh_backward",
+]  # fmt: skip
+
+_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 @in_kind
@@ -84,13 +93,112 @@ def tanh_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
     return _elementwise("tanh_backward", out, dy, y)
 
 
-def _elementwise(op: str, out: np.ndarray | None, *operands: np.ndarray) -> np.ndarray:
-    """Run a kernel of one array, or of dy and y."""
+@in_kind
+def silu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Sigmoid linear unit, ``x / (1 + exp(-x))``, also called swish. Otherwise as `relu`."""
+    return _elementwise("silu", out, x)
+
+
+@in_kind
+def silu_backward(dy: np.ndarray, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Gradient of `silu`: ``dy * s * (1 + x * (1 - s))``, s the sigmoid of x.
+
+    Parameters
+    ----------
+    dy : ndarray of float, shape of `x`
+        Gradient of the loss with respect to the output.
+    x : ndarray of float
+        Input of the forward.
+    out : ndarray, shape and dtype of `x`, optional
+        Receives the result; may be `dy` or `x`.
+
+    Returns
+    -------
+    dx : ndarray, shape and dtype of `x`
+
+    Raises
+    ------
+    DTypeError, ShapeError, ArgumentError
+        Operands that do not fit together.
+    """
+    return _elementwise("silu_backward", out, dy, x, name="x")
+
+
+@in_kind
+def gelu(x: np.ndarray, *, approximate: str = "none", out: np.ndarray | None = None) -> np.ndarray:
+    """Gaussian error linear unit, ``x * Phi(x)``, Phi the normal distribution. Otherwise as `relu`.
+
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}, default "none"
+        "tanh" is ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016), arXiv:1606.08415.
+    """
+    return _elementwise(_GELU[choice(approximate, tuple(_GELU), "approximate")], out, x)
+
+
+@in_kind
+def gelu_backward(
+    dy: np.ndarray, x: np.ndarray, *, approximate: str = "none", out: np.ndarray | None = None
+) -> np.ndarray:
+    """Gradient of `gelu`: ``dy * (Phi(x) + x * Phi'(x))``. Otherwise as `silu_backward`.
+
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}, default "none"
+        The forward's.
+    """
+    op = _GELU[choice(approximate, tuple(_GELU), "approximate")]
+    return _elementwise(f"{op}_backward", out, dy, x, name="x")
+
+
+@in_kind
+def leaky_relu(x: np.ndarray, *, slope: float = 0.01, out: np.ndarray | None = None) -> np.ndarray:
+    """`x` where it is positive, ``slope * x`` elsewhere. Otherwise as `relu`.
+
+    Parameters
+    ----------
+    slope : float, default 0.01
+        At least 0.
+    """
+    return _elementwise("leaky_relu", out, x, numbers=(leaky_slope(slope),))
+
+
+@in_kind
+def leaky_relu_backward(
+    dy: np.ndarray, x: np.ndarray, *, slope: float = 0.01, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Gradient of `leaky_relu`: `dy` where `x` is positive, ``slope * dy`` elsewhere.
+
+    Otherwise as `silu_backward`.
+
+    Parameters
+    ----------
+    slope : float, default 0.01
+        The forward's.
+    """
+    numbers = (leaky_slope(slope),)
+    return _elementwise("leaky_relu_backward", out, dy, x, name="x", numbers=numbers)
+
+
+def leaky_slope(slope: float) -> float:
+    """Check the slope of a leaky ReLU."""
+    return real(slope, "slope", least=0)
+
+
+def _elementwise(
+    op: str, out: np.ndarray | None, *operands: np.ndarray, name: str = "y",
+    numbers: tuple[float, ...] = (),
+) -> np.ndarray:  # fmt: skip
+    """Run a kernel of one array, or of dy and what is called `name`."""
     *gradients, x = operands
-    flat = flat_layout(x, "y" if gradients else "x")
+    flat = flat_layout(x, name if gradients else "x")
     for dy in gradients:
-        checks.same_shape(dy, x, "dy", like="y")
+        checks.same_shape(dy, x, "dy", like=name)
     target = Target(out, x, flat, *operands)
     launcher = getattr(backend.kernels("elementwise", flat.device), op)
-    backend.run(launcher, *(fold(array, flat) for array in operands), target.folded)
+    backend.run(launcher, *(fold(array, flat) for array in operands), *numbers, target.folded)
     return target.finish()

@@ -131,9 +131,11 @@ def avg_pool2d(
     Parameters
     ----------
     x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) with `axis` -1
-    count_include_pad : bool, default True
-    size, stride, padding, dilation, ceil_mode, axis
+    size, stride, padding, dilation, ceil_mode
         The windows, as the module says.
+    count_include_pad : bool, default True
+    axis : {1, -1}, default 1
+        The channel axis.
 
     Returns
     -------

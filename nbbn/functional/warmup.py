@@ -92,6 +92,11 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     ):  # fmt: skip
         forward(rows)
         backward(rows, rows)
+    for name in ("gelu", "gelu_tanh", "silu"):
+        getattr(elementwise, name)(vector, vector.copy())
+        getattr(elementwise, f"{name}_backward")(vector, vector, vector.copy())
+    elementwise.leaky_relu(vector, 0.1, vector.copy())
+    elementwise.leaky_relu_backward(vector, vector, 0.1, vector.copy())
     # Not through `F`, which looks at the verdict on the labels, and no kernel has written it.
     softmax.first_bad_label(labels, 3, -1, labels)
     softmax.cross_entropy(rows, labels, vector, -1, 0.0, vector)

@@ -10,6 +10,7 @@ LLVM vector, in the simulator a NumPy array.
 Arrays of uint16 hold bfloat16 bits: neither numba's arrays nor the simulator know that type.
 """
 
+import math
 import operator
 
 import numpy as np
@@ -100,6 +101,11 @@ if SIMULATED:
         return (a.astype(np.float64) * b + c).astype(a.dtype)
 
     exp, log, sqrt, tanh = np.exp, np.log, np.sqrt, np.tanh
+
+    def normal(v):
+        """The normal distribution."""
+        wide = [0.5 * math.erfc(-x / math.sqrt(2)) for x in v.tolist()]
+        return np.array(wide, v.dtype)
 
     def positive_part(v):
         """max(v, 0), NaN kept."""
@@ -361,7 +367,9 @@ else:
         define.__name__ = name
         return intrinsic(define)
 
-    exp, log, sqrt, tanh = (_make_math(name) for name in ("exp", "log", "sqrt", "tanh"))
+    exp, log, sqrt, tanh, normal = (
+        _make_math(name) for name in ("exp", "log", "sqrt", "tanh", "normcdf")
+    )
 
     @intrinsic
     def fma(typing_context, a, b, c):

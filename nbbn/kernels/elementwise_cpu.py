@@ -1,7 +1,8 @@
 """Elementwise operations on flat arrays (size,) and the bias of rows (M, C), forward and backward.
 
-float32 exp and tanh are polynomials that vectorize, accurate to about one unit in the last place;
-the C library's functions would be called one value at a time. float64 uses the C library.
+float32 exp, tanh and the normal distribution are polynomials that vectorize, the first two accurate
+to about one unit in the last place, the last to a few; the C library's functions would be called
+one value at a time. float64 uses the C library.
 """
 
 import math
@@ -24,14 +25,34 @@ _E0, _E1, _E2, _E3, _E4 = _F(0.5), _F(0.16666577), _F(0.04166655), _F(0.0083632)
 _T0, _T1, _T2 = _F(-0.33333333), _F(0.13333303), _F(-0.05395923)
 _T3, _T4, _T5 = _F(0.02176866), _F(-0.00834309), _F(0.00229177)
 _TANH_SMALL = _F(0.625)
+# Relative minimax fit of (1 - Phi(z)) / exp(-z^2 / 2) (z + 2.5) in w = (z - 2.5) / (z + 2.5), for z
+# in [0, 14.5], behind which the result is 0 in float32.
+_N0, _N1, _N2, _N3, _N4 = (
+    _F(0.70665663), _F(-0.433692), _F(0.13198696), _F(0.009235915), _F(-0.01638602),
+)  # fmt: skip
+_N5, _N6, _N7, _N8, _N9 = (
+    _F(-0.0016009611), _F(0.0025232967), _F(0.00068434427), _F(-0.0003108644), _F(-0.00015726639),
+)  # fmt: skip
+_NORMAL_MIDDLE = _F(2.5)
+# Behind these the sigmoid and the normal distribution are 0 in float64 too.
+_FAR, _FAR_NORMAL = 1000.0, 40.0
+_SQRT_HALF, _NORMAL_PEAK = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
+# 2 u of the approximation: x Phi(x) is about x / (1 + exp(-2 u)).
+_GELU_LINEAR, _GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 
 
 @device_function
 def _exp32(x):
     """exp(x) in float32, NaN and both infinities included."""
+    return _exp32_less(x, _F(0))
+
+
+@device_function
+def _exp32_less(x, rest):
+    """exp(x - rest) in float32, for a rest that x has no digits for."""
     c = min(max(x, _LOWEST), _HIGHEST)
     n = np.floor(c * _LOG2_E + _F(0.5))
-    r = (c - n * _LN2_HIGH) - n * _LN2_LOW
+    r = (c - n * _LN2_HIGH) - n * _LN2_LOW - rest
     q = (((_E4 * r + _E3) * r + _E2) * r + _E1) * r + _E0
     e = r * r * q + r + _F(1)
     # Two factors, since 2^n itself may be subnormal.
@@ -52,7 +73,27 @@ def _tanh32(x):
     return x + x * z * q if abs(x) < _TANH_SMALL else large
 
 
-# The bodies of these two run without compilation only, under NUMBA_DISABLE_JIT=1.
+@device_function
+def _normal32(x):
+    """Phi(x) and exp(-x^2 / 2) in float32, for |x| <= 40 and NaN."""
+    z = abs(x)
+    # The square of 12 bits is exact; what is left is small.
+    bits = np.float32(z).view(np.int32) & np.int32(-4096)
+    high = np.int32(bits).view(np.float32)
+    e = _exp32_less(_F(-0.5) * high * high, _F(0.5) * (z - high) * (z + high))
+    t = _F(1) / (z + _NORMAL_MIDDLE)
+    w = (z - _NORMAL_MIDDLE) * t
+    q = ((((_N9 * w + _N8) * w + _N7) * w + _N6) * w + _N5) * w + _N4
+    q = ((((q * w + _N3) * w + _N2) * w + _N1) * w + _N0) * t * e
+    return q if x < _F(0) else _F(1) - q, e
+
+
+@device_function
+def _normal64(x):
+    return 0.5 * math.erfc(-_SQRT_HALF * x), math.exp(-0.5 * x * x)
+
+
+# The bodies of these three run without compilation only, under NUMBA_DISABLE_JIT=1.
 
 
 def exp(x):
@@ -62,6 +103,17 @@ def exp(x):
 
 def _tanh(x):
     return _tanh32(x) if isinstance(x, np.float32) else np.tanh(x)
+
+
+def _normal(x):
+    return _normal32(x) if isinstance(x, np.float32) else _normal64(x)
+
+
+@overload(_normal)
+def _normal_overload(x):
+    if x == types.float32:
+        return lambda x: _normal32(x)
+    return lambda x: _normal64(x)
 
 
 @overload(exp)
@@ -155,6 +207,134 @@ def _tanh_backward(dy, y, threads, dx):
             target[i] = gradient[i] * (y.dtype.type(1) - output[i] * output[i])
 
 
+@device_function
+def _within(x, bound):
+    """x or the bound, positive or negative, that it is behind; NaN is kept."""
+    most = type(x)(bound)
+    return min(max(x, -most), most) if x == x else x
+
+
+@device_function
+def _gelu_of(x):
+    """x Phi(x), Phi the normal distribution, and its derivative, Phi(x) + x Phi'(x)."""
+    number = type(x)
+    c = _within(x, _FAR_NORMAL)
+    share, e = _normal(c)
+    return max(x, c) * share, share + c * e * number(_NORMAL_PEAK)
+
+
+@device_function
+def _sigmoid_of(x, z, slope):
+    """1 / (1 + exp(-z)), and the derivative of x times it, for a z of that slope."""
+    one = type(x)(1)
+    e = exp(-abs(z))
+    part = one / (one + e)
+    share = (e if z < 0 else one) * part
+    return share, share + x * slope * (e * part * part)
+
+
+@device_function
+def _silu_of(x):
+    """x / (1 + exp(-x)) and its derivative."""
+    c = _within(x, _FAR)
+    share, derivative = _sigmoid_of(c, c, type(x)(1))
+    return max(x, c) * share, derivative
+
+
+@device_function
+def _gelu_tanh_of(x):
+    """x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    number = type(x)
+    c = _within(x, _FAR_NORMAL)
+    square = c * c
+    z = c * (number(_GELU_LINEAR) + number(_GELU_CUBIC) * square)
+    slope = number(_GELU_LINEAR) + number(3 * _GELU_CUBIC) * square
+    share, derivative = _sigmoid_of(c, z, slope)
+    return max(x, c) * share, derivative
+
+
+@Kernel
+def _gelu(x, threads, y):
+    """y = x Phi(x); x, y (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        source, target = x[first:last], y[first:last]
+        for i in range(source.size):
+            target[i] = _gelu_of(source[i])[0]
+
+
+@Kernel
+def _gelu_backward(dy, x, threads, dx):
+    """dx = dy times the derivative at x; dy, x, dx (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        gradient, source, target = dy[first:last], x[first:last], dx[first:last]
+        for i in range(source.size):
+            target[i] = gradient[i] * _gelu_of(source[i])[1]
+
+
+@Kernel
+def _gelu_tanh(x, threads, y):
+    """y = x (1 + tanh(u)) / 2; x, y (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        source, target = x[first:last], y[first:last]
+        for i in range(source.size):
+            target[i] = _gelu_tanh_of(source[i])[0]
+
+
+@Kernel
+def _gelu_tanh_backward(dy, x, threads, dx):
+    """dx = dy times the derivative at x; dy, x, dx (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        gradient, source, target = dy[first:last], x[first:last], dx[first:last]
+        for i in range(source.size):
+            target[i] = gradient[i] * _gelu_tanh_of(source[i])[1]
+
+
+@Kernel
+def _silu(x, threads, y):
+    """y = x / (1 + exp(-x)); x, y (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        source, target = x[first:last], y[first:last]
+        for i in range(source.size):
+            target[i] = _silu_of(source[i])[0]
+
+
+@Kernel
+def _silu_backward(dy, x, threads, dx):
+    """dx = dy times the derivative at x; dy, x, dx (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        gradient, source, target = dy[first:last], x[first:last], dx[first:last]
+        for i in range(source.size):
+            target[i] = gradient[i] * _silu_of(source[i])[1]
+
+
+@Kernel
+def _leaky_relu(x, slope, threads, y):
+    """y = x where x > 0, else slope x; x, y (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        source, target = x[first:last], y[first:last]
+        for i in range(source.size):
+            small = source[i] * x.dtype.type(slope)
+            target[i] = source[i] if source[i] > 0 else small
+
+
+@Kernel
+def _leaky_relu_backward(dy, x, slope, threads, dx):
+    """dx = dy where x > 0, else slope dy; dy, x, dx (size,)."""
+    for t in prange(threads):
+        first, last = bounds(t, threads, x.size)
+        gradient, source, target = dy[first:last], x[first:last], dx[first:last]
+        for i in range(source.size):
+            small = gradient[i] * x.dtype.type(slope)
+            target[i] = gradient[i] if source[i] > 0 else small
+
+
 @Kernel
 def _add_bias(x, bias, threads, y):
     """y = x + bias; x, y (M, C), bias (C,)."""
@@ -223,6 +403,54 @@ def tanh_backward(dy, y, dx):
     """Gradient of the hyperbolic tangent, from its output."""
     threads = workers(y.size)
     _tanh_backward(threads, dy, y, threads, dx)
+
+
+def gelu(x, y):
+    """Gaussian error linear unit."""
+    threads = workers(x.size)
+    _gelu(threads, x, threads, y)
+
+
+def gelu_backward(dy, x, dx):
+    """Gradient of the Gaussian error linear unit, from its input."""
+    threads = workers(x.size)
+    _gelu_backward(threads, dy, x, threads, dx)
+
+
+def gelu_tanh(x, y):
+    """Its approximation by a hyperbolic tangent."""
+    threads = workers(x.size)
+    _gelu_tanh(threads, x, threads, y)
+
+
+def gelu_tanh_backward(dy, x, dx):
+    """Gradient of the approximation, from its input."""
+    threads = workers(x.size)
+    _gelu_tanh_backward(threads, dy, x, threads, dx)
+
+
+def silu(x, y):
+    """Sigmoid linear unit."""
+    threads = workers(x.size)
+    _silu(threads, x, threads, y)
+
+
+def silu_backward(dy, x, dx):
+    """Gradient of the sigmoid linear unit, from its input."""
+    threads = workers(x.size)
+    _silu_backward(threads, dy, x, threads, dx)
+
+
+def leaky_relu(x, slope, y):
+    """Rectify, with a slope where x is negative."""
+    threads = workers(x.size)
+    _leaky_relu(threads, x, slope, threads, y)
+
+
+def leaky_relu_backward(dy, x, slope, dx):
+    """Pass the gradient where the input is positive, and slope times it elsewhere."""
+    threads = workers(x.size)
+    _leaky_relu_backward(threads, dy, x, slope, threads, dx)
 
 
 def add_bias(x, bias, y):

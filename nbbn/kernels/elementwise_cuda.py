@@ -4,12 +4,20 @@ Each thread treats 16 bytes of neighbouring elements. Arithmetic is in float32, 
 float64 arrays; results are rounded once, to the type of the array they go to.
 """
 
+import math
+
 from . import _cuda_reduction
-from ._cuda import Elementwise
-from ._cuda_lanes import choose, exp, load, load_any, positive_part, spread, store
+from ._cuda import Elementwise, accumulator, device_function, scalar
+from ._cuda_lanes import choose, exp, load, load_any, normal, positive_part, spread, store
 from ._cuda_lanes import tanh as tanh_of
 
 # ---------------------------------------------------------------- kernels
+
+# Behind these the sigmoid and the normal distribution are 0 in float64 too.
+_FAR, _FAR_NORMAL = 1000.0, 40.0
+_NORMAL_PEAK = 1 / math.sqrt(2 * math.pi)
+# 2 u of the approximation: x Phi(x) is about x / (1 + exp(-2 u)).
+_GELU_LINEAR, _GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 
 
 @Elementwise
@@ -66,6 +74,115 @@ def _tanh_backward(i, like, operands):
     store(dx, i, load(dy, i, like) * (spread(1, like) - output * output))
 
 
+@device_function
+def _sigmoid_of(x, z, slope):
+    """1 / (1 + exp(-z)), and the derivative of x times it, for a z of that slope."""
+    one = spread(1, z)
+    e = exp(choose(z, spread(0, z) - z, z))
+    part = one / (one + e)
+    share = choose(z, one, e) * part
+    return share, share + x * slope * (e * part * part)
+
+
+@device_function
+def _within(x, bound):
+    """x or the bound, positive or negative, that it is behind; NaN is kept."""
+    most = spread(bound, x)
+    low = choose(spread(0, x) - most - x, spread(0, x) - most, x)
+    return choose(low - most, most, low)
+
+
+@device_function
+def _larger(x, c):
+    """x, or what bounds it from below; NaN is kept."""
+    return choose(c - x, c, x)
+
+
+@device_function
+def _gelu_of(x):
+    """x Phi(x), Phi the normal distribution, and its derivative, Phi(x) + x Phi'(x)."""
+    c = _within(x, _FAR_NORMAL)
+    share = normal(c)
+    density = exp(spread(-0.5, x) * c * c) * spread(_NORMAL_PEAK, x)
+    return _larger(x, c) * share, share + c * density
+
+
+@device_function
+def _gelu_tanh_of(x):
+    """x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    c = _within(x, _FAR_NORMAL)
+    linear, square = spread(_GELU_LINEAR, x), c * c
+    z = c * (linear + spread(_GELU_CUBIC, x) * square)
+    share, derivative = _sigmoid_of(c, z, linear + spread(3 * _GELU_CUBIC, x) * square)
+    return _larger(x, c) * share, derivative
+
+
+@device_function
+def _silu_of(x):
+    """x / (1 + exp(-x)) and its derivative."""
+    c = _within(x, _FAR)
+    share, derivative = _sigmoid_of(c, c, spread(1, x))
+    return _larger(x, c) * share, derivative
+
+
+@Elementwise
+def _gelu(i, like, operands):
+    """y = x Phi(x); x, y (size,)."""
+    x, y = operands
+    store(y, i, _gelu_of(load(x, i, like))[0])
+
+
+@Elementwise
+def _gelu_backward(i, like, operands):
+    """dx = dy times the derivative at x; dy, x, dx (size,)."""
+    dy, x, dx = operands
+    store(dx, i, load(dy, i, like) * _gelu_of(load(x, i, like))[1])
+
+
+@Elementwise
+def _gelu_tanh(i, like, operands):
+    """y = x (1 + tanh(u)) / 2; x, y (size,)."""
+    x, y = operands
+    store(y, i, _gelu_tanh_of(load(x, i, like))[0])
+
+
+@Elementwise
+def _gelu_tanh_backward(i, like, operands):
+    """dx = dy times the derivative at x; dy, x, dx (size,)."""
+    dy, x, dx = operands
+    store(dx, i, load(dy, i, like) * _gelu_tanh_of(load(x, i, like))[1])
+
+
+@Elementwise
+def _silu(i, like, operands):
+    """y = x / (1 + exp(-x)); x, y (size,)."""
+    x, y = operands
+    store(y, i, _silu_of(load(x, i, like))[0])
+
+
+@Elementwise
+def _silu_backward(i, like, operands):
+    """dx = dy times the derivative at x; dy, x, dx (size,)."""
+    dy, x, dx = operands
+    store(dx, i, load(dy, i, like) * _silu_of(load(x, i, like))[1])
+
+
+@Elementwise
+def _leaky_relu(i, like, operands):
+    """y = x where x > 0, else slope x; x, y (size,)."""
+    x, slope, y = operands
+    value = load(x, i, like)
+    store(y, i, choose(value, value, value * slope))
+
+
+@Elementwise
+def _leaky_relu_backward(i, like, operands):
+    """dx = dy where x > 0, else slope dy; dy, x, dx (size,)."""
+    dy, x, slope, dx = operands
+    gradient = load(dy, i, like)
+    store(dx, i, choose(load(x, i, like), gradient, gradient * slope))
+
+
 @Elementwise
 def _add_bias(i, like, operands):
     """y = x + bias; x, y (M, C), bias (C,)."""
@@ -109,6 +226,46 @@ def tanh(x, y):
 def tanh_backward(dy, y, dx):
     """Gradient of the hyperbolic tangent, from its output."""
     _tanh_backward(dy, y, dx)
+
+
+def gelu(x, y):
+    """Gaussian error linear unit."""
+    _gelu(x, y)
+
+
+def gelu_backward(dy, x, dx):
+    """Gradient of the Gaussian error linear unit, from its input."""
+    _gelu_backward(dy, x, dx)
+
+
+def gelu_tanh(x, y):
+    """Its approximation by a hyperbolic tangent."""
+    _gelu_tanh(x, y)
+
+
+def gelu_tanh_backward(dy, x, dx):
+    """Gradient of the approximation, from its input."""
+    _gelu_tanh_backward(dy, x, dx)
+
+
+def silu(x, y):
+    """Sigmoid linear unit."""
+    _silu(x, y)
+
+
+def silu_backward(dy, x, dx):
+    """Gradient of the sigmoid linear unit, from its input."""
+    _silu_backward(dy, x, dx)
+
+
+def leaky_relu(x, slope, y):
+    """Rectify, with a slope where x is negative."""
+    _leaky_relu(x, scalar(slope, accumulator(x.dtype)), y, aligned=(x, y))
+
+
+def leaky_relu_backward(dy, x, slope, dx):
+    """Pass the gradient where the input is positive, and slope times it elsewhere."""
+    _leaky_relu_backward(dy, x, scalar(slope, accumulator(x.dtype)), dx, aligned=(dy, x, dx))
 
 
 def add_bias(x, bias, y):

@@ -1,5 +1,6 @@
 """What a model is made of: modules, layers, batch normalization and its variants, losses."""
 
+from .activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .batchnorm import BatchNorm, Convention
 from .convolution import Conv2d, ConvTranspose2d
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, Unflatten
@@ -9,8 +10,32 @@ from .pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
-    "AvgPool2d", "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention", "Dense",
-    "Dropout", "Flatten", "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d",
-    "InPlaceBatchNorm", "MaxPool2d", "Module", "Ramp", "ReLU", "Sequential", "Sigmoid",
-    "Softmax", "Tanh", "Unflatten", "cnn", "mlp", "recalibrate",
+    "GELU",
+    "AvgPool2d",
+    "BatchNorm",
+    "BatchRenorm",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Convention",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GhostBatchNorm",
+    "GlobalAvgPool2d",
+    "GlobalMaxPool2d",
+    "InPlaceBatchNorm",
+    "LeakyReLU",
+    "MaxPool2d",
+    "Module",
+    "Ramp",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "Unflatten",
+    "cnn",
+    "mlp",
+    "recalibrate",
 ]  # fmt: skip

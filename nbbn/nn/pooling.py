@@ -71,10 +71,12 @@ class AvgPool2d(_Pool2d):
 
     Parameters
     ----------
-    size, stride, padding, dilation, ceil_mode, axis
+    size, stride, padding, dilation, ceil_mode
         As of `MaxPool2d`.
     count_include_pad : bool, default True
         Count padding, as zeros.
+    axis : {1, -1}, default 1
+        As of `MaxPool2d`.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from nbbn.kernels import (
     elementwise_cuda,
     gather_cuda,
     optim_cuda,
+    pooling_cuda,
     softmax_cuda,
 )
 from tests.gpu.storage import DTYPES, shifted, statistics_type
@@ -50,6 +51,11 @@ def _elementwise(dtype: str) -> None:
         for name in ("relu", "sigmoid", "tanh"):
             getattr(elementwise_cuda, name)(x, x)
             getattr(elementwise_cuda, f"{name}_backward")(x, x, x)
+        for name in ("gelu", "gelu_tanh", "silu"):
+            getattr(elementwise_cuda, name)(x, x)
+            getattr(elementwise_cuda, f"{name}_backward")(x, x, x)
+        elementwise_cuda.leaky_relu(x, 0.1, x)
+        elementwise_cuda.leaky_relu_backward(x, x, 0.1, x)
         elementwise_cuda.masked(x, x, x)
         rows = x.reshape(4, 16)
         elementwise_cuda.add_bias(rows, x[:16], rows)
@@ -69,6 +75,23 @@ def _softmax(dtype: str) -> None:
     softmax_cuda.cross_entropy(x, *targets, loss)
     softmax_cuda.cross_entropy_backward(x, *targets, loss, 1.0, x)
     softmax_cuda.scaled_sum(loss, 1.0, loss)
+
+
+def _pooling(dtype: str) -> None:
+    # Channels in whole lanes and one by one.
+    for B in (16, 1):
+        x, y = _empty(dtype, 2, 4, 4, B), _empty(dtype, 2, 2, 2, B)
+        share = np.empty(y.shape, statistics_type(dtype))
+        window, counted = (2, 2, 2, 2, 0, 0, 1, 1), (0, 0, 4, 4)
+        for index in (np.empty(y.shape, kind) for kind in ("uint8", "uint16", "uint32")):
+            pooling_cuda.max_pool(x, window, y, index)
+            pooling_cuda.max_pool_backward(y, index, window, x)
+            pooling_cuda.max_pool_take(x, index, window, y)
+        pooling_cuda.avg_pool(x, window, counted, y)
+        pooling_cuda.avg_pool_backward(y, window, counted, share, x)
+        images, means = x.reshape(2, 16, B), y[:, 0, 0]
+        pooling_cuda.global_avg_pool(images, means)
+        pooling_cuda.global_avg_pool_backward(means, images)
 
 
 def _data() -> None:
@@ -102,6 +125,7 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
             _batchnorm(dtype)
             _elementwise(dtype)
             _softmax(dtype)
+            _pooling(dtype)
         _data()
     return found
 

@@ -27,6 +27,7 @@ CEILINGS = {
     "_input_gradient": 80,
     "_column_sums": 72,
     "_cross_entropy_backward": 72,
+    "_max_pool_backward": 72,
 }
 CEILING = 64
 # Kernels without an access of whole lanes in one direction.

@@ -10,6 +10,7 @@ from nbbn.functional.checks import NO_LABEL
 from nbbn.kernels import (
     dropout_cpu,
     dropout_cuda,
+    elementwise_cpu,
     elementwise_cuda,
     gather_cpu,
     gather_cuda,
@@ -53,6 +54,33 @@ def test_activations(name, size, dtype, arrange):
     getattr(elementwise_cuda, f"{name}_backward")(dy, y, dx)
     expected = getattr(reference, f"{name}_backward")(values(dy), values(y))
     assert error(values(dx), expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "leaky_relu"])
+def test_activations_of_the_input(name, size, dtype, arrange):
+    x, dy = arrange(random(size, dtype)), arrange(random(size, dtype, 1))
+    y, dx = poisoned(size, dtype), poisoned(size, dtype)
+    numbers = (0.25,) if name == "leaky_relu" else ()
+    getattr(elementwise_cuda, name)(x, *numbers, y)
+    assert error(values(y), getattr(reference, name)(values(x), *numbers)) < ROUNDING[dtype]
+    getattr(elementwise_cuda, f"{name}_backward")(dy, x, *numbers, dx)
+    # The CPU's, which has its own tests, in float64.
+    expected = np.empty(size)
+    getattr(elementwise_cpu, f"{name}_backward")(values(dy), values(x), *numbers, expected)
+    assert error(values(dx), expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])
+def test_activations_of_the_input_at_extremes(name):
+    x = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 1e30, -1e30, 1e-40], np.float32)
+    y, dx = poisoned(8, "float32"), poisoned(8, "float32")
+    getattr(elementwise_cuda, name)(x, y)
+    getattr(elementwise_cuda, f"{name}_backward")(np.ones_like(x), x, dx)
+    np.testing.assert_allclose(y, [np.nan, np.inf, 0, 0, 0, 1e30, 0, 5e-41], rtol=1e-4)
+    np.testing.assert_allclose(dx, [np.nan, 1, 0, 0.5, 0.5, 1, 0, 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])

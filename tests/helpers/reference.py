@@ -6,6 +6,7 @@ float64 comes out. `np.longdouble` has 64 bits of mantissa on x86 and is float64
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -248,6 +249,43 @@ def transposed_convolution(x, weight, bias=None, *, stride=(1, 1), pads=((0, 0),
     if bias is not None:
         y = y + wide(bias)[:, None, None]
     return narrow(np.moveaxis(y, 1, -1) if last else y)
+
+
+def _normal(x) -> np.ndarray:
+    """The normal distribution, to the digits of float64 in its tail too."""
+    return np.vectorize(lambda v: math.erfc(-v / math.sqrt(2)) / 2, otypes=[WIDE])(wide(x))
+
+
+def gelu(x) -> np.ndarray:
+    return narrow(wide(x) * _normal(x))
+
+
+def gelu_backward(dy, x) -> np.ndarray:
+    x = wide(x)
+    return narrow(wide(dy) * (_normal(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * wide(math.pi))))
+
+
+def gelu_tanh(x) -> np.ndarray:
+    x = wide(x)
+    return narrow(x / 2 * (1 + np.tanh(np.sqrt(2 / wide(math.pi)) * (x + 0.044715 * x**3))))
+
+
+def silu(x) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return narrow(wide(x) / (1 + np.exp(-wide(x))))
+
+
+def silu_backward(dy, x) -> np.ndarray:
+    x, s = wide(x), wide(sigmoid(x))
+    return narrow(wide(dy) * s * (1 + x * (1 - s)))
+
+
+def leaky_relu(x, slope: float = 0.01) -> np.ndarray:
+    return narrow(np.where(wide(x) > 0, wide(x), slope * wide(x)))
+
+
+def leaky_relu_backward(dy, x, slope: float = 0.01) -> np.ndarray:
+    return narrow(np.where(wide(x) > 0, 1, slope) * wide(dy))
 
 
 # ---------------------------------------------------------------------------------- pooling

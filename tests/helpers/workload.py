@@ -64,6 +64,10 @@ def digest() -> str:
     for name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
         y = getattr(F, name)(x)
         results += [y, getattr(F, f"{name}_backward")(dy, y)]
+    for name in ("gelu", "silu", "leaky_relu"):
+        results += [getattr(F, name)(x), getattr(F, f"{name}_backward")(dy, x)]
+    results.append(F.gelu(x, approximate="tanh"))
+    results.append(F.gelu_backward(dy, x, approximate="tanh"))
     results.append(F.cross_entropy(x, labels, reduction="none"))
     results.append(F.cross_entropy_backward(x, labels))
     product = np.empty((300, 300), np.float32)

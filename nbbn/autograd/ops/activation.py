@@ -1,19 +1,24 @@
-"""ReLU, sigmoid, tanh and softplus."""
+"""ReLU and its relatives, sigmoid, tanh and softplus."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional import checks
 from ._common import RecordableOp, compute
-from .masks import through_relu
+from .masks import masked_graph, through_relu
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+
+
+_SQRT_2_PI, _DENSITY_AT_0 = math.sqrt(2 / math.pi), 1 / math.sqrt(2 * math.pi)
 
 
 class OfOutput(RecordableOp):
@@ -60,6 +65,77 @@ class Tanh(OfOutput):
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         return dy * (1 - output * output)
+
+
+class OfInput(RecordableOp):
+    """y = f(x), whose gradient follows from x: a subclass names the functional pair."""
+
+    fresh = True
+    pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
+
+    @classmethod
+    def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
+        ctx.x, ctx.options = x, options
+        return cls.pair[0](x, **options)
+
+    @classmethod
+    def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
+        return cls.pair[1](dy, ctx.x, **ctx.options)
+
+
+class GELU(OfInput):
+    """x Phi(x), or x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+
+    pair = F.gelu, F.gelu_backward
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        (x,) = inputs
+        if ctx.options["approximate"] == "none":
+            return dy * dy._apply(GELUSlope, x)
+        u = _SQRT_2_PI * (x + 0.044715 * (x * x * x))
+        t = dy._apply(Tanh, u)
+        slope = _SQRT_2_PI * (1 + 3 * 0.044715 * (x * x))
+        return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)
+
+
+class GELUSlope(RecordableOp):
+    """Phi(x) + x Phi'(x), whose derivative is (2 - x^2) Phi'(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
+        ctx.x = x
+        return F.gelu_backward(backend.ones(x.shape, x.dtype, backend.device_of(x)), x)
+
+    @staticmethod
+    def backward(ctx: Any, du: np.ndarray) -> Any:
+        square = compute(np.multiply, ctx.x, ctx.x)
+        density = compute(np.exp, compute(np.multiply, square, -0.5))
+        factor = compute(np.multiply, compute(np.subtract, 2.0, square), density)
+        return compute(np.multiply, du, compute(np.multiply, factor, _DENSITY_AT_0))
+
+
+class SiLU(OfInput):
+    """x / (1 + exp(-x))."""
+
+    pair = F.silu, F.silu_backward
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        (x,) = inputs
+        s = dy._apply(Sigmoid, x)
+        return dy * (s * (1 + x * (1 - s)))
+
+
+class LeakyReLU(OfInput):
+    """x where it is positive, slope x elsewhere."""
+
+    pair = F.leaky_relu, F.leaky_relu_backward
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        ones = backend.ones(ctx.x.shape, ctx.x.dtype, backend.device_of(ctx.x))
+        return masked_graph(dy, F.leaky_relu_backward(ones, ctx.x, **ctx.options))
 
 
 class Softplus(RecordableOp):
