@@ -54,7 +54,6 @@ def label_advice(labels: Any) -> str:
         # Objects by what they are: a column of a table may hold integers as such.
         kind = np.asarray(getattr(labels, "tolist", lambda: labels)()).dtype.kind
     except (TypeError, ValueError):  # a class, or rows of several lengths
-    except (ValueError, TypeError):  # ragged lists; a class, which has the method but no labels
         kind = "O"
     if kind in "biuf":
         return "numpy.asarray(labels, numpy.int64)"

@@ -81,8 +81,8 @@ def _train(commands: Any) -> None:
         "train",
         help="train a classifier, on MNIST or on your own data",
         usage="nbbn train [flags]",
-        description="Train an MLP or a CNN with batch normalization. The last line is a JSON object\n"
-        "of the results. Ctrl-C and SIGTERM finish the step, save and stop.",
+        description="Train an MLP or a CNN with batch normalization. The last line is a JSON\n"
+        "object of the results. Ctrl-C and SIGTERM finish the step, save and stop.",
         formatter_class=_Help,
         add_help=False,
     )

@@ -13,8 +13,9 @@ import numpy as np
 from .. import backend
 from .._validation import function, instance, switch
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
+from .activation import ReLU
 from .convolution import Conv2d, ConvTranspose2d
-from .layers import BatchNorm, Dense, Module, ReLU, Softmax
+from .layers import BatchNorm, Dense, Module, Softmax
 from .losses import DoubleSoftmaxWarning, cross_entropy
 from .observe import observed
 

@@ -14,15 +14,14 @@ from .._validation import float_type, fraction, generator, iterate, positive, sw
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, DTypeError, ShapeError
-from .activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .batchnorm import BatchNorm
 from .convolution import Conv2d, ConvTranspose2d
 from .initializers import initialize
 from .module import Module
 
 __all__ = [
-    "BatchNorm", "Dense", "Dropout", "Flatten", "Module", "ReLU", "Sequential", "Sigmoid",
-    "Softmax", "Tanh", "Unflatten",
+    "BatchNorm", "Dense", "Dropout", "Flatten", "Module", "Sequential", "Softmax", "Unflatten",
+    "unnested",
 ]  # fmt: skip
 
 _log = logging.getLogger("nbbn")
@@ -212,68 +211,3 @@ def unnested(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
         return
     for name, child in module.children():
         yield from unnested(child, f"{prefix}{name}.")
-
-
-_ACTIVATIONS: dict[str, Callable[[], Module]] = {
-    "relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh, "gelu": GELU, "silu": SiLU,
-    "leaky_relu": LeakyReLU,
-}  # fmt: skip
-
-
-def mlp(
-    sizes: Sequence[int],
-    *,
-    batch_norm: bool = True,
-    activation: str = "relu",
-    dropout: float = 0.0,
-    init: str | float = "he",
-    rng: np.random.Generator | int | None = None,
-    dtype: Any = np.float32,
-) -> Sequential:
-    """Build a multi-layer perceptron that ends in logits.
-
-    Each hidden layer is Dense, BatchNorm, activation, Dropout; with a BatchNorm behind it, a Dense
-    has no bias, and a ReLU runs inside the BatchNorm.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Features from input to output, such as (784, 256, 128, 10).
-    batch_norm : bool, default True
-    activation : {"relu", "sigmoid", "tanh", "gelu", "silu", "leaky_relu"}, default "relu"
-    dropout : float, default 0
-        Probability of zeroing a hidden unit in training.
-    init : str or float, default "he"
-        Initializer of the weights.
-    rng : Generator, int or None
-        Source of weights and dropout masks.
-    dtype : {float32, float64}
-
-    Returns
-    -------
-    Sequential
-
-    Raises
-    ------
-    ArgumentError
-        Fewer than two sizes, an unknown activation or initializer, dropout outside [0, 1].
-    """
-    if not isinstance(sizes, Sequence):
-        raise DTypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")
-    if len(sizes) < 2:
-        raise ArgumentError(f"sizes needs an input and an output, got {sizes!r}")
-    choice(activation, tuple(_ACTIVATIONS), "activation")
-    rng, batch_norm = generator(rng), switch(batch_norm, "batch_norm")
-    dropout_layers = real(dropout, "dropout") != 0
-    layers: list[Module] = []
-    for features, width in itertools.pairwise(sizes[:-1]):
-        layers.append(Dense(features, width, bias=not batch_norm, init=init, rng=rng, dtype=dtype))
-        if batch_norm:
-            fused = activation if activation == "relu" else None
-            layers.append(BatchNorm(width, activation=fused, dtype=dtype))
-        if not (batch_norm and activation == "relu"):
-            layers.append(_ACTIVATIONS[activation]())
-        if dropout_layers:
-            layers.append(Dropout(dropout, rng=rng))
-    layers.append(Dense(sizes[-2], sizes[-1], init=init, rng=rng, dtype=dtype))
-    return Sequential(*layers)

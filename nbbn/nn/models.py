@@ -11,15 +11,19 @@ import numpy as np
 from .._validation import choice, generator, iterate, positive, real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional.layout import image_axis
+from .activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .batchnorm import BatchNorm, Convention
 from .convolution import Conv2d
-from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Tanh, Unflatten
+from .layers import Dense, Dropout, Flatten, Sequential, Unflatten
 from .module import Module
 from .pooling import MaxPool2d
 
 __all__ = ["cnn", "mlp"]
 
-_ACTIVATIONS: dict[str, Callable[[], Module]] = {"relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh}
+_ACTIVATIONS: dict[str, Callable[[], Module]] = {
+    "relu": ReLU, "sigmoid": Sigmoid, "tanh": Tanh, "gelu": GELU, "silu": SiLU,
+    "leaky_relu": LeakyReLU,
+}  # fmt: skip
 
 
 def mlp(
@@ -42,7 +46,7 @@ def mlp(
     sizes : sequence of int
         Features from input to output, such as (784, 256, 128, 10).
     batch_norm : bool, default True
-    activation : {"relu", "sigmoid", "tanh"}, default "relu"
+    activation : {"relu", "sigmoid", "tanh", "gelu", "silu", "leaky_relu"}, default "relu"
     dropout : float, default 0
         Probability of zeroing a hidden unit in training.
     init : str or float, default "he"

@@ -18,7 +18,9 @@ from .._validation import choice, fraction, function, instance, positive, switch
 from ..autograd.tensor import Tensor
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
-from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
+from ..nn import activation, pooling
+from ..nn.convolution import Conv2d, ConvTranspose2d
+from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, Unflatten, unnested
 from ..nn.losses import binary_cross_entropy, cross_entropy
 from ..nn.module import Module, evaluating
 from ..nn.observe import first_nonfinite
@@ -31,7 +33,11 @@ from .step import Loss, Step, check_step, record_step
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
 _log = logging.getLogger(__name__)
-_ROW_BY_ROW = (BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh)
+# Layers that give a row for each that they take.
+_ROW_BY_ROW = (
+    BatchNorm, Dense, Dropout, Flatten, Softmax, Unflatten, Conv2d, ConvTranspose2d,
+    *(vars(module)[name] for module in (activation, pooling) for name in module.__all__),
+)  # fmt: skip
 
 
 class Evaluation(NamedTuple):

@@ -27,10 +27,9 @@ def load(source: str | os.PathLike[str] | Any) -> nn.Sequential:
     Parameters
     ----------
     source : path, or onnx.ModelProto
-        A chain of Gemm or MatMul and Add, BatchNormalization, Relu, Sigmoid, Tanh, Softmax,
-        Flatten, Reshape of each example, Dropout, Identity and Transpose.
         A chain of Gemm or MatMul and Add, Conv and ConvTranspose of images, BatchNormalization,
-        Relu, Sigmoid, Tanh, Softmax, Flatten, Dropout, Identity and Transpose.
+        Relu, Sigmoid, Tanh, Softmax, Flatten, Reshape of each example, Dropout, Identity and
+        Transpose.
 
     Returns
     -------
