@@ -73,7 +73,7 @@ def _forward(acc):
 
 
 @Kernel
-def _input_gradient(acc):
+def _image_gradient(acc):
     """dx = the gradient of x, plus bias, a thread for each element of dx."""
 
     def kernel(dy, w, bias, geometry, dx):
@@ -164,7 +164,7 @@ def forward(x, w, bias, geometry, y):
 def input_gradient(dy, w, bias, geometry, dx):
     """Gradient of x, plus bias (C,) if it is not empty: a transposed convolution of dy."""
     blocks = -(-dx.size // _cuda.THREADS)
-    _input_gradient[accumulator(dy.dtype)]((blocks,), (_cuda.THREADS, 1), dy, w, bias, geometry, dx)
+    _image_gradient[accumulator(dy.dtype)]((blocks,), (_cuda.THREADS, 1), dy, w, bias, geometry, dx)
 
 
 def weight_gradient(dy, x, geometry, dw):

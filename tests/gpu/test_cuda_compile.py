@@ -27,6 +27,8 @@ CEILINGS = {
     "_input_gradient": 80,
     "_column_sums": 72,
     "_cross_entropy_backward": 72,
+    "_forward": 80,
+    "_image_gradient": 88,
 }
 CEILING = 64
 # Kernels without an access of whole lanes in one direction.
