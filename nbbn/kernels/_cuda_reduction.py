@@ -17,7 +17,18 @@ from numba import cuda, int64, uint32
 
 from . import _cuda
 from ._cuda import Kernel, accumulator, device_function, scratch, vector_width
-from ._cuda_lanes import lane, lanes, load, load_any, load_fresh, spread, store, store_any, width
+from ._cuda_lanes import (
+    choose,
+    lane,
+    lanes,
+    load,
+    load_any,
+    load_fresh,
+    spread,
+    store,
+    store_any,
+    width,
+)
 
 # Elements of a thread that are summed in one go, before their sum goes into the next.
 RUN = 128
@@ -112,6 +123,26 @@ def _power_of_two(number):
 
 
 # ---------------------------------------------------------------- reductions
+
+
+@device_function
+def over_row(memory, value, greatest):
+    """Sum, or maximum where `greatest`, of the lanes of the threads that share a row."""
+    x = cuda.threadIdx.x
+    p = cuda.threadIdx.y * cuda.blockDim.x + x
+    store(memory, p, value)
+    cuda.syncthreads()
+    half = cuda.blockDim.x // 2
+    while half > 0:
+        if x < half:
+            other = load(memory, p + half, value)
+            value = choose(other - value, other, value) if greatest else value + other
+            store(memory, p, value)
+        cuda.syncthreads()
+        half //= 2
+    value = load(memory, p - x, value)
+    cuda.syncthreads()
+    return value
 
 
 @device_function

@@ -11,28 +11,9 @@ from numba import cuda, int64
 from . import _cuda
 from ._cuda import Kernel, accumulator, device_function, scalar
 from ._cuda_lanes import choose, exp, lanes, load, load_any, log, spread, store
+from ._cuda_reduction import over_row
 
 # ---------------------------------------------------------------- kernels
-
-
-@device_function
-def _over_row(memory, value, greatest):
-    """Sum, or maximum where `greatest`, of the lanes of the threads that share a row."""
-    x = cuda.threadIdx.x
-    p = cuda.threadIdx.y * cuda.blockDim.x + x
-    store(memory, p, value)
-    cuda.syncthreads()
-    half = cuda.blockDim.x // 2
-    while half > 0:
-        if x < half:
-            other = load(memory, p + half, value)
-            value = choose(other - value, other, value) if greatest else value + other
-            store(memory, p, value)
-        cuda.syncthreads()
-        half //= 2
-    value = load(memory, p - x, value)
-    cuda.syncthreads()
-    return value
 
 
 @device_function
@@ -50,11 +31,11 @@ def _largest_and_sum(x, start, K, memory, one):
     for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
         value = load(x, start + j, one)
         largest = choose(value - largest, value, largest)
-    largest = _over_row(memory, largest, True)
+    largest = over_row(memory, largest, True)
     total = spread(0, one)
     for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
         total = total + exp(load(x, start + j, one) - largest)
-    return largest, _over_row(memory, total, False)
+    return largest, over_row(memory, total, False)
 
 
 @Kernel
@@ -84,7 +65,7 @@ def _softmax_backward(acc):
         dot = spread(0, one)
         for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
             dot = dot + load(dy, start + j, one) * load(y, start + j, one)
-        dot = _over_row(memory, dot, False)
+        dot = over_row(memory, dot, False)
         for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
             store(dx, start + j, load(y, start + j, one) * (load(dy, start + j, one) - dot))
 
@@ -118,7 +99,7 @@ def _log_softmax_backward(acc):
         total = spread(0, one)
         for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
             total = total + load(dy, start + j, one)
-        total = _over_row(memory, total, False)
+        total = over_row(memory, total, False)
         for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
             store(dx, start + j, load(dy, start + j, one) - exp(load(y, start + j, one)) * total)
 
@@ -149,7 +130,7 @@ def _cross_entropy(acc):
             for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
                 value = log_total - (load(logits, start + j, one) - largest)
                 smooth = smooth + value * _weight_of(weight, j, one)
-            smooth = _over_row(memory, smooth, False)
+            smooth = over_row(memory, smooth, False)
         if K > 0 and cuda.threadIdx.x == 0:
             row = start // K
             label, value = labels[row], spread(np.nan, one)
@@ -181,7 +162,7 @@ def _cross_entropy_backward(acc):
         if soft > 0:
             for j in range(cuda.threadIdx.x, K, cuda.blockDim.x):
                 sum_of_weights = sum_of_weights + _weight_of(weight, j, one)
-            sum_of_weights = _over_row(memory, sum_of_weights, False)
+            sum_of_weights = over_row(memory, sum_of_weights, False)
         if K > 0:
             row = start // K
             label = labels[row]
@@ -211,7 +192,7 @@ def _scaled_sum(acc):
         part = spread(0, one)
         for i in range(cuda.threadIdx.x, values.size, cuda.blockDim.x):
             part = part + load(values, i, one)
-        part = _over_row(memory, part, False)
+        part = over_row(memory, part, False)
         if cuda.threadIdx.x == 0:
             store(total, 0, part * scale)
 

@@ -9,6 +9,7 @@ import numpy as np
 from nbbn.kernels import (
     _cuda,
     batchnorm_cuda,
+    convolution_cuda,
     dropout_cuda,
     elementwise_cuda,
     gather_cuda,
@@ -43,6 +44,16 @@ def _batchnorm(dtype: str) -> None:
             batchnorm_cuda.update_running_within(
                 channels, channels, *numbers, 1e6, *arrays, INTEGERS
             )
+
+
+def _convolution(dtype: str) -> None:
+    geometry = 3, 4, 4, 2, 3, 3, 2, 2, 1, 1, 0, 0, 1, 1, 1, 0
+    wide = statistics_type(dtype)
+    x, y, w = _empty(dtype, 1, 3, 4, 4), _empty(dtype, 1, 2, 2, 2), np.ones((2, 3, 3, 3), wide)
+    convolution_cuda.forward(x, w, w[0, 0, 0], geometry, y)
+    convolution_cuda.input_gradient(y, w, w[0, 0, 0], geometry, x)
+    convolution_cuda.weight_gradient(y, x, geometry, w)
+    convolution_cuda.bias_gradient(y.reshape(1, 2, 4), w[0, 0, 0, :2])
 
 
 def _elementwise(dtype: str) -> None:
@@ -123,6 +134,7 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
         context.setattr(_cuda, "_scratch", {(0, 0): (memory, memory.view(np.uint32))})
         for dtype in DTYPES:
             _batchnorm(dtype)
+            _convolution(dtype)
             _elementwise(dtype)
             _softmax(dtype)
             _pooling(dtype)

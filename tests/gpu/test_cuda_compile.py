@@ -28,6 +28,8 @@ CEILINGS = {
     "_column_sums": 72,
     "_cross_entropy_backward": 72,
     "_max_pool_backward": 72,
+    "_forward": 80,
+    "_image_gradient": 88,
 }
 CEILING = 64
 # Kernels without an access of whole lanes in one direction.
