@@ -44,6 +44,10 @@ def x() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 
+def images() -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(2, 3, 6, 4)).astype(np.float32)
+
+
 def vector() -> np.ndarray:
     return np.random.default_rng(1).uniform(0.5, 2, 4).astype(np.float32)
 
@@ -122,6 +126,14 @@ VALUES: dict[str, Callable[[], Any]] = {
     "y": x,
 }  # fmt: skip
 
+POOLING = [
+    *(f"{name}Pool2d.__call__" for name in ("Max", "Avg", "GlobalAvg", "GlobalMax")),
+    *(f"{home}.{name}" for home in ("functional", "ops") for name in (
+        "max_pool2d", "avg_pool2d", "global_avg_pool2d", "global_max_pool2d",
+    )),
+]  # fmt: skip
+SHAPE = {"shape": (2, 3, 6, 4)}
+
 # Where a name means something else, arguments belong together, or a default says nothing.
 OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Batches.load_state_dict": lambda: {"state": batches().state_dict()},
@@ -134,7 +146,10 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Config.from_dict": lambda: {"values": Config().to_dict()},
     "Config.prepare": lambda: {"self": Config(data=("own.npz",))},
     "Flatten.__call__": lambda: {"x": np.ones((2, 3, 4), np.float32)},
-    "Module.load_state_dict": lambda: {"state": nbbn.BatchNorm(4).state_dict()},
+    "Module.load_state_dict": lambda: {
+        "self": nbbn.BatchNorm(4),
+        "state": nbbn.BatchNorm(4).state_dict(),
+    },
     "Optimizer.add_param_group": lambda: {"group": {"params": [nbbn.Parameter([1.0])]}},
     "Optimizer.expected": lambda: {"state": sgd(model()).state_dict()},
     "Optimizer.load_state_dict": lambda: {"state": sgd(model()).state_dict()},
@@ -156,6 +171,15 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "data.load_fashion_mnist": lambda: {"data_dir": "empty", "download": False},
     "data.load_mnist": lambda: {"data_dir": "empty", "download": False},
     "data.read_idx": lambda: {"source": "labels.idx"},
+    "functional.avg_pool2d_backward": lambda: {"dy": images()[..., ::2, ::2], **SHAPE},
+    "functional.global_avg_pool2d_backward": lambda: {"dy": x()[:2, :3], **SHAPE},
+    "functional.global_max_pool2d_backward": lambda: dict(
+        zip(("dy", "index"), F.global_max_pool2d(images()), strict=True), **SHAPE
+    ),
+    "functional.max_pool2d_backward": lambda: dict(
+        zip(("dy", "index"), F.max_pool2d(images(), 2), strict=True), **SHAPE
+    ),
+    **{name: lambda: {"x": images()} for name in POOLING},
     "functional.weighted_batch_norm_backward": lambda: {
         "stats": F.weighted_batch_norm_train(x(), VALUES["weights"]())[1]
     },

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
-from .._validation import integer, switch
+from .._validation import integer, possible, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
@@ -35,6 +35,8 @@ __all__ = [
     "global_max_pool2d", "global_max_pool2d_backward", "max_pool2d", "max_pool2d_backward",
 ]  # fmt: skip
 
+# What kernels can count to, with room to spare.
+_MOST = 2**31 - 1
 Pair = int | tuple[int, int]
 Padding = Pair | tuple[tuple[int, int], tuple[int, int]]
 
@@ -378,13 +380,13 @@ def _positions(
             f"the window reaches over {reach} {what} (size {size}, dilation {dilation}), but the "
             f"padded image has {padded}: use a smaller window or more padding"
         )
-    # From its first pixel, or the first one that is not padding, a window must not jump the image.
-    for start in range(-before, (count - 1) * stride - before + 1, stride):
-        if start + max(0, -(start // dilation)) * dilation >= length:
-            raise ShapeError(
-                f"dilation {dilation} lets the window that starts in row or column {start} miss "
-                f"the image, which has {length} {what}: use less dilation or padding"
-            )
+    # A window that starts in the padding may jump over the image.
+    starts = range(-before, 0, stride)[:count] if dilation > length else range(0)
+    if any(start % dilation >= length for start in starts):
+        raise ShapeError(
+            f"with dilation {dilation} a window misses the image, which has {length} {what}: use "
+            "less dilation or padding"
+        )
     return count
 
 
@@ -393,9 +395,9 @@ def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
     if isinstance(value, tuple | list):
         if len(value) != 2:
             raise ShapeError(f"{name} must be one integer or two, got {len(value)}: {value!r:.60}")
-        rows, columns = (integer(number, name, least=least) for number in value)
+        rows, columns = (integer(number, name, least=least, most=_MOST) for number in value)
         return rows, columns
-    number = integer(value, name, least=least)
+    number = integer(value, name, least=least, most=_MOST)
     return number, number
 
 
@@ -438,7 +440,10 @@ def _shape(shape: Any) -> tuple[int, ...]:
     """Check the shape of images."""
     if not isinstance(shape, tuple | list) or len(shape) != 4:
         raise ShapeError(f"shape must be that of images, four integers, got {shape!r:.60}")
-    return tuple(integer(n, "shape", least=0) for n in shape)
+    found = tuple(integer(n, "shape", least=0, most=_MOST) for n in shape)
+    if math.prod(found) > _MOST:
+        possible(found, np.dtype(np.float64), "a gradient")
+    return found
 
 
 def _no_empty(shape: tuple[int, ...]) -> None:
