@@ -344,6 +344,7 @@ def _checked_windows(
     axis: int,
 ) -> _Windows:  # fmt: skip
     _no_empty(shape)
+    half_windows(size, padding, dilation)
     image = image_size(shape, axis)
     output = tuple(
         _positions(what, image[d], size[d], stride[d], padding[d], dilation[d], ceil_mode)
@@ -366,11 +367,6 @@ def _positions(
     """How many windows there are along rows or columns, each with a pixel of the image."""
     before, after = padding
     reach = dilation * (size - 1) + 1
-    if max(padding) > reach // 2:
-        raise ArgumentError(
-            f"padding must be at most half a window, {reach // 2} of the {reach} {what} that it "
-            f"reaches over, got {max(padding)}"
-        )
     padded = before + length + after
     count = (padded - reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (count - 1) * stride >= length + before:
@@ -388,6 +384,17 @@ def _positions(
             "less dilation or padding"
         )
     return count
+
+
+def half_windows(size: tuple[int, int], padding: Any, dilation: tuple[int, int]) -> None:
+    """Check that padding is at most half a window."""
+    for d, what in enumerate(("rows", "columns")):
+        reach = dilation[d] * (size[d] - 1) + 1
+        if max(padding[d]) > reach // 2:
+            raise ArgumentError(
+                f"padding must be at most half a window, {reach // 2} of the {reach} {what} that "
+                f"it reaches over, got {max(padding[d])}"
+            )
 
 
 def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
