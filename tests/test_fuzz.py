@@ -44,6 +44,10 @@ def x() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 
+def images() -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(2, 3, 6, 4)).astype(np.float32)
+
+
 def vector() -> np.ndarray:
     return np.random.default_rng(1).uniform(0.5, 2, 4).astype(np.float32)
 
@@ -60,7 +64,7 @@ def labels() -> np.ndarray:
     return np.array([0, 1, 0, 1, 1, 0])
 
 
-def images() -> np.ndarray:
+def convolved() -> np.ndarray:
     return np.random.default_rng(2).normal(size=(2, 4, 5, 5)).astype(np.float32)
 
 
@@ -130,6 +134,14 @@ VALUES: dict[str, Callable[[], Any]] = {
     "y": x, "in_channels": lambda: 4, "out_channels": lambda: 2, "kernel_size": lambda: 3,
 }  # fmt: skip
 
+POOLING = [
+    *(f"{name}Pool2d.__call__" for name in ("Max", "Avg", "GlobalAvg", "GlobalMax")),
+    *(f"{home}.{name}" for home in ("functional", "ops") for name in (
+        "max_pool2d", "avg_pool2d", "global_avg_pool2d", "global_max_pool2d",
+    )),
+]  # fmt: skip
+SHAPE = {"shape": (2, 3, 6, 4)}
+
 # Where a name means something else, arguments belong together, or a default says nothing.
 OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Batches.load_state_dict": lambda: {"state": batches().state_dict()},
@@ -141,10 +153,13 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Config.build_model": lambda: {"rng": 0},
     "Config.from_dict": lambda: {"values": Config().to_dict()},
     "Config.prepare": lambda: {"self": Config(data=("own.npz",))},
-    "Conv2d.__call__": lambda: {"x": images()},
-    "ConvTranspose2d.__call__": lambda: {"x": images()},
+    "Conv2d.__call__": lambda: {"x": convolved()},
+    "ConvTranspose2d.__call__": lambda: {"x": convolved()},
     "Flatten.__call__": lambda: {"x": np.ones((2, 3, 4), np.float32)},
-    "Module.load_state_dict": lambda: {"state": nbbn.BatchNorm(4).state_dict()},
+    "Module.load_state_dict": lambda: {
+        "self": nbbn.BatchNorm(4),
+        "state": nbbn.BatchNorm(4).state_dict(),
+    },
     "Optimizer.add_param_group": lambda: {"group": {"params": [nbbn.Parameter([1.0])]}},
     "Optimizer.expected": lambda: {"state": sgd(model()).state_dict()},
     "Optimizer.load_state_dict": lambda: {"state": sgd(model()).state_dict()},
@@ -167,20 +182,29 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "data.load_mnist": lambda: {"data_dir": "empty", "download": False},
     "data.read_idx": lambda: {"source": "labels.idx"},
     **{
-        f"{home}.{name}": lambda shape=shape: {"x": images(), "weight": kernel(*shape)}
+        f"{home}.{name}": lambda shape=shape: {"x": convolved(), "weight": kernel(*shape)}
         for home in ("functional", "ops")
         for name, shape in (("conv2d", (6, 4, 3, 3)), ("conv_transpose2d", (4, 6, 3, 3)))
     },
     "functional.conv2d_backward": lambda: {
         "dy": kernel(2, 6, 3, 3),
-        "x": images(),
+        "x": convolved(),
         "weight": kernel(6, 4, 3, 3),
     },
     "functional.conv_transpose2d_backward": lambda: {
         "dy": kernel(2, 6, 7, 7),
-        "x": images(),
+        "x": convolved(),
         "weight": kernel(4, 6, 3, 3),
     },
+    "functional.avg_pool2d_backward": lambda: {"dy": images()[..., ::2, ::2], **SHAPE},
+    "functional.global_avg_pool2d_backward": lambda: {"dy": x()[:2, :3], **SHAPE},
+    "functional.global_max_pool2d_backward": lambda: dict(
+        zip(("dy", "index"), F.global_max_pool2d(images()), strict=True), **SHAPE
+    ),
+    "functional.max_pool2d_backward": lambda: dict(
+        zip(("dy", "index"), F.max_pool2d(images(), 2), strict=True), **SHAPE
+    ),
+    **{name: lambda: {"x": images()} for name in POOLING},
     "functional.weighted_batch_norm_backward": lambda: {
         "stats": F.weighted_batch_norm_train(x(), VALUES["weights"]())[1]
     },
@@ -208,6 +232,8 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "train.Step.__call__": lambda: {"y": labels()},
     "train.fit": trained,
     "train.record_step": lambda: {"model": (own := model()), "optimizer": sgd(own)},
+    "Unflatten.__call__": lambda: {"x": np.ones((2, 12), np.float32)},
+    "cnn": lambda: {"shape": (8, 6), "channels": (2,), "hidden": (3,), "rng": 0},
     "warmup": lambda: {"dtypes": ()},
 }
 

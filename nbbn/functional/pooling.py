@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
-from .._validation import integer, switch
+from .._validation import integer, possible, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
@@ -35,6 +35,8 @@ __all__ = [
     "global_max_pool2d", "global_max_pool2d_backward", "max_pool2d", "max_pool2d_backward",
 ]  # fmt: skip
 
+# What kernels can count to, with room to spare.
+_MOST = 2**31 - 1
 Pair = int | tuple[int, int]
 Padding = Pair | tuple[tuple[int, int], tuple[int, int]]
 
@@ -342,6 +344,7 @@ def _checked_windows(
     axis: int,
 ) -> _Windows:  # fmt: skip
     _no_empty(shape)
+    half_windows(size, padding, dilation)
     image = image_size(shape, axis)
     output = tuple(
         _positions(what, image[d], size[d], stride[d], padding[d], dilation[d], ceil_mode)
@@ -364,11 +367,6 @@ def _positions(
     """How many windows there are along rows or columns, each with a pixel of the image."""
     before, after = padding
     reach = dilation * (size - 1) + 1
-    if max(padding) > reach // 2:
-        raise ArgumentError(
-            f"padding must be at most half a window, {reach // 2} of the {reach} {what} that it "
-            f"reaches over, got {max(padding)}"
-        )
     padded = before + length + after
     count = (padded - reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (count - 1) * stride >= length + before:
@@ -378,14 +376,25 @@ def _positions(
             f"the window reaches over {reach} {what} (size {size}, dilation {dilation}), but the "
             f"padded image has {padded}: use a smaller window or more padding"
         )
-    # From its first pixel, or the first one that is not padding, a window must not jump the image.
-    for start in range(-before, (count - 1) * stride - before + 1, stride):
-        if start + max(0, -(start // dilation)) * dilation >= length:
-            raise ShapeError(
-                f"dilation {dilation} lets the window that starts in row or column {start} miss "
-                f"the image, which has {length} {what}: use less dilation or padding"
-            )
+    # A window that starts in the padding may jump over the image.
+    starts = range(-before, 0, stride)[:count] if dilation > length else range(0)
+    if any(start % dilation >= length for start in starts):
+        raise ShapeError(
+            f"with dilation {dilation} a window misses the image, which has {length} {what}: use "
+            "less dilation or padding"
+        )
     return count
+
+
+def half_windows(size: tuple[int, int], padding: Any, dilation: tuple[int, int]) -> None:
+    """Check that padding is at most half a window."""
+    for d, what in enumerate(("rows", "columns")):
+        reach = dilation[d] * (size[d] - 1) + 1
+        if max(padding[d]) > reach // 2:
+            raise ArgumentError(
+                f"padding must be at most half a window, {reach // 2} of the {reach} {what} that "
+                f"it reaches over, got {max(padding[d])}"
+            )
 
 
 def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
@@ -393,9 +402,9 @@ def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
     if isinstance(value, tuple | list):
         if len(value) != 2:
             raise ShapeError(f"{name} must be one integer or two, got {len(value)}: {value!r:.60}")
-        rows, columns = (integer(number, name, least=least) for number in value)
+        rows, columns = (integer(number, name, least=least, most=_MOST) for number in value)
         return rows, columns
-    number = integer(value, name, least=least)
+    number = integer(value, name, least=least, most=_MOST)
     return number, number
 
 
@@ -438,7 +447,10 @@ def _shape(shape: Any) -> tuple[int, ...]:
     """Check the shape of images."""
     if not isinstance(shape, tuple | list) or len(shape) != 4:
         raise ShapeError(f"shape must be that of images, four integers, got {shape!r:.60}")
-    return tuple(integer(n, "shape", least=0) for n in shape)
+    found = tuple(integer(n, "shape", least=0, most=_MOST) for n in shape)
+    if math.prod(found) > _MOST:
+        possible(found, np.dtype(np.float64), "a gradient")
+    return found
 
 
 def _no_empty(shape: tuple[int, ...]) -> None:

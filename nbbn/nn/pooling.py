@@ -8,7 +8,7 @@ from .._validation import switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Tensor
 from ..functional.layout import image_axis
-from ..functional.pooling import Padding, Pair, pair, sides
+from ..functional.pooling import Padding, Pair, half_windows, pair, sides
 from .module import Module
 
 __all__ = ["AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"]
@@ -25,6 +25,7 @@ class _Pool2d(Module):
         self.stride = self.size if stride is None else pair(stride, "stride", least=1)
         self.padding = sides(padding)
         self.dilation = pair(dilation, "dilation", least=1)
+        half_windows(self.size, self.padding, self.dilation)
         self.ceil_mode = switch(ceil_mode, "ceil_mode")
         self.axis = image_axis(axis)
 

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import pytest
 
+import nbbn
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from nbbn.functional.pooling import max_pool2d_at
@@ -222,6 +223,7 @@ test_what_is_refused = refusing(
         ("F.max_pool2d(X, 3, padding=2)", ArgumentError, "half a window, 1 of the 3 rows.*got 2"),
         ("F.avg_pool2d(X, 3, padding=((0, 0), (0, 2)))", ArgumentError, "1 of the 3 columns.*2"),
         ("F.max_pool2d(X, 2, padding=((0, 0),) * 3)", ShapeError, "two pairs at most, got 3"),
+        ("nbbn.MaxPool2d(3, padding=2)", ArgumentError, "half a window, 1 of the 3 rows.*got 2"),
         ("F.max_pool2d(X, (7, 2))", ShapeError, "over 7 rows.*image has 6"),
         ("F.avg_pool2d(X, 6)", ShapeError, "over 6 columns.*image has 5"),
         ("F.max_pool2d(X, 3, dilation=3)", ShapeError, "over 7 rows.*dilation 3.*image has 6"),
@@ -242,5 +244,5 @@ test_what_is_refused = refusing(
         ("F.global_avg_pool2d_backward(Y, X.shape)", ShapeError, r"\(2, 3, 1, 1\).*\(2, 3, 3, 2"),
         ("F.global_avg_pool2d(X, keepdims='yes')", DTypeError, "keepdims"),
     ],
-    {"F": F, "X": X, "Y": Y, "INDEX": INDEX},
+    {"nbbn": nbbn, "F": F, "X": X, "Y": Y, "INDEX": INDEX},
 )  # fmt: skip

@@ -14,16 +14,18 @@ from pathlib import Path
 import onnx
 from onnx.backend.test.loader import load_model_tests
 
+from nbbn.export.onnx.graph import Node
 from tests.helpers.onnx_backend import Backend
-from tests.helpers.onnx_operators import OPERATORS
+from tests.helpers.onnx_operators import OPERATORS, pads
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 
 # The operators whose tests must pass. Others, such as Transpose, only help to run these.
 LISTED = (
     "BatchNormalization", "Softmax", "LogSoftmax", "Relu", "Sigmoid", "Tanh", "Gemm", "MatMul",
-    "Add", "Dropout", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss", "Conv",
-    "ConvTranspose",
+    "Add", "AveragePool", "Conv", "ConvTranspose", "Dropout", "Gelu", "GlobalAveragePool",
+    "GlobalMaxPool", "LeakyRelu", "MaxPool", "NegativeLogLikelihoodLoss",
+    "SoftmaxCrossEntropyLoss", "Swish",
 )  # fmt: skip
 KINDS = {
     "node": "OnnxBackendNodeModelTest",
@@ -33,6 +35,7 @@ KINDS = {
 }
 EXPANDED = "the case above again, with the operator written as others (its function body)"
 VOLUMES = "convolves volumes, three-dimensional images"
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 RANDOM = "drops at random in training: which elements depends on the generator"
 
 _HEAD = """# ONNX conformance
@@ -71,6 +74,28 @@ def _model(case) -> onnx.ModelProto:
     return onnx.load(os.path.join(case.model_dir, "model.onnx"))
 
 
+def _pooled_otherwise(model: onnx.ModelProto) -> str | None:
+    """Why a model pools in a way that the backend refuses."""
+    for node in map(Node, model.graph.node):
+        size = node.attribute("kernel_shape", None)
+        if node.op not in ("MaxPool", "AveragePool") or size is None:
+            continue
+        kind = model.graph.input[0].type.tensor_type
+        if len(size) != 2:
+            return "pools images of one or three dimensions"
+        if len(node.outputs) > 1:
+            return "asks for the indices of maxima in the whole array"
+        if kind.elem_type not in FLOATS:
+            return "pools integers"
+        around = pads(node, tuple(d.dim_value for d in kind.shape.dim))
+        reach = [
+            d * (k - 1) + 1 for d, k in zip(node.attribute("dilations", (1, 1)), size, strict=True)
+        ]
+        if any(max(both) > n // 2 for both, n in zip(around, reach, strict=True)):
+            return "pads with more than half a window"
+    return None
+
+
 @functools.cache
 def cases() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     """Return name -> (kind, operators) of the cases to run, and name -> reason of the excluded."""
@@ -85,6 +110,9 @@ def cases() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
         for kind, case in found
         if kind == "node" or case.model_dir
     }
+    otherwise = {
+        case.name: _pooled_otherwise(_model(case)) for _, case in found if case.name in used
+    }
     for kind, case in found:
         operators = used.get(case.name, set())
         whole = re.sub(r"_expanded(_ver\d+)?$", "", case.name)
@@ -97,6 +125,8 @@ def cases() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
             excluded[case.name] = f"also needs {', '.join(foreign)}"
         elif re.search(r"Conv3d|convtranspose_3d", case.name):
             excluded[case.name] = VOLUMES
+        elif reason := otherwise[case.name]:
+            excluded[case.name] = reason
         elif re.match(r"test_training_dropout(_default)?(_mask)?$", case.name):
             excluded[case.name] = RANDOM
         else:

@@ -59,6 +59,62 @@ def _elementwise(function: Callable[[np.ndarray], np.ndarray]) -> Operator:
     return lambda node, inputs, opset: (function(*inputs),)
 
 
+def _leaky_relu(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    return (F.leaky_relu(*inputs, slope=float(np.float32(node.attribute("alpha", 0.01)))),)
+
+
+def _gelu(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    return (F.gelu(*inputs, approximate=node.attribute("approximate", b"none").decode()),)
+
+
+def _swish(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    if node.attribute("alpha", 1.0) != 1.0:
+        raise node.refusal("only x times its sigmoid is computed (alpha=1)")
+    return (F.silu(*inputs),)
+
+
+def _multiply(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    return (ops.Multiply.forward(Context(), *inputs),)
+
+
+def pads(node: Node, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Padding before and behind each dimension of images (N, C, ...), as auto_pad says."""
+    how, size = node.attribute("auto_pad", b"NOTSET"), node.attribute("kernel_shape", ())
+    if not how.startswith(b"SAME"):
+        given = node.attribute("pads", (0,) * (2 * len(size)))
+        return list(zip(given[: len(size)], given[len(size) :], strict=True))
+    found = []
+    for n, k, stride in zip(
+        shape[2:], size, node.attribute("strides", (1,) * len(size)), strict=True
+    ):
+        total = max((-(-n // stride) - 1) * stride + k - n, 0)
+        half = total // 2
+        found.append((half, total - half) if how == b"SAME_UPPER" else (total - half, half))
+    return found
+
+
+def _pooling(function: Callable[..., Any]) -> Operator:
+    def run(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+        (x,) = inputs
+        size = tuple(node.attribute("kernel_shape", ()))
+        if len(size) != 2:
+            raise node.refusal("only images of two dimensions are pooled")
+        if len(node.outputs) > 1:
+            raise node.refusal("it gives indices too")
+        options = {
+            "stride": tuple(node.attribute("strides", (1, 1))),
+            "padding": tuple(pads(node, x.shape)),
+            "dilation": tuple(node.attribute("dilations", (1, 1))),
+            "ceil_mode": node.attribute("ceil_mode", 0),
+        }
+        if function is F.avg_pool2d:
+            options["count_include_pad"] = node.attribute("count_include_pad", 0)
+            return (function(x, size, **options),)
+        return (function(x, size, **options)[0],)
+
+    return run
+
+
 def _add(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
     a, b = inputs
     if opset < 7 and node.attribute("broadcast", 0) and b.ndim:
@@ -219,20 +275,28 @@ def _transpose(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
 # Operator -> how many inputs it may have, and what computes it.
 OPERATORS: dict[str, tuple[int, Operator]] = {
     "Add": (2, _add),
+    "AveragePool": (1, _pooling(F.avg_pool2d)),
     "BatchNormalization": (5, _batch_normalization),
     "Conv": (3, _convolution),
     "ConvTranspose": (3, _convolution),
     "Dropout": (3, _dropout),
     "Flatten": (1, _flatten),
+    "Gelu": (1, _gelu),
     "Gemm": (3, _gemm),
+    "GlobalAveragePool": (1, _elementwise(lambda x: F.global_avg_pool2d(x, keepdims=True))),
+    "GlobalMaxPool": (1, _elementwise(lambda x: F.global_max_pool2d(x, keepdims=True)[0])),
     "Identity": (1, _elementwise(np.array)),
+    "LeakyRelu": (1, _leaky_relu),
     "LogSoftmax": (1, _softmax(F.log_softmax)),
     "MatMul": (2, _matmul),
+    "MaxPool": (1, _pooling(F.max_pool2d)),
+    "Mul": (2, _multiply),
     "NegativeLogLikelihoodLoss": (3, _negative_log_likelihood),
     "Relu": (1, _elementwise(F.relu)),
     "Sigmoid": (1, _elementwise(F.sigmoid)),
     "Softmax": (1, _softmax(F.softmax)),
     "SoftmaxCrossEntropyLoss": (3, _softmax_cross_entropy),
+    "Swish": (1, _swish),
     "Tanh": (1, _elementwise(F.tanh)),
     "Transpose": (1, _transpose),
 }

@@ -1,8 +1,8 @@
-"""Sequential models to ONNX files: opset 15, IR 8, for inference.
+"""Sequential models to ONNX files: opset 15, IR 8, for inference; later ones where an operator is.
 
-Dense is Gemm, Conv2d is Conv, BatchNorm is BatchNormalization (and Relu), the other layers are
-operators of the same name; Dropout disappears. ONNX has the channels first: others are transposed
-before and after.
+Dense is Gemm, Conv2d is Conv, BatchNorm is BatchNormalization (and Relu), SiLU is Sigmoid and Mul,
+the other layers are operators of the same name; Dropout disappears. ONNX has the channels first:
+others are transposed before and after.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from .extra import require
 
 __all__ = ["export"]
 
-OPSET, IR_VERSION = 15, 8
+OPSET = 15
+# The opset that has an operator or attribute that earlier ones lack, and the IR of opsets.
+_DILATED_MEANS, _GELU = 19, 20
+_IR_VERSIONS = {15: 8, 19: 9, 20: 9}
 TOLERANCE = 1e-5
 _BATCH = "N"
 _PROBE_ROWS = 8
@@ -41,7 +44,8 @@ def export(
     """Write a Sequential model as an ONNX file for inference.
 
     The graph maps "x" (N, ...) to "y", its batch size left open; its tensors have the names of the
-    state dict. The file is opset 15 and IR 8, passes ONNX's checker, and, unless `verify` is False,
+    state dict. The file is opset 15 and IR 8 (IR 9 with GELU, of opset 20, and with AvgPool2d with
+    dilation, of opset 19), passes ONNX's checker, and, unless `verify` is False,
     has computed what the model computes in onnxruntime before it is written.
 
     Parameters
@@ -103,6 +107,7 @@ class _Graph:
         self.nodes: list[Any] = []
         self.arrays: list[Any] = []
         self.value = "x"
+        self.opset = OPSET
 
     def array(self, name: str, array: np.ndarray) -> str:
         """Store an array and return its name."""
@@ -144,8 +149,8 @@ class _Graph:
         graph = self.helper.make_graph(self.nodes, "nbbn", ends[:1], ends[1:], self.arrays)
         return self.helper.make_model(
             graph,
-            opset_imports=[self.helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[self.helper.make_opsetid("", self.opset)],
+            ir_version=_IR_VERSIONS[self.opset],
             producer_name="nbbn",
             producer_version=__version__,
         )
@@ -197,6 +202,53 @@ def _batch_norm(graph: _Graph, name: str, layer: nn.BatchNorm) -> None:
     graph.add_channels_first(axis, "BatchNormalization", name, *arrays, epsilon=layer.eps)
     if layer.activation:
         graph.add("Relu", name)
+
+
+def _pooling(op: str) -> Callable[[_Graph, str, Any], None]:
+    def add(graph: _Graph, name: str, layer: Any) -> None:
+        (top, bottom), (left, right) = layer.padding
+        attributes = {
+            "kernel_shape": layer.size,
+            "strides": layer.stride,
+            "pads": (top, left, bottom, right),
+            "ceil_mode": int(layer.ceil_mode),
+        }
+        if op == "AveragePool":
+            attributes["count_include_pad"] = int(layer.count_include_pad)
+        if layer.dilation != (1, 1):
+            attributes["dilations"] = layer.dilation
+            if op == "AveragePool":
+                graph.opset = max(graph.opset, _DILATED_MEANS)
+        _pooled(graph, op, name, layer, **attributes)
+
+    return add
+
+
+def _pooled(graph: _Graph, op: str, name: str, layer: Any, **attributes: Any) -> None:
+    """Apply an operator of pooling; the layer says what shape it gives."""
+    shape = layer(np.zeros((1, *graph.shape), graph.dtype)).shape[1:]
+    graph.add_channels_first(layer.axis % 4, op, name, **attributes)
+    graph.shape = shape
+
+
+def _global_pooling(op: str) -> Callable[[_Graph, str, Any], None]:
+    def add(graph: _Graph, name: str, layer: Any) -> None:
+        _pooled(graph, op, name, layer)
+        if not layer.keepdims:
+            graph.add("Flatten", name, axis=1)
+
+    return add
+
+
+def _gelu(graph: _Graph, name: str, layer: nn.GELU) -> None:
+    graph.opset = max(graph.opset, _GELU)
+    graph.add("Gelu", name, approximate=layer.approximate)
+
+
+def _silu(graph: _Graph, name: str, layer: nn.SiLU) -> None:
+    x = graph.value
+    graph.add("Sigmoid", name)
+    graph.add("Mul", name, x)
 
 
 def _convolution(graph: _Graph, name: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -264,6 +316,13 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.ReLU: _elementwise("Relu"),
     nn.Sigmoid: _elementwise("Sigmoid"),
     nn.Tanh: _elementwise("Tanh"),
+    nn.GELU: _gelu,
+    nn.SiLU: _silu,
+    nn.LeakyReLU: lambda graph, name, layer: graph.add("LeakyRelu", name, alpha=layer.slope),
+    nn.MaxPool2d: _pooling("MaxPool"),
+    nn.AvgPool2d: _pooling("AveragePool"),
+    nn.GlobalMaxPool2d: _global_pooling("GlobalMaxPool"),
+    nn.GlobalAvgPool2d: _global_pooling("GlobalAveragePool"),
     nn.Softmax: _softmax,
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
@@ -320,10 +379,9 @@ def _verify(model: nn.Module, exported: Any, dtype: np.dtype[Any], shape: tuple[
         session = runtime.InferenceSession(
             exported.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except runtime.capi.onnxruntime_pybind11_state.NotImplemented as reason:
+    except Exception as reason:  # of its own classes: float64 lacks many operators
         raise ArgumentError(
-            f"onnxruntime cannot compute this in {dtype}, so that there is nothing to compare with "
-            f"({reason}): use float32, or verify=False"
+            f"onnxruntime cannot run the file in {dtype}: use float32, or verify=False ({reason})"
         ) from None
     x = np.random.default_rng(0).standard_normal((_PROBE_ROWS, *shape)).astype(dtype)
     found = session.run(["y"], {"x": x})[0]

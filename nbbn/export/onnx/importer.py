@@ -28,8 +28,9 @@ def load(source: str | os.PathLike[str] | Any) -> nn.Sequential:
     ----------
     source : path, or onnx.ModelProto
         A chain of Gemm or MatMul and Add, Conv and ConvTranspose of images, BatchNormalization,
-        Relu, Sigmoid, Tanh, Softmax, Flatten, Reshape of each example, Dropout, Identity and
-        Transpose.
+        Relu, LeakyRelu, Gelu, Sigmoid, Mul of a Sigmoid and its input, Swish, Tanh, Softmax,
+        MaxPool, AveragePool, GlobalMaxPool, GlobalAveragePool, Flatten, Reshape of each example,
+        Dropout, Identity and Transpose.
 
     Returns
     -------
@@ -82,7 +83,7 @@ class _Chain:
                 f"the graph must have one input and one output, got {graph.inputs} and "
                 f"{graph.outputs}"
             )
-        self.value = graph.inputs[0]
+        self.value = self.before = graph.inputs[0]
         self.rank: int | None = graph.rank(self.value)
         # The axes of the model's own value in the order that the graph has them now.
         self.axes: tuple[int, ...] | None = None
@@ -96,11 +97,11 @@ class _Chain:
             if convert is None or node.domain:
                 raise node.refusal(f"no layer computes it; known are {', '.join(_IMPORTERS)}")
             if node.input(0) != self.value and not (
-                node.op in ("Add", "MatMul") and self.value in node.inputs
+                node.op in ("Add", "MatMul", "Mul") and self.value in node.inputs
             ):
                 raise node.refusal(f"it does not take {self.value!r}, the result before it")
             convert(self, node)
-            self.value = node.outputs[0]
+            self.before, self.value = self.value, node.outputs[0]
         if self.value != self.graph.outputs[0]:
             raise ArgumentError(f"the last operator does not give {self.graph.outputs[0]!r}")
         if self.axes is not None:
@@ -260,6 +261,75 @@ def _relu(chain: _Chain, node: Node) -> None:
         chain.layers.append(nn.ReLU())
 
 
+def _leaky_relu(chain: _Chain, node: Node) -> None:
+    try:
+        chain.layers.append(nn.LeakyReLU(_decimal(node.attribute("alpha", 0.01))))
+    except NbbnError as error:
+        raise node.refusal(str(error)) from None
+
+
+def _gelu(chain: _Chain, node: Node) -> None:
+    chain.layers.append(nn.GELU(node.attribute("approximate", b"none").decode()))
+
+
+def _mul(chain: _Chain, node: Node) -> None:
+    last = chain.layers[-1] if chain.layers else None
+    if not isinstance(last, nn.Sigmoid) or {*node.inputs} != {chain.before, chain.value}:
+        raise node.refusal("only a Sigmoid and its input can be multiplied")
+    chain.layers[-1] = nn.SiLU()
+
+
+def _swish(chain: _Chain, node: Node) -> None:
+    if node.attribute("alpha", 1.0) != 1.0:
+        raise node.refusal("only x times its sigmoid is a layer (alpha=1)")
+    chain.layers.append(nn.SiLU())
+
+
+def _image_axis(chain: _Chain, node: Node) -> int:
+    """The channel axis of images of rank 4."""
+    if chain.rank not in (None, 4):
+        raise node.refusal("only images of two dimensions are pooled")
+    if chain.axes is None:
+        return 1
+    if chain.axes != (0, 3, 1, 2):
+        raise node.refusal("it acts on a transposed value")
+    return -1
+
+
+def _pooling(kind: type[nn.MaxPool2d] | type[nn.AvgPool2d]) -> Callable[[_Chain, Node], None]:
+    def convert(chain: _Chain, node: Node) -> None:
+        axis, size = _image_axis(chain, node), tuple(node.attribute("kernel_shape", ()))
+        if len(size) != 2:
+            raise node.refusal("only images of two dimensions are pooled")
+        if len(node.outputs) > 1:
+            raise node.refusal("it gives indices too")
+        if node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+            raise node.refusal("its padding depends on the size of the images (auto_pad)")
+        top, left, bottom, right = node.attribute("pads", (0, 0, 0, 0))
+        options: dict[str, Any] = {"ceil_mode": bool(node.attribute("ceil_mode", 0)), "axis": axis}
+        if kind is nn.AvgPool2d:
+            options["count_include_pad"] = bool(node.attribute("count_include_pad", 0))
+        try:
+            layer = kind(
+                size,
+                stride=tuple(node.attribute("strides", (1, 1))),
+                padding=((top, bottom), (left, right)),
+                dilation=tuple(node.attribute("dilations", (1, 1))),
+                **options,
+            )
+        except NbbnError as error:
+            raise node.refusal(str(error)) from None
+        chain.layers.append(layer)
+
+    return convert
+
+
+def _global_pooling(kind: type[nn.GlobalAvgPool2d]) -> Callable[[_Chain, Node], None]:
+    return lambda chain, node: chain.layers.append(
+        kind(axis=_image_axis(chain, node), keepdims=True)
+    )
+
+
 def _softmax(chain: _Chain, node: Node) -> None:
     chain.plain(node)
     axis = node.attribute("axis", 1 if chain.graph.opset < 13 else -1)
@@ -317,6 +387,14 @@ _IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
     "ConvTranspose": _convolution,
     "BatchNormalization": _batch_norm,
     "Relu": _relu,
+    "LeakyRelu": _leaky_relu,
+    "Gelu": _gelu,
+    "Mul": _mul,
+    "Swish": _swish,
+    "MaxPool": _pooling(nn.MaxPool2d),
+    "AveragePool": _pooling(nn.AvgPool2d),
+    "GlobalMaxPool": _global_pooling(nn.GlobalMaxPool2d),
+    "GlobalAveragePool": _global_pooling(nn.GlobalAvgPool2d),
     "Sigmoid": _layer(nn.Sigmoid),
     "Tanh": _layer(nn.Tanh),
     "Softmax": _softmax,
