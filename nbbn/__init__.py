@@ -67,6 +67,7 @@ _MODULES = (
 _HOMES = {name: home for home, names in _DEFINED.items() for name in names}
 _HOMES |= {module.rpartition(".")[2]: module for module in _MODULES}
 _HOMES |= {"convert": "export", "jit_cuda": "jit.cuda", "ops": "autograd.functions"}
+_HOMES |= {"sklearn": "sklearn"}
 
 
 def __getattr__(name: str) -> Any:

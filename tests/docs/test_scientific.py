@@ -1,0 +1,26 @@
+"""The code of the page on scientific Python runs, and prints what it should."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "scientific.md").read_text()
+
+
+def run(section: str, folder: Path) -> None:
+    """Run the code of a section from a file: a step is replayed if its source can be read."""
+    text = PAGE[PAGE.index(f"## {section}\n") :].split("\n## ")[0]
+    script = folder / "section.py"
+    script.write_text("".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    runpy.run_path(str(script))
+
+
+def test_scikit_learn(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    run("scikit-learn", tmp_path)
+    (accuracy,) = re.findall(r"digits ([\d.]+)%", capsys.readouterr().out)
+    assert float(accuracy) > 95
