@@ -117,6 +117,8 @@ REALS: list[tuple[str, float | None, Call]] = [
     ("mean", None, lambda v: batches(mean=v)),
     ("std", 0.0, lambda v: batches(std=v)),
     ("lr", -0.5, lambda v: optim.Cosine(v, 9)),
+    ("max_norm", 0.0, lambda v: optim.clip_grad_norm(parameters(), v)),
+    ("max_norm", 0.0, lambda v: setattr(optim.SGD(parameters()), "max_norm", v)),
     ("lr", -0.5, lambda v: optim.StepDecay(v, 9)),
     ("lr", -0.5, lambda v: optim.OneCycle(v, 9)),
     ("final", -0.5, lambda v: optim.Cosine(0.1, 9, final=v)),

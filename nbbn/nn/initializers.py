@@ -125,7 +125,10 @@ def initialize(
     if isinstance(name, str):
         draw = INITIALIZERS[choice(name, tuple(INITIALIZERS), "init")]
         pixels = math.prod(shape[2:])
-        return draw(rng, shape, *(fans or (shape[1] * pixels, shape[0] * pixels))).astype(dtype)
+        pair = fans or (shape[1] * pixels, shape[0] * pixels)
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DTypeError(f"fans must be (fan_in, fan_out), got {fans!r:.80}")
+        return draw(rng, shape, *(positive(fan, "fans") for fan in pair)).astype(dtype)
     sigma = real(name, "init, the standard deviation of the weights,", least=0)
     with np.errstate(over="ignore"):
         weights = (rng.standard_normal(shape) * sigma).astype(dtype)
