@@ -30,7 +30,7 @@ from nbbn import data, losses, optim, pool
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.errors import DataError, NbbnError
 from nbbn.export import BatchNormState
-from nbbn.train.callbacks import Run
+from nbbn.train.callbacks import EMA, Run
 from nbbn.train.config import Config
 from nbbn.train.inference import Classifier
 
@@ -76,6 +76,13 @@ def recorded() -> dict[str, Any]:
 def trained() -> dict[str, Any]:
     own = model()
     return {"model": own, "optimizer": sgd(own), "validation": batches()}
+
+
+def averaged() -> EMA:
+    found, own = EMA(), run()
+    found.start(own)
+    found.step(own)
+    return found
 
 
 def classifier() -> Classifier:
@@ -134,6 +141,7 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Config.build_model": lambda: {"rng": 0},
     "Config.from_dict": lambda: {"values": Config().to_dict()},
     "Config.prepare": lambda: {"self": Config(data=("own.npz",))},
+    "EMA.apply": lambda: {"self": averaged(), "batches": batches()},
     "Flatten.__call__": lambda: {"x": np.ones((2, 3, 4), np.float32)},
     "Module.load_state_dict": lambda: {"state": nbbn.BatchNorm(4).state_dict()},
     "Optimizer.add_param_group": lambda: {"group": {"params": [nbbn.Parameter([1.0])]}},

@@ -107,6 +107,7 @@ REALS: list[tuple[str, float | None, Call]] = [
     ("r_max", 0.5, lambda v: nbbn.BatchRenorm(4, r_max=v)),
     ("d_max", -0.5, lambda v: nbbn.BatchRenorm(4, d_max=v)),
     ("slope", 0.0, lambda v: nbbn.InPlaceBatchNorm(4, slope=v)),
+    ("decay", 1.0, callbacks.EMA),
     ("p", 1.5, nbbn.Dropout),
     ("p", -0.5, nbbn.Dropout),
     ("start", None, lambda v: nbbn.Ramp(v, 2, 0, 9)),

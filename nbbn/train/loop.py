@@ -191,6 +191,7 @@ def fit(
         run = Run(model, batches, optimizer, epochs, watch, part)
         if resume is not None:
             instance(resume, Checkpoint, "resume")
+            run.resumed = resume
             own = batches if isinstance(batches, Batches) else None
             run.load_state_dict(resume.progress)
             run.history = [_epoch(values) for values in run.history]
@@ -200,6 +201,10 @@ def fit(
         # The last one first: Checkpoints refuse a folder before a log in it begins again.
         for callback in reversed(callbacks):
             callback.start(run)
+        if resume is not None and resume.average and run.average is None and strict:
+            raise CheckpointError(
+                f"{resume.path} holds an average of the weights: pass EMA again, or strict=False"
+            )
         while run.epoch <= epochs and not run.stopped and not _reached(run, until):
             model.train()
             _train_epoch(run, step, watched, callbacks)

@@ -24,3 +24,10 @@ def test_scikit_learn(tmp_path, capsys):
     run("scikit-learn", tmp_path)
     (accuracy,) = re.findall(r"digits ([\d.]+)%", capsys.readouterr().out)
     assert float(accuracy) > 95
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights(tmp_path, capsys):
+    run("Weights: how they begin, how far a step goes, their average", tmp_path)
+    (accuracy,) = re.findall(r"of averages ([\d.]+)%", capsys.readouterr().out)
+    assert float(accuracy) > 90
