@@ -62,10 +62,12 @@ class Training(NamedTuple):
 
 def sources(value: Any, name: str) -> tuple[str, ...]:
     """Check names or paths of data, as `nbbn.data.load` takes them."""
-    if not isinstance(value, tuple | list) or len(value) not in (1, 2) or "" in value:
+    if not isinstance(value, tuple | list) or len(value) not in (1, 2):
         raise ArgumentError(f"{name} must be a tuple of one or two names or paths, got {value!r}")
     for part in value:
         instance(part, str, f"a part of {name}")
+        if not part:
+            raise ArgumentError(f"{name} must name data, got {value!r}")
     return tuple(value)
 
 
