@@ -125,7 +125,7 @@ def initialize(
     if isinstance(name, str):
         draw = INITIALIZERS[choice(name, tuple(INITIALIZERS), "init")]
         pixels = math.prod(shape[2:])
-        pair = fans or (shape[1] * pixels, shape[0] * pixels)
+        pair = (shape[1] * pixels, shape[0] * pixels) if fans is None else fans
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DTypeError(f"fans must be (fan_in, fan_out), got {fans!r:.80}")
         return draw(rng, shape, *(positive(fan, "fans") for fan in pair)).astype(dtype)
