@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .nn.inspect import inspect
     from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
     from .nn.module import Module
+    from .nn.summary import summary
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
     from .train.trust import recordable
@@ -39,7 +40,7 @@ __all__ = [
     "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
     "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
     "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable",
-    "threads", "train", "warmup",
+    "summary", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -55,6 +56,7 @@ _DEFINED = {
     "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
                   "mlp"),
     "nn.module": ("Module",),
+    "nn.summary": ("summary",),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip

@@ -33,6 +33,7 @@ from nbbn.export import BatchNormState
 from nbbn.train.callbacks import EMA, Run
 from nbbn.train.config import Config
 from nbbn.train.inference import Classifier
+from nbbn.train.rates import RateTrial
 
 # As many as `NBBN_FUZZ_CALLS` says, to look for more.
 CALLS = int(os.environ.get("NBBN_FUZZ_CALLS", 2000))
@@ -177,9 +178,11 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "mlp": lambda: {"rng": 0},
     "onnx.load": lambda: {"source": "model.onnx"},
     "ops.dropout": lambda: {"rng": np.random.default_rng(0)},
+    "plots.rates": lambda: {"trial": RateTrial(vector(), vector(), vector(), 0.1)},
     "plots.mistakes": lambda: {"images": np.ones((6, 2, 2))},
     "plots.percentiles": lambda: {"rows": [{"kind": "step", "step": 1, "0.p50": 0.5}]},
     "train.Step.__call__": lambda: {"y": labels()},
+    "train.find_lr": lambda: {"model": (own := model()), "optimizer": sgd(own), "steps": 10},
     "train.fit": trained,
     "train.record_step": lambda: {"model": (own := model()), "optimizer": sgd(own)},
     "warmup": lambda: {"dtypes": ()},
@@ -215,7 +218,7 @@ OPERATORS = {
 # It downloads what is missing.
 KEPT = {"download"}
 # As many as are asked for, however long that takes.
-PATIENT = {"directions", "dtypes", "epochs"}
+PATIENT = {"directions", "dtypes", "epochs", "steps"}
 
 
 # ---------------------------------------------------------------------------- wrong arguments

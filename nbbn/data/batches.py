@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 from collections.abc import Iterator
@@ -190,6 +191,14 @@ class Batches:
             self._resumed = True
         self._standardize(mean, std)
         self.order, self.position = order, position
+
+    def _twin(self, memo: dict[int, Any]) -> Batches:
+        """Return batches of the same data with a copy of the generator, between epochs."""
+        twin = copy.copy(self)
+        twin.rng = copy.deepcopy(self.rng, memo)
+        twin._buffers, twin._resumed = None, False
+        twin.order, twin.position = np.empty(0, np.int64), 0
+        return twin
 
     def _fingerprint(self) -> str:
         some = np.linspace(0, self.count - 1, 64).astype(np.int64)

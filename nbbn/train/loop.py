@@ -198,7 +198,7 @@ def fit(
             None if data is None else as_batches(data, _EVALUATED, device)
             for data in (validation, test)
         )
-        _check_batches(batches, *(data for data in (validation, test) if data is not None))
+        check_batches(batches, *(data for data in (validation, test) if data is not None))
         if isinstance(batches, Batches):
             _check_batch_size(model, batches)
         counts = any(callback.counts_right for callback in callbacks)
@@ -320,7 +320,7 @@ def _train_epoch(run: Run, step: _Timed, watched: _Watched, callbacks: Sequence[
     backend.fill(watched.right, run.right or 0)
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
-    for x, y in _pairs(itertools.islice(run.batches, done, None)):
+    for x, y in pairs(itertools.islice(run.batches, done, None)):
         number = run.step + 1
         try:
             # What is not finite is told of below, with the operation that it comes from.
@@ -363,7 +363,8 @@ def as_batches(data: Any, size: int, device: str, rng: np.random.Generator | Non
     return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device)
 
 
-def _check_batches(*all_data: Any) -> None:
+def check_batches(*all_data: Any) -> None:
+    """Refuse what is not batches."""
     for data in all_data:
         pair = isinstance(data, tuple | list) and data and isinstance(data[0], np.ndarray)
         if pair or isinstance(data, np.ndarray):
@@ -378,7 +379,8 @@ def _check_batches(*all_data: Any) -> None:
             )
 
 
-def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs (x, y) of batches, each checked."""
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
@@ -536,10 +538,10 @@ def evaluate(
     function(loss, "loss")
     device = next((p.device for p in model.parameters()), "cpu")
     batches = as_batches(batches, _EVALUATED, device)
-    _check_batches(batches)
+    check_batches(batches)
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):
-        for x, y in _pairs(batches):
+        for x, y in pairs(batches):
             with np.errstate(all="ignore"):
                 output = model(x)
                 found = loss(output, y)

@@ -26,6 +26,15 @@ def test_scikit_learn(tmp_path, capsys):
     assert float(accuracy) > 95
 
 
+def test_arrays_lists_and_tables(tmp_path, capsys):
+    pytest.importorskip("pandas")
+    run("Arrays, lists and tables", tmp_path)
+    printed = capsys.readouterr().out
+    assert "226 parameters, 65 statistics" in printed
+    (accuracy,) = re.findall(r"of tables ([\d.]+)%", printed)
+    assert float(accuracy) > 90
+
+
 @pytest.mark.filterwarnings("error")
 def test_weights(tmp_path, capsys):
     run("Weights: how they begin, how far a step goes, their average", tmp_path)
