@@ -30,6 +30,7 @@ from nbbn import data, losses, optim, pool
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.errors import DataError, NbbnError
 from nbbn.export import BatchNormState
+from nbbn.train import Objective
 from nbbn.train.callbacks import EMA, Run
 from nbbn.train.config import Config
 from nbbn.train.inference import Classifier
@@ -77,6 +78,10 @@ def recorded() -> dict[str, Any]:
 def trained() -> dict[str, Any]:
     own = model()
     return {"model": own, "optimizer": sgd(own), "validation": batches()}
+
+
+def objective() -> Objective:
+    return Objective(model(), losses.cross_entropy, x(), labels())
 
 
 def averaged() -> EMA:
@@ -182,6 +187,15 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "plots.mistakes": lambda: {"images": np.ones((6, 2, 2))},
     "plots.percentiles": lambda: {"rows": [{"kind": "step", "step": 1, "0.p50": 0.5}]},
     "train.Step.__call__": lambda: {"y": labels()},
+    "Objective.assign": lambda: {"self": objective(), "vector": objective().vector()},
+    "Objective.hessian_product": lambda: {
+        "self": objective(),
+        "vector": objective().vector(),
+        "direction": objective().vector(),
+    },
+    "Objective.value_and_gradient": lambda: {"self": objective(), "vector": objective().vector()},
+    "train.Objective": lambda: {"y": labels()},
+    "train.minimize": lambda: {"y": labels(), "options": {"maxiter": 2}},
     "train.find_lr": lambda: {"model": (own := model()), "optimizer": sgd(own), "steps": 10},
     "train.fit": trained,
     "train.record_step": lambda: {"model": (own := model()), "optimizer": sgd(own)},

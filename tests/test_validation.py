@@ -116,6 +116,13 @@ REALS: list[tuple[str, float | None, Call]] = [
     ("slope", 0.0, lambda v: nbbn.InPlaceBatchNorm(4, slope=v)),
     ("decay", 1.0, callbacks.EMA),
     ("lowest", 0.0, lambda v: find_lr(lowest=v)),
+    (
+        "weight_decay",
+        -0.5,
+        lambda v: nbbn.train.Objective(
+            nbbn.Dense(4, 2, rng=0), nbbn.losses.cross_entropy, X, Y, weight_decay=v
+        ),
+    ),
     ("highest", 0.0, lambda v: find_lr(highest=v)),
     ("p", 1.5, nbbn.Dropout),
     ("p", -0.5, nbbn.Dropout),

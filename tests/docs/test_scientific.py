@@ -26,6 +26,15 @@ def test_scikit_learn(tmp_path, capsys):
     assert float(accuracy) > 95
 
 
+@pytest.mark.filterwarnings("error")
+def test_scipy(tmp_path, capsys):
+    run("SciPy: training on all examples at once", tmp_path)
+    printed = capsys.readouterr().out
+    (loss,) = re.findall(r"full batch: ([\d.]+) after", printed)
+    assert float(loss) < 0.02
+    assert float(re.findall(r"eigenvalue ([\d.e+-]+)", printed)[0]) > 0
+
+
 def test_arrays_lists_and_tables(tmp_path, capsys):
     pytest.importorskip("pandas")
     run("Arrays, lists and tables", tmp_path)
