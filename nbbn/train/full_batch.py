@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
-from .._validation import choice, function, instance, mapping, real
+from .._validation import choice, function, instance, mapping, number, positive, real
 from ..autograd.second_order import grad
 from ..autograd.tensor import Tape, Tensor
 from ..data.tables import as_numbers
@@ -275,6 +275,11 @@ def minimize(
         tol = real(tol, "tol", least=0)
     if options is not None:
         mapping(options, "options", "settings of the method")
+        for name, value in options.items():
+            if name == "maxiter":
+                positive(value, name)
+            elif not isinstance(value, bool):
+                number(value, name)
     if callback is not None:
         function(callback, "callback")
     objective = Objective(model, loss, x, y, weight_decay=weight_decay)

@@ -243,6 +243,8 @@ def test_float32_and_tables_are_taken(rng):
         ({"tol": -1.0}, ArgumentError, "tol"),
         ({"weight_decay": -1.0}, ArgumentError, "weight_decay"),
         ({"options": 3}, DTypeError, "options must map names"),
+        ({"options": {"maxiter": 0}}, ArgumentError, "maxiter"),
+        ({"options": {"gtol": "1"}}, DTypeError, "gtol must be a number"),
         ({"callback": 3}, DTypeError, "callback must be a function"),
         ({"model": 3}, DTypeError, "model must be a Module"),
         ({"model": nbbn.ReLU()}, ArgumentError, "no parameters"),
