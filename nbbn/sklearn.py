@@ -15,6 +15,7 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state, column_or_1d, compute_sample_weight
+    from sklearn.utils.metaestimators import available_if
     from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError:
@@ -127,6 +128,12 @@ class _Later:
         return float(self.schedule(step - self.start))
 
 
+def _takes_parts(estimator: Any) -> bool:
+    if estimator.solver == "lbfgs":
+        raise AttributeError("lbfgs needs all examples at once: use fit, or another solver")
+    return True
+
+
 class _Perceptron(BaseEstimator):  # type: ignore[misc]
     """What both estimators share."""
 
@@ -211,7 +218,10 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         self, x: Any, y: Any, weights: Any, *, first: bool, whole: bool, classes: Any = None
     ) -> Any:
         """Train all epochs or one, with a new model if it is the `first` time."""
-        dtype = (np.float64, np.float32) if first else self.model_.parameters()[0].dtype
+        dtype: Any = (np.float64, np.float32)
+        # Line searches need all digits.
+        dtype = np.float64 if self.solver == "lbfgs" else dtype
+        dtype = dtype if first else self.model_.parameters()[0].dtype
         x, y = validate_data(
             self, x, y, reset=first, accept_sparse="csr", multi_output=True,
             y_numeric=isinstance(self, RegressorMixin), dtype=dtype,
@@ -256,7 +266,7 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
 
     def _optimizer(self) -> Optimizer:
         """Make the optimizer again, with the state that the last training left."""
-        make = OPTIMIZERS[choice(self.solver, tuple(OPTIMIZERS), "solver")]
+        make = OPTIMIZERS[self.solver]
         optimizer = make(
             self.model_.parameters(), lr=self.learning_rate_init, weight_decay=self.weight_decay,
             **({"momentum": 0.9} if self.solver == "sgd" else {}),
@@ -273,10 +283,14 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         size = 200 if self.batch_size == "auto" else positive(self.batch_size, "batch_size")
         labels = y if y.dtype.kind == "i" else None
         model: Any = self.model_
-        optimizer, loss = self._optimizer(), self._loss()
+        loss = self._loss()
         if weights is not None:
             model, loss = _Weighted(model), _WeightedLoss(loss)
             y = y if labels is None else np.eye(self._outputs, dtype=x.dtype)[y]
+        if choice(self.solver, ("lbfgs", *OPTIMIZERS), "solver") == "lbfgs":
+            self._minimize(model, loss, _Rows(x, y, weights, np.arange(len(y)), len(y), None))
+            return
+        optimizer = self._optimizer()
         rows, held = np.arange(len(y)), None
         callbacks: list[Callback] = [_Lines()] if switch(self.verbose, "verbose") else []
         if whole and switch(self.early_stopping, "early_stopping"):
@@ -305,6 +319,24 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         if held is not None:
             self.validation_loss_curve_ = [epoch.watched.loss for epoch in history if epoch.watched]
 
+    def _minimize(self, model: Any, loss: Any, whole: _Rows) -> None:
+        """Train on all examples at once."""
+        ((x, y),) = whole
+        if len(x) == 1 and self.batch_norm:
+            raise ArgumentError("1 sample has no variance to normalize with: give several")
+        options: dict[str, Any] = {"maxiter": positive(self.max_iter, "max_iter")}
+        if self.tol is not None:
+            options["gtol"] = real(self.tol, "tol", least=0)
+        found = train.minimize(
+            model, loss, x, y, weight_decay=self.weight_decay, options=options,
+            callback=(lambda own: print(f"iteration {own.iteration}  loss {own.loss:.6g}"))
+            if switch(self.verbose, "verbose") else None,
+        )  # fmt: skip
+        self.model_.eval()
+        self.n_iter_ += len(found.history)
+        self.loss_curve_ += [own.loss for own in found.history]
+        self.loss_ = found.loss
+
     # ---------------------------------------------------------------------------- prediction
 
     def _forward(self, x: Any) -> np.ndarray:
@@ -331,10 +363,12 @@ class NbbnClassifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
         Whether to normalize batches in front of each activation.
     dropout : float, default 0
         Probability of zeroing a hidden unit in training.
-    solver : {"adam", "adamw", "sgd"}, default "adam"
-        The optimizer; SGD has a momentum of 0.9.
+    solver : {"adam", "adamw", "sgd", "lbfgs"}, default "adam"
+        The optimizer; SGD has a momentum of 0.9. "lbfgs", for small sets, is
+        `nbbn.train.minimize` over all examples at once, in float64: without batches, early
+        stopping, schedule, dropout and `partial_fit`. `tol` is then that of the gradient.
     weight_decay : float, default 0
-        As the optimizer means it.
+        As the optimizer, or `minimize`, means it.
     batch_size : int or "auto", default "auto"
         Rows per step; 200 by default. If there are fewer, all.
     learning_rate : {"constant", "one-cycle", "cosine", "step"}, default "constant"
@@ -418,6 +452,7 @@ class NbbnClassifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
         tags.classifier_tags.multi_label = True
         return tags
 
+    @available_if(_takes_parts)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
         """Make one epoch of steps with these examples, at a constant learning rate.
 
@@ -535,6 +570,7 @@ class NbbnRegressor(RegressorMixin, _Perceptron):  # type: ignore[misc]
         As of `NbbnClassifier`; losses are of scaled targets.
     """
 
+    @available_if(_takes_parts)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Make one epoch of steps with these examples, at a constant learning rate.
 

@@ -26,7 +26,9 @@ PAIRS = [(NbbnClassifier, MLPClassifier), (NbbnRegressor, MLPRegressor)]
 SPARSE = pytest.importorskip("scipy.sparse")
 
 
-@parametrize_with_checks([NbbnClassifier(), NbbnRegressor()])
+@parametrize_with_checks(
+    [NbbnClassifier(), NbbnRegressor(), NbbnClassifier(solver="lbfgs", max_iter=20)]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
@@ -108,7 +110,10 @@ def test_several_outputs_and_their_scale():
 
 
 @pytest.mark.parametrize("kind", [NbbnClassifier, NbbnRegressor])
-@pytest.mark.parametrize("options", [{}, {"batch_norm": False}, {"activation": "tanh"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_norm": False}, {"activation": "tanh"}, {"solver": "lbfgs", "max_iter": 10}],
+)
 def test_an_example_of_weight_2_is_two_examples(kind, options):
     x, y = blobs(count=40)
     y = y if kind is NbbnClassifier else x[:, 0] + y
@@ -131,6 +136,26 @@ def test_weights_of_classes_are_weights_of_their_examples():
     with pytest.raises(ArgumentError, match="cannot balance"):
         balanced.partial_fit(x, y, [0, 1])
     balanced.fit(x, y)
+
+
+def test_lbfgs_minimizes_the_whole_loss():
+    x, y = blobs(count=150)
+    stochastic, whole = (
+        quick(activation="tanh", max_iter=100, **options).fit(x.astype(np.float32), y)
+        for options in ({}, {"solver": "lbfgs"})
+    )
+    assert whole.loss_ < stochastic.loss_
+    assert whole.n_iter_ == len(whole.loss_curve_) <= 100
+    assert whole.model_.parameters()[0].dtype == np.float64
+    # Without batch norm and weights of the loss it is what scikit-learn minimizes, too.
+    own = quick(solver="lbfgs", batch_norm=False, activation="tanh", max_iter=2000, tol=1e-6,
+                weight_decay=0.1).fit(x, y)  # fmt: skip
+    peer = MLPClassifier((16,), solver="lbfgs", activation="tanh", max_iter=2000, tol=1e-6,
+                         alpha=0.1 * len(x), random_state=0).fit(x, y)  # fmt: skip
+    assert own.loss_ == pytest.approx(peer.loss_, rel=1e-3)
+    assert not hasattr(own, "partial_fit")
+    with pytest.raises(ArgumentError, match="Dropout"):
+        quick(solver="lbfgs", dropout=0.1).fit(x, y)
 
 
 def test_weighted_steps_are_replayed(monkeypatch):

@@ -344,5 +344,6 @@ class _Watch:
         seconds = time.perf_counter() - self._begin
         number = len(self.history) + 1
         self.history.append(Iteration(number, *found, self._evaluations, seconds))
-        if self._callback is not None and self._callback(self.history[-1]):
+        answer = None if self._callback is None else self._callback(self.history[-1])
+        if isinstance(answer, bool | np.bool_) and answer:
             raise StopIteration
