@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .nn.models import cnn, mlp
     from .nn.module import Module
     from .nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+    from .nn.summary import summary
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
     from .train.trust import recordable
@@ -44,7 +45,7 @@ __all__ = [
     "__version__", "apply", "callbacks", "checkpoint", "cnn", "config", "convert", "data", "errors",
     "fold", "functional", "grad", "gradcheck", "gradgradcheck", "inference", "initializers",
     "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool",
-    "progress", "recalibrate", "recordable", "threads", "train", "warmup",
+    "progress", "recalibrate", "recordable", "summary", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -63,6 +64,7 @@ _DEFINED = {
     "nn.models": ("cnn", "mlp"),
     "nn.module": ("Module",),
     "nn.pooling": ("AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"),
+    "nn.summary": ("summary",),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip
@@ -75,6 +77,7 @@ _MODULES = (
 _HOMES = {name: home for home, names in _DEFINED.items() for name in names}
 _HOMES |= {module.rpartition(".")[2]: module for module in _MODULES}
 _HOMES |= {"convert": "export", "jit_cuda": "jit.cuda", "ops": "autograd.functions"}
+_HOMES |= {"sklearn": "sklearn"}
 
 
 def __getattr__(name: str) -> Any:

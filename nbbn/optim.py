@@ -26,7 +26,7 @@ from .nn.module import Module
 
 __all__ = [
     "OPTIMIZERS", "SCHEDULES", "SGD", "Adam", "AdamW", "Cosine", "OneCycle", "Optimizer",
-    "Schedule", "StepDecay", "decay_groups",
+    "Schedule", "StepDecay", "clip_grad_norm", "decay_groups",
 ]  # fmt: skip
 
 Schedule = Callable[[int], float]
@@ -400,6 +400,25 @@ class Optimizer:
         for group in self._groups:
             group.step = value
 
+    @property
+    def max_norm(self) -> float | None:
+        """Largest norm of a gradient, over all parameters together; None, the default, for any.
+
+        `step` scales a larger one down to it, as `clip_grad_norm` does; weight decay comes after.
+        """
+        return vars(self).get("max_norm")
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        limit = None if value is None else real(value, "max_norm", above=0)
+        if limit == self.max_norm:
+            return
+        # Where there is none, checkpoints know nothing of it, as those of earlier versions.
+        vars(self).pop("max_norm", None)
+        if limit is not None:
+            vars(self)["max_norm"] = limit
+        self.layout += 1
+
     def arrays(self) -> list[np.ndarray]:
         """Return every array of this optimizer: flat parameters, gradients, state, step numbers.
 
@@ -494,6 +513,9 @@ class Optimizer:
             items = arena.parameters
             blocks += [block for block in arena.blocks if items[block.first].grad is not None]
         backend.run_ahead(self._advance, tuple(blocks))
+        if self.max_norm is not None:
+            gradients = (p.grad for p in self.parameters if p.grad is not None)
+            backend.run(_clip, self.max_norm, *gradients)
         for block in blocks:
             self._update(block.hyper, block.grad, block.data, block.states)
 
@@ -519,7 +541,10 @@ class Optimizer:
         backend.run(launcher, grad, hyper, data, *(states or [data[:0]]))
 
     def gradient_norm(self) -> float:
-        """Euclidean norm of the gradient that the last step used, over all trained parameters."""
+        """Euclidean norm of the gradient that the last step used, over all trained parameters.
+
+        Of one that was clipped it is `max_norm`.
+        """
         total = 0.0
         for arena in self.arenas:
             for p, buffer in zip(arena.parameters, arena.buffers, strict=True):
@@ -712,6 +737,48 @@ class _Constant:
 
     def __call__(self, step: int) -> float:
         return self.lr
+
+
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scale gradients down, in place, until their norm over all parameters is at most `max_norm`.
+
+    For loops of your own, between `backward` and the optimizer's `step`. `Optimizer.max_norm` does
+    the same in every step, recorded ones included, bit for bit.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+        Those without a gradient count for nothing.
+    max_norm : float
+        Above 0.
+
+    Returns
+    -------
+    float
+        The norm before: the root of the sum of all squares, in float64.
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        `max_norm` is not above 0; something else than Parameters.
+    """
+    limit = real(max_norm, "max_norm", above=0)
+    given = _parameters_of({"params": parameters}, [])
+    gradients = [p.grad for p in given if p.grad is not None]
+    norm = float(_norm(gradients)) if gradients else 0.0
+    backend.run(_clip, limit, *gradients)
+    return norm
+
+
+def _norm(gradients: Iterable[np.ndarray]) -> Any:
+    return np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in gradients))
+
+
+def _clip(limit: float, *gradients: np.ndarray) -> None:
+    # Exactly 1 where nothing is to be done.
+    scale = limit / np.maximum(_norm(gradients), limit)
+    for gradient in gradients:
+        gradient *= scale.astype(gradient.dtype)
 
 
 def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:

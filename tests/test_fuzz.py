@@ -30,9 +30,11 @@ from nbbn import data, losses, optim, pool
 from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.errors import DataError, NbbnError
 from nbbn.export import BatchNormState
-from nbbn.train.callbacks import Run
+from nbbn.train import Objective
+from nbbn.train.callbacks import EMA, Run
 from nbbn.train.config import Config
 from nbbn.train.inference import Classifier
+from nbbn.train.rates import RateTrial
 
 # As many as `NBBN_FUZZ_CALLS` says, to look for more.
 CALLS = int(os.environ.get("NBBN_FUZZ_CALLS", 2000))
@@ -90,6 +92,17 @@ def trained() -> dict[str, Any]:
     return {"model": own, "optimizer": sgd(own), "validation": batches()}
 
 
+def objective() -> Objective:
+    return Objective(model(), losses.cross_entropy, x(), labels())
+
+
+def averaged() -> EMA:
+    found, own = EMA(), run()
+    found.start(own)
+    found.step(own)
+    return found
+
+
 def classifier() -> Classifier:
     return Classifier(model(), Config(), (4,), np.float32)
 
@@ -114,7 +127,8 @@ VALUES: dict[str, Callable[[], Any]] = {
     "labels": labels, "last": lambda: 9, "layer": lambda: nbbn.BatchNorm(4),
     "layers": lambda: [nbbn.Dense(4, 3), nbbn.ReLU()], "logits": x,
     "loss": lambda: losses.cross_entropy, "loss_fn": lambda: losses.cross_entropy,
-    "lr": lambda: 0.1, "mean": vector, "mode": lambda: True, "model": model, "most": lambda: 3,
+    "lr": lambda: 0.1, "max_norm": lambda: 1.0,
+    "mean": vector, "mode": lambda: True, "model": model, "most": lambda: 3,
     "name": lambda: "he", "optimizer": lambda: sgd(model()), "exponent": lambda: 2.0,
     "index": lambda: (1, slice(0, 2)), "axes": lambda: [1, 0], "k": lambda: 2, "other": x,
     "out_features": lambda: 3, "position": lambda: 0, "reason": lambda: "enough",
@@ -155,6 +169,7 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Config.prepare": lambda: {"self": Config(data=("own.npz",))},
     "Conv2d.__call__": lambda: {"x": convolved()},
     "ConvTranspose2d.__call__": lambda: {"x": convolved()},
+    "EMA.apply": lambda: {"self": averaged(), "batches": batches()},
     "Flatten.__call__": lambda: {"x": np.ones((2, 3, 4), np.float32)},
     "Module.load_state_dict": lambda: {
         "self": nbbn.BatchNorm(4),
@@ -227,9 +242,20 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "ops.split": lambda: {"sections": 3},
     "ops.stack": lambda: {"tensors": [x(), x()]},
     "ops.where": lambda: {"condition": x() > 0, "a": x(), "b": x()},
+    "plots.rates": lambda: {"trial": RateTrial(vector(), vector(), vector(), 0.1)},
     "plots.mistakes": lambda: {"images": np.ones((6, 2, 2))},
     "plots.percentiles": lambda: {"rows": [{"kind": "step", "step": 1, "0.p50": 0.5}]},
     "train.Step.__call__": lambda: {"y": labels()},
+    "Objective.assign": lambda: {"self": objective(), "vector": objective().vector()},
+    "Objective.hessian_product": lambda: {
+        "self": objective(),
+        "vector": objective().vector(),
+        "direction": objective().vector(),
+    },
+    "Objective.value_and_gradient": lambda: {"self": objective(), "vector": objective().vector()},
+    "train.Objective": lambda: {"y": labels()},
+    "train.minimize": lambda: {"y": labels(), "options": {"maxiter": 2}},
+    "train.find_lr": lambda: {"model": (own := model()), "optimizer": sgd(own), "steps": 10},
     "train.fit": trained,
     "train.record_step": lambda: {"model": (own := model()), "optimizer": sgd(own)},
     "Unflatten.__call__": lambda: {"x": np.ones((2, 12), np.float32)},
@@ -267,7 +293,7 @@ OPERATORS = {
 # It downloads what is missing.
 KEPT = {"download"}
 # As many as are asked for, however long that takes.
-PATIENT = {"directions", "dtypes", "epochs"}
+PATIENT = {"directions", "dtypes", "epochs", "steps"}
 
 
 # ---------------------------------------------------------------------------- wrong arguments

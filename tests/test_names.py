@@ -33,11 +33,14 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
-# Modules that can be imported anywhere: the others need CuPy or the simulator, or run a command.
+# Modules that can be imported anywhere: the others need CuPy, the simulator or scikit-learn, or run
+# a command.
 ANYWHERE = sorted(
     f"nbbn.{name}"
     for name in FILES
-    if name != "__main__" and not name.startswith("backend.device") and "cuda" not in name
+    if name not in ("__main__", "sklearn")
+    and not name.startswith("backend.device")
+    and "cuda" not in name
 )
 
 

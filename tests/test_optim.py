@@ -451,3 +451,71 @@ def test_a_copy_of_model_and_optimizer_trains_as_the_original_would(duplicate, t
     assert bits(model.parameters()) == before != bits(other.parameters())
     assert train(model, optimizer) == losses
     assert bits(model.parameters()) == bits(other.parameters())
+
+
+def pair_with_gradients(rng, dtype, scale):
+    own = [Parameter(rng.normal(size=shape).astype(dtype)) for shape in ((3, 4), (4,), (2,))]
+    for p in own[:2]:
+        p.grad = (scale * rng.normal(size=p.shape)).astype(dtype)
+    return own
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("scale", "max_norm"), [(10, 0.5), (1, 100.0), (1e25, 2.0), (0, 1.0)])
+def test_clip_grad_norm_matches_torch(dtype, scale, max_norm, rng):
+    torch = pytest.importorskip("torch")
+    own = pair_with_gradients(rng, dtype, scale)
+    theirs = [torch.nn.Parameter(torch.tensor(p.data)) for p in own]
+    for p, q in zip(own, theirs, strict=True):
+        q.grad = None if p.grad is None else torch.tensor(p.grad, dtype=torch.float64).to(q.dtype)
+    before = [None if p.grad is None else p.grad.copy() for p in own]
+    norm = optim.clip_grad_norm(own, max_norm)
+    true = math.sqrt(sum(float((g.astype(np.longdouble) ** 2).sum()) for g in before[:2]))
+    assert norm == pytest.approx(true, rel=1e-12)
+    if scale < 1e20 or dtype == np.float64:  # PyTorch's own squares overflow
+        torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+        for p, q in zip(own[:2], theirs[:2], strict=True):
+            # PyTorch divides by the norm plus 1e-6.
+            np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=4e-6)
+    if norm <= max_norm:
+        assert all((p.grad == g).all() for p, g in zip(own[:2], before[:2], strict=True))
+    else:
+        left = math.sqrt(sum(float((p.grad.astype(float) ** 2).sum()) for p in own[:2]))
+        assert left == pytest.approx(max_norm, rel=1e-6)
+    assert own[2].grad is None
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_an_optimizer_clips_as_the_function_does(name, rng):
+    given = [rng.normal(size=s).astype(np.float32) for s in ((3, 4), (4,))]
+    grads = [rng.normal(size=a.shape).astype(np.float32) for a in given]
+    results = []
+    for inside in (True, False):
+        own = [Parameter(a.copy()) for a in given]
+        optimizer = optim.OPTIMIZERS[name](own, 0.1, weight_decay=0.01)
+        assert optimizer.max_norm is None
+        if inside:
+            optimizer.max_norm = 0.3
+        for p, g in zip(own, grads, strict=True):
+            p.grad = g.copy()
+        if not inside:
+            assert optim.clip_grad_norm(own, 0.3) > 0.3
+        optimizer.step()
+        assert optimizer.gradient_norm() == pytest.approx(0.3, rel=1e-6)
+        results.append([p.data.copy() for p in own])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_clipping_refuses():
+    own = [Parameter(np.ones(2, np.float32))]
+    for value, error in ((0, ArgumentError), (-1.0, ArgumentError), ("1", DTypeError)):
+        with pytest.raises(error, match="max_norm"):
+            optim.clip_grad_norm(own, value)
+        optimizer = optim.SGD(own)
+        with pytest.raises(error, match="max_norm"):
+            optimizer.max_norm = value
+        assert optimizer.max_norm is None
+    with pytest.raises(DTypeError, match="Parameters"):
+        optim.clip_grad_norm([1.0], 1.0)
+    assert optim.clip_grad_norm(own, 1.0) == 0.0

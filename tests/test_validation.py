@@ -55,6 +55,11 @@ def fit(**options: Any) -> Any:
     return nbbn.train.fit(model, batches(), optim.SGD(model.parameters()), **options)
 
 
+def find_lr(**options: Any) -> Any:
+    model = nbbn.Dense(4, 2, rng=0)
+    return nbbn.train.find_lr(model, batches(), optim.SGD(model.parameters()), **options)
+
+
 # What takes an integer: the name in the message, the least one that will do, a call.
 INTEGERS: list[tuple[str, int | None, Call]] = [
     ("channels", 1, nbbn.BatchNorm),
@@ -91,6 +96,8 @@ INTEGERS: list[tuple[str, int | None, Call]] = [
     ("count", 2, lambda v: data.split(v, 0.5)),
     ("count", 2, lambda v: convert.to_torch(nbbn.mlp((4, 3, 2)), count=v)),
     ("epochs", 1, lambda v: fit(epochs=v)),
+    ("batch_size", 1, lambda v: find_lr(batch_size=v)),
+    ("steps", 2, lambda v: find_lr(steps=v)),
     ("every", 1, lambda v: optim.StepDecay(0.1, v)),
     ("warmup", 0, lambda v: optim.StepDecay(0.1, 3, warmup=v)),
     ("total", 1, lambda v: optim.Cosine(0.1, v)),
@@ -116,6 +123,16 @@ REALS: list[tuple[str, float | None, Call]] = [
     ("d_max", -0.5, lambda v: nbbn.BatchRenorm(4, d_max=v)),
     ("slope", 0.0, lambda v: nbbn.InPlaceBatchNorm(4, slope=v)),
     ("slope", -0.5, nbbn.LeakyReLU),
+    ("decay", 1.0, callbacks.EMA),
+    ("lowest", 0.0, lambda v: find_lr(lowest=v)),
+    (
+        "weight_decay",
+        -0.5,
+        lambda v: nbbn.train.Objective(
+            nbbn.Dense(4, 2, rng=0), nbbn.losses.cross_entropy, X, Y, weight_decay=v
+        ),
+    ),
+    ("highest", 0.0, lambda v: find_lr(highest=v)),
     ("p", 1.5, nbbn.Dropout),
     ("p", -0.5, nbbn.Dropout),
     ("start", None, lambda v: nbbn.Ramp(v, 2, 0, 9)),
@@ -126,6 +143,8 @@ REALS: list[tuple[str, float | None, Call]] = [
     ("mean", None, lambda v: batches(mean=v)),
     ("std", 0.0, lambda v: batches(std=v)),
     ("lr", -0.5, lambda v: optim.Cosine(v, 9)),
+    ("max_norm", 0.0, lambda v: optim.clip_grad_norm(parameters(), v)),
+    ("max_norm", 0.0, lambda v: setattr(optim.SGD(parameters()), "max_norm", v)),
     ("lr", -0.5, lambda v: optim.StepDecay(v, 9)),
     ("lr", -0.5, lambda v: optim.OneCycle(v, 9)),
     ("final", -0.5, lambda v: optim.Cosine(0.1, 9, final=v)),

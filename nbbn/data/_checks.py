@@ -8,6 +8,7 @@ import numpy as np
 
 from .._validation import positive, real
 from ..errors import ArgumentError, DataError, DTypeError, ShapeError, label_advice
+from .tables import as_numbers, exact
 
 # Images that are looked at for NaN and Inf in one go.
 _CHUNK = 1000
@@ -16,6 +17,11 @@ _CHUNK = 1000
 def check_images(images: Any) -> np.ndarray:
     """Return the images as C-contiguous rows (N, F)."""
     check_unmasked(images, "images")
+    if not isinstance(images, np.ndarray):
+        images = as_numbers(images, "images")
+        # Those of arrays may be meant as bytes; here they are numbers.
+        if isinstance(images, np.ndarray) and images.dtype.kind in "biu":
+            images = images if images.dtype == np.uint8 else exact(images, "images")
     if not isinstance(images, np.ndarray):
         raise DTypeError(
             f"images must be a numpy.ndarray, got {type(images).__name__}: convert them with "
@@ -44,6 +50,12 @@ def check_unmasked(array: Any, name: str) -> None:
 def check_targets(targets: Any, count: int, num_classes: int | None) -> np.ndarray:
     """Return a copy of labels (N,) as int64, or of numbers (N, ...) as they are."""
     check_unmasked(targets, "labels")
+    if not isinstance(targets, np.ndarray):
+        plain = as_numbers(targets, "labels")
+        if isinstance(plain, np.ndarray) and plain.dtype.kind in "iuf":
+            # The one column of a table of classes.
+            single = hasattr(targets, "columns") and plain.shape[1] == 1 and plain.dtype.kind != "f"
+            targets = plain[:, 0] if single else plain
     kind = targets.dtype.kind if isinstance(targets, np.ndarray) else ""
     if kind == "f" and num_classes is None:
         return _check_numbers(targets, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 from collections.abc import Iterator
@@ -28,11 +29,12 @@ class Batches:
     Parameters
     ----------
     images : ndarray of uint8, float32 or float64, shape (N, ...)
-        Used as it is, without a copy, if it is C-contiguous. Floats are not scaled to [0, 1].
+        Used as it is, without a copy, if it is C-contiguous. Floats are not scaled to [0, 1]. A
+        DataFrame of numbers and nested lists become arrays, integers other than bytes float64.
     labels : ndarray of an integer type, shape (N,), or of float, shape (N, ...)
         Classes, which become int64; or numbers, which stay as they are, float32 or float64:
         (N, 1) for a model of one output, (N, K) for K of them, several ones in a row for examples
-        of several classes.
+        of several classes. A Series, a DataFrame of numbers and lists become arrays.
     batch_size : int
         Rows per batch; the last batch of an epoch may be shorter.
     shuffle : bool
@@ -93,13 +95,13 @@ class Batches:
         device: str = "cpu",
     ) -> None:
         self._images = check_images(images)
-        self._labels = check_targets(labels, len(images), num_classes)
+        self._labels = check_targets(labels, len(self._images), num_classes)
         self.batch_size = positive(batch_size, "batch_size")
         self.shuffle = switch(shuffle, "shuffle")
         self.drop_last = switch(drop_last, "drop_last")
         self.reuse = switch(reuse, "reuse")
         self.rng = generator(rng)
-        self._rows = None if rows is None else check_rows(rows, len(images))
+        self._rows = None if rows is None else check_rows(rows, len(self._images))
         if self.drop_last and self.batch_size > self.count:
             raise ArgumentError(
                 f"batch_size {batch_size} with drop_last leaves no batch of {self.count} images: "
@@ -189,6 +191,14 @@ class Batches:
             self._resumed = True
         self._standardize(mean, std)
         self.order, self.position = order, position
+
+    def _twin(self, memo: dict[int, Any]) -> Batches:
+        """Return batches of the same data with a copy of the generator, between epochs."""
+        twin = copy.copy(self)
+        twin.rng = copy.deepcopy(self.rng, memo)
+        twin._buffers, twin._resumed = None, False
+        twin.order, twin.position = np.empty(0, np.int64), 0
+        return twin
 
     def _fingerprint(self) -> str:
         some = np.linspace(0, self.count - 1, 64).astype(np.int64)

@@ -259,7 +259,9 @@ def recalibrate(model: Module, batches: Iterable[Any]) -> None:
         for layer in layers:
             layer._observed = None
     # Merge all before the first is replaced.
-    merged = [merge_stats(found) if found else None for found in seen]
+    merged = [
+        None if not found else found[0] if len(found) == 1 else merge_stats(found) for found in seen
+    ]
     if all(stats is None or stats.count == 0 for stats in merged):
         raise ArgumentError("recalibrate saw no data: pass batches of examples")
     found = []

@@ -12,10 +12,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-from .._validation import iterate, mapping, positive
-from ..errors import ArgumentError, CheckpointError
+import numpy as np
 
-__all__ = ["Callback", "EarlyStopping", "Run", "StopOnSignal"]
+from .. import backend
+from .._validation import instance, iterate, mapping, positive, real
+from ..errors import ArgumentError, CheckpointError
+from ..nn.batchnorm import BatchNorm
+from ..nn.module import Module
+from ..nn.variants import recalibrate
+
+__all__ = ["EMA", "Callback", "EarlyStopping", "Run", "StopOnSignal"]
 
 
 class Run:
@@ -55,6 +61,10 @@ class Run:
         The finished epochs.
     best_state : dict of str to ndarray
         The model's state after the best epoch; empty unless `fit` is to restore it.
+    resumed : Checkpoint or None
+        Where the run goes on.
+    average : EMA or None
+        What averages the weights.
     saved : Path or None
         The last checkpoint.
     stopped : str or None
@@ -81,6 +91,8 @@ class Run:
         self.x: Any = None
         self.y: Any = None
         self.history: list[Any] = []
+        self.resumed: Any = None
+        self.average: EMA | None = None
         self.saved: Path | None = None
         self.stopped: str | None = None
         self.right: int | None = None
@@ -226,6 +238,107 @@ class EarlyStopping(Callback):
         if since >= self.patience:
             than = f"better {run.watched} than in epoch {best}" if best else f"finite {run.watched}"
             run.stop(f"no {than}")
+
+
+class EMA(Callback):
+    """Keep an exponential moving average of the weights while a model trains.
+
+    After step t, ``average += max(1 - decay, 1 / t) * (weights - average)``: the plain mean of the
+    first weights, later the moving average, in which those that training began with have no part.
+    Checkpoints hold it, and a resumed run goes on with it, bit for bit. The model itself trains and
+    is evaluated as without; `apply` gives it the averages in the end.
+
+    Parameters
+    ----------
+    decay : float, default 0.999
+        In [0, 1): the average is over about the last ``1 / (1 - decay)`` steps.
+
+    Raises
+    ------
+    CheckpointError
+        From `fit`: the average of a resumed checkpoint is that of another model, or missing.
+
+    References
+    ----------
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay = real(decay, "decay", least=0, below=1)
+        self._count = 0
+        self._average: dict[str, Any] = {}
+
+    def start(self, run: Run) -> None:
+        """Begin, or go on with the average of a checkpoint."""
+        run.average = self
+        weights = _weights(run.model)
+        self._count, self._average = 0, {name: array.copy() for name, array in weights.items()}
+        if run.resumed is None:
+            return
+        saved = dict(run.resumed.average)
+        count = saved.pop("count", None)
+        if count is None or {k: a.shape for k, a in saved.items()} != {
+            k: a.shape for k, a in weights.items()
+        }:
+            what = "no average" if count is None else "the average of another model"
+            raise CheckpointError(
+                f"{run.resumed.path} holds {what}: resume without EMA, or begin a new run"
+            )
+        self._count = int(count)
+        for name, array in self._average.items():
+            backend.assign(array, saved[name])
+
+    def step(self, run: Run) -> None:
+        """Move the average towards the weights."""
+        self._count += 1
+        share = max(1.0 - self.decay, 1.0 / self._count)
+        for name, array in _weights(run.model).items():
+            average = self._average[name]
+            average += share * (array - average)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return copies of the averages by the names of their parameters, and the step "count"."""
+        averages = {name: np.array(backend.host(array)) for name, array in self._average.items()}
+        return {**averages, "count": np.array(self._count)}
+
+    def apply(self, model: Module, batches: Any = None) -> None:
+        """Give a model the averages, and its BatchNorms the statistics that belong to them.
+
+        Parameters
+        ----------
+        model : Module
+            The one that was trained, or one like it.
+        batches : iterable, optional
+            Training data for `nbbn.recalibrate`; needed if the model has running statistics, which
+            were those of other weights. Where that raises, the model stays as it was.
+        """
+        instance(model, Module, "model")
+        before = model.state_dict()
+        averages = self.state_dict()
+        if not averages.pop("count"):
+            raise ArgumentError("there is no average yet: pass EMA to fit first")
+        normalized = any(
+            isinstance(m, BatchNorm) and m.running_mean is not None and not m.frozen
+            for m in model.modules()
+        )
+        if normalized and batches is None:
+            raise ArgumentError(
+                "the running statistics belong to other weights than the averages: pass training "
+                "data as batches, to take them again"
+            )
+        model.load_state_dict({**before, **averages})
+        try:
+            if normalized:
+                recalibrate(model, batches)
+        except BaseException:
+            model.load_state_dict(before)
+            raise
+
+
+def _weights(model: Module) -> dict[str, Any]:
+    """Arrays of a model's parameters by their names in the state."""
+    own = {id(p.data) for p in model.parameters()}
+    return {name: array for name, array in model._state() if id(array) in own}
 
 
 class StopOnSignal(Callback):

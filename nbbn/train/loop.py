@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
-from .._validation import choice, fraction, function, instance, positive, switch
+from .._validation import choice, fraction, function, generator, instance, positive, switch
 from ..autograd.tensor import Tensor
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
@@ -33,6 +33,8 @@ from .step import Loss, Step, check_step, record_step
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
 _log = logging.getLogger(__name__)
+# Rows that are evaluated at once.
+_EVALUATED = 1000
 # Layers that give a row for each that they take.
 _ROW_BY_ROW = (
     BatchNorm, Dense, Dropout, Flatten, Softmax, Unflatten, Conv2d, ConvTranspose2d,
@@ -98,13 +100,15 @@ def _watched_part(validation: Any, test: Any) -> str | None:
 
 def fit(
     model: Module,
-    batches: Batches,
+    batches: Batches | tuple[Any, Any],
     optimizer: Optimizer,
     *,
     epochs: int,
+    batch_size: int | None = None,
+    rng: np.random.Generator | int | None = None,
     loss: Loss = cross_entropy,
-    validation: Batches | None = None,
-    test: Batches | None = None,
+    validation: Batches | tuple[Any, Any] | None = None,
+    test: Batches | tuple[Any, Any] | None = None,
     until: float | None = None,
     watch: str = "loss",
     restore_best: bool = False,
@@ -118,16 +122,21 @@ def fit(
     ----------
     model : Module
         Trained in place, and left in training mode.
-    batches : Batches
+    batches : Batches or (x, y)
         Training data, shuffled again for every epoch. Any iterable of pairs (x, y) that can be
-        iterated once per epoch will do.
+        iterated once per epoch will do. One pair of all examples, arrays, lists, a DataFrame and a
+        Series, becomes `Batches`.
     optimizer : Optimizer
         Of the model's parameters.
     epochs : int
         Epochs in all, those before a resume included.
+    batch_size : int, optional
+        Rows per step of such a pair, 128 by default.
+    rng : Generator or int, optional
+        Source of the orders of such a pair, or its seed.
     loss : callable, default `nbbn.losses.cross_entropy`
         Maps (output Tensor, labels) to a Tensor of one element, a mean over the batch.
-    validation, test : Batches, optional
+    validation, test : Batches or (x, y), optional
         Evaluated after every epoch.
     until : float, optional
         Stop after the epoch whose accuracy reaches this fraction, on the validation set where
@@ -185,18 +194,28 @@ def fit(
             if wanted and part is None:
                 raise ArgumentError(f"{name} needs data to watch: pass validation or test as well")
         check_step(model, loss, optimizer)
-        _check_batches(batches, *(data for data in (validation, test) if data is not None))
+        device = optimizer.parameters[0].device
+        size = 128 if batch_size is None else positive(batch_size, "batch_size")
+        given, rng = batches, generator(rng)
+        batches = as_batches(batches, size, device, rng)
+        if given is batches and batch_size is not None:
+            raise ArgumentError("batch_size is for a pair (x, y): these batches have theirs")
+        validation, test = (
+            None if data is None else as_batches(data, _EVALUATED, device)
+            for data in (validation, test)
+        )
+        check_batches(batches, *(data for data in (validation, test) if data is not None))
         if isinstance(batches, Batches):
             _check_batch_size(model, batches)
         counts = any(callback.counts_right for callback in callbacks)
         needed = "until" if until is not None else "watch='accuracy'"
         needs = part is not None and (until is not None or watch == "accuracy")
-        device = optimizer.parameters[0].device
         watched = _Watched(loss, counts, device, needed if needs else None)
         step = _Timed(record_step(model, watched, optimizer))
         run = Run(model, batches, optimizer, epochs, watch, part)
         if resume is not None:
             instance(resume, Checkpoint, "resume")
+            run.resumed = resume
             own = batches if isinstance(batches, Batches) else None
             run.load_state_dict(resume.progress)
             run.history = [_epoch(values) for values in run.history]
@@ -206,6 +225,10 @@ def fit(
         # The last one first: Checkpoints refuse a folder before a log in it begins again.
         for callback in reversed(callbacks):
             callback.start(run)
+        if resume is not None and resume.average and run.average is None and strict:
+            raise CheckpointError(
+                f"{resume.path} holds an average of the weights: pass EMA again, or strict=False"
+            )
         while run.epoch <= epochs and not run.stopped and not _reached(run, until):
             model.train()
             _train_epoch(run, step, watched, callbacks)
@@ -303,7 +326,7 @@ def _train_epoch(run: Run, step: _Timed, watched: _Watched, callbacks: Sequence[
     backend.fill(watched.right, run.right or 0)
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
-    for x, y in _pairs(itertools.islice(run.batches, done, None)):
+    for x, y in pairs(itertools.islice(run.batches, done, None)):
         number = run.step + 1
         try:
             # What is not finite is told of below, with the operation that it comes from.
@@ -333,13 +356,27 @@ def _epoch(values: Sequence[Any]) -> Epoch:
     return Epoch(*numbers, *(part and Evaluation(*part) for part in (validation, test)))
 
 
-def _check_batches(*all_data: Any) -> None:
+def as_batches(data: Any, size: int, device: str, rng: np.random.Generator | None = None) -> Any:
+    """Return `Batches` of a pair (x, y) of all examples, shuffled by `rng`; or `data` as it is."""
+    if not isinstance(data, tuple) or len(data) != 2 or isinstance(data[0], tuple):
+        return data
+    x, y = data
+    # A list of arrays is one of two pairs.
+    if isinstance(x, list) and any(map(backend.is_array, x)):
+        return data
+    if not isinstance(x, list | np.ndarray) and not hasattr(x, "to_numpy"):
+        return data
+    return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device)
+
+
+def check_batches(*all_data: Any) -> None:
+    """Refuse what is not batches."""
     for data in all_data:
         pair = isinstance(data, tuple | list) and data and isinstance(data[0], np.ndarray)
         if pair or isinstance(data, np.ndarray):
             raise DTypeError(
                 f"expected batches, got arrays ({type(data).__name__}): "
-                "pass nbbn.data.Batches(x, y, batch_size)"
+                "pass the pair (x, y), or nbbn.data.Batches(x, y, batch_size)"
             )
         if not isinstance(data, Iterable) or isinstance(data, memoryview):
             raise DTypeError(
@@ -348,7 +385,8 @@ def _check_batches(*all_data: Any) -> None:
             )
 
 
-def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs (x, y) of batches, each checked."""
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
@@ -471,7 +509,9 @@ def _diverged(
     )
 
 
-def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> Evaluation:
+def evaluate(
+    model: Module, batches: Batches | tuple[Any, Any], *, loss: Loss = cross_entropy
+) -> Evaluation:
     """Measure loss and accuracy, with the model in evaluation mode.
 
     An example is right where the largest of its outputs is that of its label; under
@@ -482,7 +522,8 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     ----------
     model : Module
         Its mode is restored afterwards.
-    batches : Batches
+    batches : Batches or (x, y)
+        As for `fit`.
     loss : callable, default `nbbn.losses.cross_entropy`
         A mean over the batch.
 
@@ -501,10 +542,12 @@ def evaluate(model: Module, batches: Batches, *, loss: Loss = cross_entropy) -> 
     """
     instance(model, Module, "model")
     function(loss, "loss")
-    _check_batches(batches)
+    device = next((p.device for p in model.parameters()), "cpu")
+    batches = as_batches(batches, _EVALUATED, device)
+    check_batches(batches)
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):
-        for x, y in _pairs(batches):
+        for x, y in pairs(batches):
             with np.errstate(all="ignore"):
                 output = model(x)
                 found = loss(output, y)

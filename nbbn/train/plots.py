@@ -1,4 +1,4 @@
-"""Pictures of runs: curves, confusion matrix, mistakes, percentiles. Needs ``nbbn[plot]``."""
+"""Pictures: curves, confusion matrix, mistakes, percentiles, rates. Needs ``nbbn[plot]``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._validation import as_array, iterate, mapping, positive
+from .._validation import as_array, instance, iterate, mapping, positive, real
 from ..errors import ArgumentError, DataError, DTypeError, ShapeError
 from .metrics import confusion_matrix
+from .rates import RateTrial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["confusion", "curves", "mistakes", "percentiles"]
+__all__ = ["confusion", "curves", "mistakes", "percentiles", "rates"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -129,6 +130,42 @@ def percentiles(rows: Rows) -> Figure:
             steps, values = _series(rows, "step", f"{layer}.p{percent}")
             axes.plot(steps, values, style, color="C0", label=f"{percent}th percentile")
         axes.set(xlabel="steps", title=f"input of layer {layer}")
+    _finish(figure)
+    return figure
+
+
+def rates(trial: RateTrial) -> Figure:
+    """Draw the losses of a trial of learning rates, and the one that it suggests.
+
+    Parameters
+    ----------
+    trial : RateTrial
+        What `nbbn.train.find_lr` returned.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    DTypeError, ShapeError
+        Something else.
+    """
+    instance(trial, RateTrial, "trial")
+    for name, array in zip(trial._fields[:3], trial[:3], strict=True):
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise DTypeError(f"{name} must be an array of floats, got {type(array).__name__}")
+        if array.ndim != 1 or array.shape != trial.rates.shape:
+            raise ShapeError(f"{name} must have shape (K,) as all have, got {array.shape}")
+    if trial.suggestion is not None:
+        real(trial.suggestion, "suggestion")
+    figure = _figure(figsize=(5.5, 3.5))
+    axes = figure.subplots()
+    axes.plot(trial.rates, trial.losses, color="C0", alpha=0.25, linewidth=0.8)
+    axes.plot(trial.rates, trial.smoothed, color="C0", label="smoothed loss")
+    if trial.suggestion is not None:
+        axes.axvline(trial.suggestion, color="C1", label=f"suggestion, {trial.suggestion:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
     _finish(figure)
     return figure
 

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import nbbn
 from nbbn import Convention, Parameter, Tape, Tensor, initializers, losses, optim
@@ -396,6 +397,9 @@ def test_the_seed_decides_for_both_types():
         ("he_uniform", (2 / 300) ** 0.5, (6 / 300) ** 0.5),
         ("glorot", (2 / 500) ** 0.5, None),
         ("glorot_uniform", (2 / 500) ** 0.5, (6 / 500) ** 0.5),
+        ("lecun", (1 / 300) ** 0.5, None),
+        ("lecun_uniform", (1 / 300) ** 0.5, (3 / 300) ** 0.5),
+        ("zeros", 0, 0),
         (0.01, 0.01, None),
         (0, 0, 0),
     ],
@@ -410,8 +414,46 @@ def test_initializers(init, sigma, bound):
         assert np.abs(weight).max() <= bound
 
 
-def test_every_initializer_is_in_the_table():
-    assert set(initializers.INITIALIZERS) == {"he", "he_uniform", "glorot", "glorot_uniform"}
+def test_initializers_have_the_names_of_keras_and_of_pytorch():
+    of_keras = {"zeros", "ones", "orthogonal"} | {
+        f"{rule}_{kind}" for rule in ("lecun", "glorot", "he") for kind in ("normal", "uniform")
+    }
+    of_torch = {
+        f"{rule}_{kind}" for rule in ("xavier", "kaiming") for kind in ("normal", "uniform")
+    }
+    table = initializers.INITIALIZERS
+    assert table.keys() == of_keras | of_torch | {"he", "glorot", "lecun", "xavier", "kaiming"}
+    for name, draw in table.items():
+        same = name.replace("xavier", "glorot").replace("kaiming", "he")
+        assert draw is table[same.removesuffix("_normal")]
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "ones", "zeros"])
+@pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3), (1, 4)])
+def test_initializers_that_torch_has_too(name, shape):
+    weight = initializers.initialize(name, shape, 0, np.float64)
+    if name == "orthogonal":
+        small = weight if shape[0] <= shape[1] else weight.T
+        np.testing.assert_allclose(small @ small.T, np.eye(min(shape)), atol=1e-14)
+        rows = [initializers.initialize(name, shape, seed, np.float64)[0, 0] for seed in range(60)]
+        # Both signs occur, as they do in a draw of QR alone for the first column only by chance.
+        assert min(np.mean(np.array(rows) > 0), np.mean(np.array(rows) < 0)) > 0.25
+    else:
+        assert (weight == (name == "ones")).all()
+    with threadpoolctl.threadpool_limits(1):
+        again = initializers.initialize(name, shape, 0, np.float64)
+    np.testing.assert_array_equal(weight, again)
+
+
+def test_initializers_have_the_bounds_of_torch():
+    torch = pytest.importorskip("torch")
+    for name, draw in (
+        ("kaiming_uniform", torch.nn.init.kaiming_uniform_),
+        ("xavier_uniform", torch.nn.init.xavier_uniform_),
+    ):
+        theirs = draw(torch.empty(200, 300, dtype=torch.float64)).numpy()
+        own = initializers.initialize(name, (200, 300), 0, np.float64)
+        assert np.abs(theirs).max() == pytest.approx(np.abs(own).max(), rel=1e-3)
 
 
 def test_dropout_statistics():

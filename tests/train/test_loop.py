@@ -402,15 +402,47 @@ def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monk
     assert [message.startswith(text) for message in caplog.messages] == [True] * told
 
 
-@pytest.mark.parametrize("which", ["batches", "test", "validation"])
-def test_fit_takes_batches_not_arrays(which, rng):
+def test_fit_takes_a_pair_of_all_examples(rng):
+    x, y = rng.normal(size=(50, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, 50)
+    outcomes = []
+    for pair in (True, False):
+        model, optimizer = adam_mlp()
+        data = {"batches": (x, y), "validation": (x[:20], y[:20]), "test": (x.tolist(), list(y))}
+        if not pair:
+            held = Batches(x[:20], y[:20], 1000, shuffle=False)
+            test = Batches(x, y, 1000, shuffle=False)
+            data = {"batches": Batches(x, y, 16, rng=3), "validation": held, "test": test}
+        options = {"batch_size": 16, "rng": 3} if pair else {}
+        history = fit(model, optimizer=optimizer, epochs=3, **data, **options)
+        rows = [(e.loss, e.validation, e.test) for e in history]
+        outcomes.append((rows, state_of(model, optimizer), evaluate(model, data["validation"])))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_pair_has_batches_of_128_by_default(rng):
     model, optimizer = adam_mlp()
-    arrays = (np.zeros((8, FEATURES), np.float32), np.zeros(8, int))
-    data = {"batches": Batches(*arrays, 4), which: arrays}
-    with pytest.raises(DTypeError, match=r"got arrays \(tuple\): pass nbbn.data.Batches"):
-        fit(model, optimizer=optimizer, epochs=1, **data)
-    with pytest.raises(DTypeError, match="got arrays"):
-        evaluate(model, arrays)
+    x, y = rng.normal(size=(300, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, 300)
+    fit(model, (x, y), optimizer, epochs=1)
+    assert optimizer.step_count == 3
+    with pytest.raises(ArgumentError, match="these batches have theirs"):
+        fit(model, Batches(x, y, 4), optimizer, epochs=1, batch_size=8)
+
+
+def test_two_pairs_are_two_batches(rng):
+    x, y = rng.normal(size=(8, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, 8)
+    for pairs in (((x, y), (x, y)), ([x, y], [x, y]), [(x, y), (x, y)]):
+        model, optimizer = adam_mlp()
+        fit(model, pairs, optimizer, epochs=1)
+        assert optimizer.step_count == 2
+
+
+def test_what_is_neither_batches_nor_a_pair(rng):
+    model, optimizer = adam_mlp()
+    x, y = np.zeros((8, FEATURES), np.float32), np.zeros(8, int)
+    with pytest.raises(DTypeError, match=r"got arrays \(list\): pass the pair"):
+        fit(model, [x, y], optimizer, epochs=1)
+    with pytest.raises(DTypeError, match=r"got arrays \(ndarray\)"):
+        evaluate(model, x)
 
 
 def test_a_batch_size_beyond_the_data_is_said(rng, caplog):

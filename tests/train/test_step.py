@@ -344,3 +344,43 @@ def test_a_plan_keeps_the_batch_of_the_caller_only_while_it_runs(rng):
         step(*batch)
     # Here: the tuple in `data`, the loop variable and the argument of getrefcount.
     assert [sys.getrefcount(x) for x, _ in data] == [3] * 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clipped_steps_are_those_of_an_eager_loop_bit_for_bit(dtype, rng):
+    x, y = rng.normal(size=(6, 16, 5)).astype(dtype) * 9, rng.integers(0, 3, (6, 16))
+    trained = []
+    for recorded in (True, False):
+        model = nbbn.mlp((5, 8, 3), rng=0, dtype=dtype)
+        optimizer = optim.Adam(model.parameters(), 0.05)
+        step = nbbn.train.record_step(model, losses.cross_entropy, optimizer)
+        for number in range(6):
+            # From one step to the next, limits change, also to none.
+            limit = (0.2, 0.2, 0.2, 0.3, None, 0.1)[number]
+            if recorded:
+                optimizer.max_norm = limit
+                step(x[number], y[number])
+                continue
+            optimizer.zero_grad()
+            with nbbn.Tape() as tape:
+                loss = losses.cross_entropy(model(x[number]), y[number])
+            tape.backward(loss)
+            if limit is not None:
+                assert optim.clip_grad_norm(model.parameters(), limit) > limit
+            optimizer.step()
+        assert step.refusal is None
+        trained.append(model.state_dict())
+    for name, array in trained[0].items():
+        np.testing.assert_array_equal(array, trained[1][name], err_msg=name)
+
+
+def test_a_limit_that_stays_needs_no_new_recording(rng):
+    model = nbbn.mlp((5, 8, 3), rng=0)
+    optimizer = optim.SGD(model.parameters(), 0.05)
+    optimizer.max_norm = 0.5
+    step = nbbn.train.record_step(model, losses.cross_entropy, optimizer)
+    x, y = rng.normal(size=(16, 5)).astype(np.float32), rng.integers(0, 3, 16)
+    for _ in range(5):
+        step(x, y)
+        assert optimizer.gradient_norm() <= 0.5 * (1 + 1e-6)
+    assert (step.recordings, step.refusal) == (2, None)

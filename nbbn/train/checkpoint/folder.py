@@ -209,6 +209,7 @@ class Checkpoints(Callback):
             save(
                 path, run.model, run.optimizer, batches,
                 progress=run.state_dict(), config=self.config, best=run.best_state,
+                average=None if run.average is None else run.average.state_dict(),
             )  # fmt: skip
         except OSError as error:
             self.error = error

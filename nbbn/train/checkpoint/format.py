@@ -49,6 +49,8 @@ class Checkpoint:
         The version of nbbn that wrote it.
     best : dict of str to ndarray
         The model's state after the best epoch, where it was to be restored in the end.
+    average : dict of str to ndarray
+        The state of the callback `EMA`, where there was one: averages by name, and their "count".
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Checkpoint:
     config: dict[str, Any]
     version: str
     best: dict[str, np.ndarray] = field(default_factory=dict)
+    average: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
@@ -104,7 +107,7 @@ def unpack(path: Path) -> Checkpoint:
     return Checkpoint(path=path, model=arrays, version=metadata["version"], **content)
 
 
-_ARRAYS = ("optimizer", "batches", "best")
+_ARRAYS = ("optimizer", "batches", "best", "average")
 _JSON = tuple(
     part.name
     for part in fields(Checkpoint)

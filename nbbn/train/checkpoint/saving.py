@@ -37,6 +37,7 @@ def save(
     progress: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     best: Mapping[str, np.ndarray] | None = None,
+    average: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a checkpoint. A file of that name is replaced at once and whole, or not at all.
 
@@ -52,6 +53,8 @@ def save(
         What JSON can hold, given back by `load`.
     best : mapping of str to ndarray, optional
         A state dict of the model from an earlier epoch, given back by `load`.
+    average : mapping of str to ndarray, optional
+        The state of the callback `EMA`, given back by `load`.
 
     Raises
     ------
@@ -70,8 +73,9 @@ def save(
     for name, value in (("progress", progress), ("config", config)):
         if value is not None:
             mapping(value, name, "what JSON can hold")
-    if best is not None:
-        mapping(best, "best", "arrays")
+    for name, arrays in (("best", best), ("average", average)):
+        if arrays is not None:
+            mapping(arrays, name, "arrays")
     generators = named_generators(model, batches)
     content = Checkpoint(
         path=path,
@@ -84,6 +88,7 @@ def save(
         config=dict(config or {}),
         version=__version__,
         best=dict(best or {}),
+        average=dict(average or {}),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, pack(content))
