@@ -29,7 +29,8 @@ from .autograd.tensor import Tensor, as_tensor
 from .errors import ArgumentError
 from .nn import losses
 from .nn.batchnorm import BatchNorm
-from .nn.layers import Sequential, mlp
+from .nn.layers import Sequential
+from .nn.models import mlp
 from .nn.module import Module
 from .optim import OPTIMIZERS, SCHEDULES, Optimizer
 from .train.callbacks import Callback, EarlyStopping, Run
