@@ -91,14 +91,13 @@ def _train(commands: Any) -> None:
     def own(group: Any, flag: str, metavar: str, text: str, **options: Any) -> None:
         name = flag.removeprefix("--").replace("-", "_")
         default = defaults[name]
+        shown = []
         if default is not None and default != 0 and name != "data":
-            shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-            if name in CNN:
-                own = CNN[name]
-                shown = (
-                    f"{shown}; cnn: {','.join(map(str, own)) if isinstance(own, tuple) else own}"
-                )
-            text += f" [{shown}]"
+            shown.append(values.as_text(default))
+        if name in CNN:
+            shown.append(f"cnn: {values.as_text(CNN[name])}")
+        if shown:
+            text += f" [{'; '.join(shown)}]"
         options = options or {"type": values.setting(name, default)}
         group.add_argument(flag, default=_NOT_GIVEN, help=text, metavar=metavar, **options)
 

@@ -15,6 +15,7 @@ from ..errors import ArgumentError, CheckpointError
 from ..train.callbacks import Callback, EarlyStopping, StopOnSignal
 from ..train.config import CNN, Config, Training
 from .parser import AUTO
+from .values import as_text
 
 if TYPE_CHECKING:
     from ..train.checkpoint import Checkpoint, Checkpoints
@@ -136,10 +137,7 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
         # A run goes on from any folder.
         given["data"] = tuple(os.path.abspath(d) if os.path.exists(d) else d for d in given["data"])
     if found is None:
-        recipe: dict[str, Any] = CNN if given.get("model") == "cnn" else {}
-        if not recipe and "channels" in given:
-            raise ArgumentError("--channels needs --model cnn: an mlp has none")
-        return Config(**{**recipe, **given})
+        return Config(**{**_recipe(given), **given})
     saved = _saved_config(found)
     for name, value in given.items():
         if name not in _FREE and value != getattr(saved, name):
@@ -148,6 +146,18 @@ def _config(arguments: argparse.Namespace, found: Checkpoint | None) -> Config:
                 f"{_flag(name, value)}: leave that out, or begin a new run"
             )
     return dataclasses.replace(saved, **given)
+
+
+def _recipe(given: dict[str, Any]) -> dict[str, Any]:
+    """What replaces the defaults for the model that is asked for."""
+    if given.get("model") != "cnn":
+        if "channels" in given:
+            raise ArgumentError("--channels needs --model cnn: an mlp has none")
+        return {}
+    if given.get("optimizer", CNN["optimizer"]) == CNN["optimizer"]:
+        return CNN
+    # The rate and the decay are that optimizer's.
+    return {name: CNN[name] for name in ("hidden", "dropout", "epochs")}
 
 
 def _check_data(found: Checkpoint, config: Config, training: Training) -> None:
@@ -175,8 +185,7 @@ def _flag(name: str, value: Any) -> str:
     """Spell a setting as on the command line."""
     if name == "batch_norm":
         return "batch normalization" if value else "--no-batch-norm"
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    return f"--{name.replace('_', '-')} {text}"
+    return f"--{name.replace('_', '-')} {as_text(value)}"
 
 
 def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:

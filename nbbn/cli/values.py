@@ -30,6 +30,11 @@ def _numbers(text: str) -> list[int | float]:
 _READERS: dict[Any, Callable[[str], Any]] = {str: str, tuple: _numbers}
 
 
+def as_text(value: Any) -> str:
+    """Spell a setting as on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def setting(name: str, default: Any) -> Callable[[str], Any]:
     """Make what reads the value of a setting of `Config`."""
     read = _READERS.get(type(default), _number)

@@ -27,8 +27,11 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 STANDARDIZE = ("none", "global", "feature")
 WATCH = ("loss", "accuracy")
-# What a cnn is trained with where nothing else is asked for.
-CNN = {"hidden": (128,), "epochs": 8}
+# What the command line trains a cnn with where nothing else is asked for.
+CNN: dict[str, Any] = {
+    "hidden": (128,), "dropout": 0.3, "epochs": 8, "optimizer": "sgd", "lr": 0.1,
+    "weight_decay": 5e-4,
+}  # fmt: skip
 
 
 class Training(NamedTuple):

@@ -98,6 +98,18 @@ def test_a_cnn_trains_resumes_and_is_used(own, tmp_path, capsys):
     assert (status, error) == (0, "")
 
 
+def test_a_cnn_has_defaults_of_its_own(own, tmp_path, capsys):
+    flags = ("--data", own, "--model", "cnn", "--channels", 2, "--epochs", 1, "--quiet", "--out")
+    call(capsys, "train", *flags, tmp_path / "sgd")
+    call(capsys, "train", *flags, tmp_path / "adam", "--optimizer", "adam")
+    found = [checkpoint.load(tmp_path / name).config["config"] for name in ("sgd", "adam")]
+    assert [(c["optimizer"], c["lr"], c["weight_decay"]) for c in found] == [
+        ("sgd", 0.1, 5e-4),
+        ("adam", 4e-3, 0.0),
+    ]
+    assert [(c["hidden"], c["dropout"]) for c in found] == [([128], 0.3)] * 2
+
+
 def test_channels_belong_to_a_cnn(own, capsys):
     status, _, error = call(capsys, "train", "--data", own, "--channels", 3)
     assert status == 2
