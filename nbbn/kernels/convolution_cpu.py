@@ -20,8 +20,8 @@ from ._jit import Kernel, bounds, device_function, scratch, workers
 from ._vector import sum_products, sum_squares
 from .matmul_cpu import AS_IT_IS, TURNED, blas, one_thread, product
 
-# Elements of a block's patches: about what the second cache of a core holds.
-_BLOCK = 1 << 17
+# Elements of a block's patches: about what the second cache of a core holds in float32.
+_BLOCK = 1 << 18
 # A product over fewer pixels would spend its time on packing the weights.
 _FEWEST_PIXELS = 64
 # Parts of the images whose weight gradients are summed apart.
@@ -38,6 +38,17 @@ def _zero(array, first, last):
 
 
 @device_function
+def _hide(patches, at, s0, s1, q0, q1, OW):
+    """Zero the columns outside of q0..q1 in the rows s0..s1."""
+    if q0 > 0:
+        for s in range(s0, s1):
+            _zero(patches, at + s * OW, at + s * OW + q0)
+    if q1 < OW:
+        for s in range(s0, s1):
+            _zero(patches, at + s * OW + q1, at + s * OW + OW)
+
+
+@device_function
 def _inside(shift, stride, size, count):
     """First and last + 1 of the `count` positions p for which p * stride + shift is in 0..size."""
     first = min(max(-shift + stride - 1, 0) // stride, count)
@@ -50,6 +61,10 @@ def _copy(x, start, stride, patches, at, count):
     if stride == 1:
         for q in range(target.size):
             target[q] = source[q]
+    elif stride == 2:
+        # A number that is known lets it load whole vectors.
+        for q in range(target.size):
+            target[q] = source[q * 2]
     else:
         for q in range(target.size):
             target[q] = source[q * stride]
@@ -84,9 +99,7 @@ def _unroll_first(x, start, geometry, r0, r1, patches):
             first = max(s0 * W, -left - top * W)
             last = min(s1 * W, H * W - left - top * W)
             _copy(x, plane + top * W + left + first, 1, patches, at + first, last - first)
-            for s in range(s0, s1):
-                _zero(patches, at + s * OW, at + s * OW + q0)
-                _zero(patches, at + s * OW + q1, at + s * OW + OW)
+            _hide(patches, at, s0, s1, q0, q1, OW)
             continue
         for s in range(s0, s1):
             row, h = at + s * OW, top + s * sh
@@ -107,9 +120,7 @@ def _roll_first(patches, start, geometry, r0, r1, dx):
         q0, q1 = _inside(left, sw, W, OW)
         s0, s1 = _inside(top, sh, H, r1 - r0)
         if sh == sw == 1 and OW == W and s0 < s1:
-            for s in range(s0, s1):
-                _zero(patches, at + s * OW, at + s * OW + q0)
-                _zero(patches, at + s * OW + q1, at + s * OW + OW)
+            _hide(patches, at, s0, s1, q0, q1, OW)
             first = max(s0 * W, -left - top * W)
             last = min(s1 * W, H * W - left - top * W)
             _add(patches, at + first, last - first, dx, plane + top * W + left + first, 1)
@@ -253,6 +264,7 @@ def _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, 
     C, H, W, F, kh, kw, OH, OW, _, _, _, _, _, _, G, last = geometry
     K, own, plain = C // G * kh * kw, F // G, _plain(geometry)
     blocks = (OH + rows - 1) // rows
+    beta = one if bias.size > 0 else one - one
     for unit in range(first, end):
         n, r0 = unit // blocks, unit % blocks * rows
         r1 = min(r0 + rows, OH)
@@ -262,8 +274,9 @@ def _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, 
             if not plain:
                 _unroll_last(x, n * H * W * C, geometry, r0, r1, patches)
                 source, at, ld = patches, 0, K
-            _fill(y, to, P, bias, F, 1)
-            _times(gemm, one, source, at, False, ld, w, 0, True, K, one, P, F, K, y, to, F)
+            if bias.size > 0:
+                _fill(y, to, P, bias, F, 1)
+            _times(gemm, one, source, at, False, ld, w, 0, True, K, beta, P, F, K, y, to, F)
             continue
         for f in range(0, F, own):
             start = (n * C + f // own * (C // G)) * H * W
@@ -272,12 +285,13 @@ def _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, 
                 _unroll_first(x, start, geometry, r0, r1, patches)
                 source, at, ld = patches, 0, P
             to = (n * F + f) * OH * OW + r0 * OW
-            for g in range(own):
-                _fill(y, to + g * OH * OW, P, bias[f + g : f + g + 1], 1, 1)
+            if bias.size > 0 or own == 1:
+                for g in range(own):
+                    _fill(y, to + g * OH * OW, P, bias[f + g : f + g + 1], 1, 1)
             if own == 1:
                 _gather(w, f * K, K, source, at, ld, y, to, P)
             else:
-                _times(gemm, one, w, f * K, False, K, source, at, False, ld, one,
+                _times(gemm, one, w, f * K, False, K, source, at, False, ld, beta,
                        own, P, K, y, to, OH * OW)  # fmt: skip
 
 
