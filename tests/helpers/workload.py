@@ -50,6 +50,9 @@ def digest() -> str:
         weights = rng.uniform(size=shape[0])
         y, stats = F.weighted_batch_norm_train(x, weights, gamma)
         results += [y, *F.weighted_batch_norm_backward(dy, x, weights, stats, gamma)]
+    images, kernel = rng.normal(size=(9, 4, 8, 8)), rng.normal(size=(4, 2, 3, 3))
+    y = F.conv2d(images, kernel, np.ones(4), groups=2)
+    results += [y, *F.conv2d_backward(y, images, kernel, groups=2)]
     x, dy = rng.normal(size=(2, 300, 24)).astype(np.float32)
     labels = rng.integers(0, 24, 300)
     for name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
