@@ -20,14 +20,15 @@ import time
 from pathlib import Path
 
 import report
-from benchmarks.common import NETS, SHAPES, cpu_count
+from benchmarks.common import CNNS, NETS, SHAPES, cpu_count
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("forward", "inference", "backward")
 # Lets the OpenMP threads of the last contender stop spinning before the next one's turn.
 PAUSE_SECONDS = 0.1
 
-# Name -> module in peers/, options for its bn(), options for its step(); None: does not take part.
+# Name -> module in peers/, options for its bn(), for its step() and, where it has one, its cnn();
+# None: does not take part.
 CONTENDERS = {
     "nbbn": ("with_nbbn", {}, {}),
     "nbbn out=": ("with_nbbn", {"out": True}, None),
@@ -160,6 +161,8 @@ def run_cases(what, cases, names, rounds, samples, busy, versions):
                 if many
             }
             found = {"seconds": seconds, "rounds": times, "busy": crowded, "errors": errors}
+            if what == "cnn":
+                found["memory"] = {w.name: w.ask(do="memory")["bytes"] for w in taking_part}
             results.append(title | found)
     finally:
         for worker in workers:
@@ -208,6 +211,12 @@ def step_cases(nets):
     for name in nets:
         hidden, batch = NETS[name]
         yield {"net": name}, {"sizes": (784, *hidden, 10), "batch": batch}
+
+
+def cnn_cases(names):
+    for name in names:
+        filters, batch = CNNS[name]
+        yield {"net": name}, {"filters": filters, "batch": batch}
 
 
 def run_processes(rounds, epochs):
@@ -263,7 +272,7 @@ def cpu_name():
 
 def arguments_of(argv):
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
-    parser.add_argument("--what", choices=("bn", "step", "process", "all"), default="all")
+    parser.add_argument("--what", choices=("bn", "step", "cnn", "process", "all"), default="all")
     parser.add_argument("--shapes", help=f"comma-separated, of {', '.join(SHAPES)} or others")
     parser.add_argument("--nets", help=f"comma-separated, of {', '.join(NETS)}")
     parser.add_argument("--contenders", help=f"comma-separated, of {', '.join(CONTENDERS)}")
@@ -303,7 +312,7 @@ def main(argv=None):
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
         say(f"the machine is busy (load {load:.1f}): threads wait for each other, quote nothing")
     versions = {}
-    wanted = ("bn", "step", "process") if arguments.what == "all" else (arguments.what,)
+    wanted = ("bn", "step", "cnn", "process") if arguments.what == "all" else (arguments.what,)
     result = {
         "command": shlex.join(["python", "asv_benchmarks/compare.py", *(argv or sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
@@ -318,6 +327,10 @@ def main(argv=None):
         result["bn"] = run_cases("bn", bn_cases(arguments.shapes), *common)
     if "step" in wanted:
         result["step"] = run_cases("step", step_cases(arguments.nets), *common)
+    if "cnn" in wanted:
+        # The last one alone: what a smaller one before it took would count as its own.
+        names = list(CNNS)[:1] if arguments.quick else list(CNNS)[-1:]
+        result["cnn"] = run_cases("cnn", cnn_cases(names), *common)
     if "process" in wanted:
         result["process"] = run_processes(min(arguments.rounds, 5), arguments.epochs)
     result["versions"] |= versions
@@ -326,7 +339,7 @@ def main(argv=None):
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.plot:
         report.plot(result, arguments.plot)
-    timed = [case["seconds"] for what in ("bn", "step") for case in result.get(what, ())]
+    timed = [case["seconds"] for what in ("bn", "step", "cnn") for case in result.get(what, ())]
     # A smoke run must notice when nbbn itself could not be timed.
     complete = all(math.isfinite(s.get("nbbn", math.nan)) for s in timed)
     return 0 if complete or "nbbn" not in arguments.contenders else 1

@@ -37,6 +37,9 @@ def markdown(result):
     if result.get("busy"):
         parts.append(f"beside {result['busy']} that spin: median and worst round over quiet median")
         parts.append(busy_table([*result.get("bn", ()), *result.get("step", ())]))
+    for case in result.get("cnn", ()):
+        lines = [[name, f"{nbytes / 2**20:.0f}"] for name, nbytes in case["memory"].items()]
+        parts.append(table([f"cnn {case['net']}", "most memory after the import, MiB"], lines))
     if "process" in result:
         parts.append(process_table(result["process"]))
     return "\n\n".join([*parts, summary(measured)])
@@ -50,6 +53,8 @@ def rows(result):
         found += [(case["kind"], case["shape"], name, value) for name, value in seconds.items()]
     for case in result.get("step", ()):
         found += [("step", case["net"], name, value) for name, value in case["seconds"].items()]
+    for case in result.get("cnn", ()):
+        found += [("cnn", case["net"], name, value) for name, value in case["seconds"].items()]
     for run in result.get("process", ()):
         found.append(("process", "MNIST", run["process"], run["seconds"]))
     return found
@@ -122,6 +127,8 @@ def group(what, case):
         return "shell to a trained net"
     if what == "step":
         return f"training step, {case}"
+    if what == "cnn":
+        return f"convolutional training step, {case}"
     return f"batch norm {what}, {'above' if elements(case) > LARGE else 'up to'} 4 MiB"
 
 

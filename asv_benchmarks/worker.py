@@ -1,13 +1,15 @@
 """One contender in a process of its own: answers JSON lines on stdin with JSON lines on stdout.
 
-{"do": "prepare", "what": "bn" or "step", "case": {...}}   make the case and warm it up
-{"do": "time", "samples": 5}                               median seconds of one call
+{"do": "prepare", "what": "bn", "step", "cnn", "case": {...}}   make the case and warm it up
+{"do": "time", "samples": 5}                                    median seconds of one call
+{"do": "memory"}                               most memory since the import, beyond what it took
 """
 
 import gc
 import importlib
 import json
 import os
+import resource
 import statistics
 import sys
 import time
@@ -47,6 +49,12 @@ def measure(call, number, samples):
         gc.enable()
 
 
+def most_memory():
+    """Largest resident size so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main():
     # Whatever a library prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -62,6 +70,7 @@ def main():
         say(error=f"{type(error).__name__}: {error}")
         return
     say(versions=peer.VERSIONS)
+    imported = most_memory()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -69,6 +78,8 @@ def main():
                 call = None  # frees the last case first
                 call, number = prepare(peer, request["what"], request["case"])
                 say(number=number)
+            elif request["do"] == "memory":
+                say(bytes=most_memory() - imported)
             else:
                 say(seconds=measure(call, number, request["samples"]))
         except Exception as error:

@@ -130,6 +130,17 @@ def test_compare_training_step(tmp_path):
     assert case["seconds"].keys() == {"nbbn", "NumPy", "matrix products", "matrix products, tiles"}
 
 
+@pytest.mark.slow
+def test_compare_convolutional_step(tmp_path):
+    out = tmp_path / "result.json"
+    done = compare("--what", "cnn", "--quick", "--contenders", "nbbn,NumPy", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads(out.read_text())["cnn"]
+    assert case["seconds"].keys() == case["memory"].keys() == {"nbbn"}
+    assert "has no attribute 'cnn'" in case["errors"]["NumPy"]
+    assert "MiB" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [("--shapes", "12"), ("--contenders", "tensorflow")])
 def test_compare_names_what_it_does_not_know(arguments):
     done = compare(*arguments)

@@ -29,6 +29,12 @@ NETS = {
     "1024-1024/512": ((1024, 1024), 512),
 }
 
+# Name -> filters of the convolutions, of 3x3 pixels, and batch size; images are 28x28.
+CNNS = {
+    "8-16/32": ((8, 16), 32),
+    "32-64/128": ((32, 64), 128),
+}
+
 DTYPES = ["float32", "float64"]
 THREADS = ["1", "all"]
 
@@ -91,6 +97,18 @@ def make_step(net, recorded=True):
     else:
         step = functools.partial(eager_step, model, optimizer)
     return step, model
+
+
+def make_cnn(filters, rng=0):
+    """Convolutions, each with a batch normalization and a ReLU, and a Dense behind them."""
+    import nbbn
+
+    layers, channels = [], 1
+    for count in filters:
+        layers.append(nbbn.Conv2d(channels, count, 3, padding=1, bias=False, rng=rng))
+        layers.append(nbbn.BatchNorm(count, activation="relu"))
+        channels = count
+    return nbbn.Sequential(*layers, nbbn.Flatten(), nbbn.Dense(784 * channels, 10, rng=rng))
 
 
 def eager_step(model, optimizer, x, y):

@@ -28,6 +28,37 @@ class ActivationBenchmark:
         self.backward(self.dy, self.y)
 
 
+# Name -> N, C, H = W, filters, kernel, stride, groups.
+WINDOWS = {
+    "32x1x28, 32 of 3": (32, 1, 28, 32, 3, 1, 1),
+    "32x32x28, 64 of 3": (32, 32, 28, 64, 3, 1, 1),
+    "32x64x14, 128 of 1": (32, 64, 14, 128, 1, 1, 1),
+    "32x32x28, 64 of 3, stride 2": (32, 32, 28, 64, 3, 2, 1),
+    "32x64x14, depthwise": (32, 64, 14, 64, 3, 1, 64),
+}
+
+
+class ConvolutionBenchmark:
+    params = (list(WINDOWS), [1, -1])
+    param_names = ("window", "axis")
+
+    def setup(self, window, axis):
+        use_threads("all")
+        count, channels, size, filters, kernel, stride, groups = WINDOWS[window]
+        last = (count, size, size, channels)
+        self.x = normal((count, channels, size, size) if axis == 1 else last)
+        self.weight = normal((filters, channels // groups, kernel, kernel), seed=1)
+        self.options = {"stride": stride, "padding": "same", "groups": groups, "axis": axis}
+        self.dy = F.conv2d(self.x, self.weight, **self.options)
+        self.time_backward(window, axis)
+
+    def time_forward(self, window, axis):
+        F.conv2d(self.x, self.weight, **self.options)
+
+    def time_backward(self, window, axis):
+        F.conv2d_backward(self.dy, self.x, self.weight, **self.options)
+
+
 class CrossEntropyBenchmark:
     params = (list(ROWS),)
     param_names = ("shape",)

@@ -8,7 +8,7 @@ import numpy as np
 import nbbn
 from nbbn.errors import DataError
 
-from .common import NETS, batches, labels, make_step, use_threads
+from .common import CNNS, NETS, batches, labels, make_cnn, make_step, normal, use_threads
 
 
 class StepBenchmark:
@@ -28,6 +28,30 @@ class StepBenchmark:
 
     def peakmem_step(self, net, mode):
         self.step(*next(self.batches))
+
+
+class CnnStepBenchmark:
+    """A recorded step of a convolutional net."""
+
+    params = (list(CNNS),)
+    param_names = ("net",)
+
+    def setup(self, net):
+        use_threads("all")
+        filters, count = CNNS[net]
+        model = make_cnn(filters)
+        optimizer = nbbn.optim.Adam(model.parameters(), lr=1e-3)
+        self.step = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)
+        self.batch = normal((count, 1, 28, 28)), labels(count)
+        # The first two calls record.
+        for _ in range(4):
+            self.time_step(net)
+
+    def time_step(self, net):
+        self.step(*self.batch)
+
+    def peakmem_step(self, net):
+        self.step(*self.batch)
 
 
 class StepMemoryBenchmark:

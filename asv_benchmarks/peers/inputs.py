@@ -25,6 +25,11 @@ def batches(features, classes, batch):
     ]
 
 
+def images(batch):
+    """As `batches`, of images with one channel and 28x28 pixels."""
+    return [(x.reshape(batch, 1, 28, 28), y) for x, y in batches(784, 10, batch)]
+
+
 def weights(sizes):
     """He-initialized weight matrices (out, in)."""
     rng = np.random.default_rng(1)

@@ -4,6 +4,7 @@ import itertools
 
 import numba
 import numpy as np
+from benchmarks.common import make_cnn
 
 import nbbn
 import nbbn.functional as F  # noqa: N812 - the usual name
@@ -25,8 +26,15 @@ def bn(kind, shape, axis, out=False):
 
 
 def step(sizes, batch):
-    model = nbbn.mlp(sizes, rng=0)
+    return _step(nbbn.mlp(sizes, rng=0), inputs.batches(sizes[0], sizes[-1], batch))
+
+
+def cnn(filters, batch):
+    return _step(make_cnn(filters), inputs.images(batch))
+
+
+def _step(model, batches):
     optimizer = nbbn.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE)
     train = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)
-    data = itertools.cycle(inputs.batches(sizes[0], sizes[-1], batch))
+    data = itertools.cycle(batches)
     return lambda: train(*next(data))

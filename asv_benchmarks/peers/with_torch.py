@@ -61,12 +61,25 @@ def mlp(sizes):
 
 def step(sizes, batch, compiled=False):
     torch.manual_seed(0)
-    model = mlp(sizes)
+    return _step(mlp(sizes), inputs.batches(sizes[0], sizes[-1], batch), compiled)
+
+
+def cnn(filters, batch, compiled=False):
+    torch.manual_seed(0)
+    layers, channels = [], 1
+    for count in filters:
+        layers += [nn.Conv2d(channels, count, 3, padding=1, bias=False), nn.BatchNorm2d(count)]
+        layers.append(nn.ReLU())
+        channels = count
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(784 * channels, 10))
+    return _step(model, inputs.images(batch), compiled)
+
+
+def _step(model, pairs, compiled):
     optimizer = torch.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE, fused=True)
     if compiled:
         torch._dynamo.reset()
         model = torch.compile(model, dynamic=False)
-    pairs = inputs.batches(sizes[0], sizes[-1], batch)
     data = itertools.cycle([(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs])
 
     def train():

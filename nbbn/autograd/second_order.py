@@ -42,10 +42,10 @@ def grad(
         Gradient to start from; may be left out where `output` has one element.
     create_graph : bool, default False
         Record the gradients themselves, so that `Tape.backward` passes through them. Call it inside
-        the `with` block of the tape. Arithmetic, reductions, activations, Dense, BatchNorm in
-        training and evaluation, softmax and cross-entropy can do that, and operations of your own
-        that define ``backward_graph(ctx, dy, inputs, output)``, `backward` on tensors. It reaches
-        second derivatives; third ones through BatchNorm are refused.
+        the `with` block of the tape. Arithmetic, reductions, activations, Dense, convolutions,
+        BatchNorm in training and evaluation, softmax and cross-entropy can do that, and operations
+        of your own that define ``backward_graph(ctx, dy, inputs, output)``, `backward` on tensors.
+        It reaches second derivatives; third ones through BatchNorm are refused.
 
     Returns
     -------

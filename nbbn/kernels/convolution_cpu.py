@@ -24,8 +24,9 @@ from .matmul_cpu import AS_IT_IS, TURNED, blas, one_thread, product
 _BLOCK = 1 << 18
 # A product over fewer pixels would spend its time on packing the weights.
 _FEWEST_PIXELS = 64
-# Parts of the images whose weight gradients are summed apart.
-_MOST_PARTS = 16
+# Units of work for all threads together, where there is that much; and parts of the images whose
+# weight gradients are summed apart.
+_FEWEST_UNITS = _MOST_PARTS = 16
 _ELEMENTS_PER_RUN = 1024
 
 # ---------------------------------------------------------------- patches
@@ -82,11 +83,11 @@ def _add(patches, at, count, dx, start, stride):
 
 
 @device_function
-def _unroll_first(x, start, geometry, r0, r1, patches):
-    """Write the patches (C / G * kh * kw, pixels) of a group of x, at `start`, for rows r0..r1."""
-    C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, G, _ = geometry
+def _unroll_first(x, start, channels, geometry, r0, r1, patches):
+    """Write the patches (channels * kh * kw, pixels) of x from `start` on, for rows r0..r1."""
+    _, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
     P = (r1 - r0) * OW
-    for k in range(C // G * kh * kw):
+    for k in range(channels * kh * kw):
         c, i, j = k // (kh * kw), k // kw % kh, k % kw
         at, plane = k * P, start + c * H * W
         top, left = r0 * sh + i * dh - ph, j * dw - pw
@@ -109,11 +110,11 @@ def _unroll_first(x, start, geometry, r0, r1, patches):
 
 
 @device_function
-def _roll_first(patches, start, geometry, r0, r1, dx):
+def _roll_first(patches, start, channels, geometry, r0, r1, dx):
     """Add patches, as `_unroll_first` writes them, to where they come from; they are spoilt."""
-    C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, G, _ = geometry
+    _, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
     P = (r1 - r0) * OW
-    for k in range(C // G * kh * kw):
+    for k in range(channels * kh * kw):
         c, i, j = k // (kh * kw), k // kw % kh, k % kw
         at, plane = k * P, start + c * H * W
         top, left = r0 * sh + i * dh - ph, j * dw - pw
@@ -259,7 +260,7 @@ def _plain(geometry):
 
 
 @device_function
-def _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, y):
+def _forward_blocks(gemm, one, x, w, bias, geometry, rows, first, end, patches, y):
     """y = x * w + bias for the blocks first..end."""
     C, H, W, F, kh, kw, OH, OW, _, _, _, _, _, _, G, last = geometry
     K, own, plain = C // G * kh * kw, F // G, _plain(geometry)
@@ -282,7 +283,7 @@ def _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, 
             start = (n * C + f // own * (C // G)) * H * W
             source, at, ld = x, start + r0 * W, H * W
             if not plain:
-                _unroll_first(x, start, geometry, r0, r1, patches)
+                _unroll_first(x, start, C // G, geometry, r0, r1, patches)
                 source, at, ld = patches, 0, P
             to = (n * F + f) * OH * OW + r0 * OW
             if bias.size > 0 or own == 1:
@@ -296,35 +297,38 @@ def _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, 
 
 
 @device_function
-def _input_images(gemm, one, dy, w, bias, geometry, rows, first, end, patches, dx):
-    """dx = the gradient of x, plus bias, for the images first..end."""
+def _input_units(gemm, one, dy, w, bias, geometry, rows, parts, first, end, patches, dx):
+    """dx = the gradient of x, plus bias, for parts of the channels of images: first..end."""
     C, H, W, F, kh, kw, OH, OW, _, _, _, _, _, _, G, last = geometry
     K, own, plain = C // G * kh * kw, F // G, _plain(geometry)
     beta = one if plain else one - one
-    for n in range(first, end):
-        _fill(dx, n * C * H * W, H * W, bias, C, last)
+    for unit in range(first, end):
+        n, g = unit // (parts * G), unit // parts % G
+        c0, c1 = bounds(unit % parts, parts, C // G)
+        k0, Kp = c0 * kh * kw, (c1 - c0) * kh * kw
+        c0, c1 = g * (C // G) + c0, g * (C // G) + c1
+        start = (n * C + c0) * H * W
+        _fill(dx, start, H * W, bias[c0:c1], c1 - c0, last)
         for r0 in range(0, OH, rows):
             r1 = min(r0 + rows, OH)
             P = (r1 - r0) * OW
             if last:
                 from_ = (n * OH + r0) * OW * F
-                target, at, ld = (dx, (n * H + r0) * W * C, C) if plain else (patches, 0, K)
+                target, at, ld = (dx, start + r0 * W * C, C) if plain else (patches, 0, K)
                 _times(gemm, one, dy, from_, False, F, w, 0, False, K, beta,
                        P, K, F, target, at, ld)  # fmt: skip
                 if not plain:
-                    _roll_last(patches, n * H * W * C, geometry, r0, r1, dx)
+                    _roll_last(patches, start, geometry, r0, r1, dx)
                 continue
-            for f in range(0, F, own):
-                start = (n * C + f // own * (C // G)) * H * W
-                from_ = (n * F + f) * OH * OW + r0 * OW
-                target, at, ld = (dx, start + r0 * W, H * W) if plain else (patches, 0, P)
-                if own == 1:
-                    _spread(w, f * K, K, dy, from_, target, at, ld, P, beta)
-                else:
-                    _times(gemm, one, w, f * K, True, K, dy, from_, False, OH * OW, beta,
-                           K, P, own, target, at, ld)  # fmt: skip
-                if not plain:
-                    _roll_first(patches, start, geometry, r0, r1, dx)
+            from_ = (n * F + g * own) * OH * OW + r0 * OW
+            target, at, ld = (dx, start + r0 * W, H * W) if plain else (patches, 0, P)
+            if own == 1:
+                _spread(w, g * K + k0, Kp, dy, from_, target, at, ld, P, beta)
+            else:
+                _times(gemm, one, w, g * own * K + k0, True, K, dy, from_, False, OH * OW, beta,
+                       Kp, P, own, target, at, ld)  # fmt: skip
+            if not plain:
+                _roll_first(patches, start, c1 - c0, geometry, r0, r1, dx)
 
 
 @device_function
@@ -350,7 +354,7 @@ def _weight_images(gemm, one, dy, x, geometry, rows, first, end, patches, sums, 
                 start = (n * C + f // own * (C // G)) * H * W
                 source, at, ld = x, start + r0 * W, H * W
                 if not plain:
-                    _unroll_first(x, start, geometry, r0, r1, patches)
+                    _unroll_first(x, start, C // G, geometry, r0, r1, patches)
                     source, at, ld = patches, 0, P
                 from_ = (n * F + f) * OH * OW + r0 * OW
                 if own == 1:
@@ -368,17 +372,17 @@ def _forward(gemm, one, x, w, bias, geometry, rows, units, threads, memory, y):
     for t in prange(threads):
         first, end = bounds(t, threads, units)
         patches = memory[t * size : (t + 1) * size]
-        _forward_images(gemm, one, x, w, bias, geometry, rows, first, end, patches, y)
+        _forward_blocks(gemm, one, x, w, bias, geometry, rows, first, end, patches, y)
 
 
 @Kernel
-def _input_gradient(gemm, one, dy, w, bias, geometry, rows, N, threads, memory, dx):
-    """dx = the gradient of x, plus bias; memory as for `_forward`."""
+def _input_gradient(gemm, one, dy, w, bias, geometry, rows, N, parts, threads, memory, dx):
+    """dx = the gradient of x, plus bias, with each image in parts; memory as for `_forward`."""
     size = memory.size // threads
     for t in prange(threads):
-        first, end = bounds(t, threads, N)
+        first, end = bounds(t, threads, N * parts * geometry[14])
         patches = memory[t * size : (t + 1) * size]
-        _input_images(gemm, one, dy, w, bias, geometry, rows, first, end, patches, dx)
+        _input_units(gemm, one, dy, w, bias, geometry, rows, parts, first, end, patches, dx)
 
 
 @Kernel
@@ -429,11 +433,13 @@ def _with_resting_blas(launcher):
     return launch
 
 
-def _plan(geometry, N, dtype):
+def _plan(geometry, N):
     """Rows of a block and how many blocks an image has; threads; elements of their patches."""
     C, _, _, F, kh, kw, OH, OW, *_, G, _ = geometry
     patch = C // G * kh * kw
-    rows = min(max(_BLOCK // (patch * OW), -(-_FEWEST_PIXELS // OW)), OH)
+    # Few images are cut into more blocks, for all threads.
+    rows = min(_BLOCK // (patch * OW), -(-N * OH // _FEWEST_UNITS))
+    rows = min(max(rows, -(-_FEWEST_PIXELS // OW)), OH)
     blocks = -(-OH // rows)
     rows = -(-OH // blocks)
     threads = workers(N * F * OH * OW * patch)
@@ -443,7 +449,7 @@ def _plan(geometry, N, dtype):
 @_with_resting_blas
 def forward(x, w, bias, geometry, y):
     """Convolve: y = x * w + bias; bias (F,) or empty."""
-    rows, blocks, threads, size = _plan(geometry, len(x), x.dtype)
+    rows, blocks, threads, size = _plan(geometry, len(x))
     memory = scratch(0, size, x.dtype)[1][:size]
     _forward(
         threads, *blas()[x.dtype], x.reshape(-1), w.reshape(-1), bias, geometry, rows,
@@ -454,18 +460,20 @@ def forward(x, w, bias, geometry, y):
 @_with_resting_blas
 def input_gradient(dy, w, bias, geometry, dx):
     """Gradient of x, plus bias (C,) if it is not empty: a transposed convolution of dy."""
-    rows, _, threads, size = _plan(geometry, len(dy), dy.dtype)
+    rows, _, threads, size = _plan(geometry, len(dy))
+    C, *_, G, last = geometry
+    parts = 1 if last else min(C // G, -(-_FEWEST_UNITS // (len(dy) * G)))
     memory = scratch(0, size, dy.dtype)[1][:size]
     _input_gradient(
-        threads, *blas()[dy.dtype], dy.reshape(-1), w.reshape(-1), bias, geometry, rows,
-        len(dy), threads, memory, dx.reshape(-1),
+        threads, *blas()[dy.dtype], dy.reshape(-1), w.reshape(-1), bias, geometry, rows, len(dy),
+        parts, threads, memory, dx.reshape(-1),
     )  # fmt: skip
 
 
 @_with_resting_blas
 def weight_gradient(dy, x, geometry, dw):
     """Gradient of w."""
-    rows, _, threads, size = _plan(geometry, len(dy), dy.dtype)
+    rows, _, threads, size = _plan(geometry, len(dy))
     # Together no larger than what they are computed from.
     parts = max(1, min(len(x), _MOST_PARTS, (x.size + dy.size) // (8 * dw.size)))
     memory = scratch(0, size + parts * dw.size, dy.dtype)[1]

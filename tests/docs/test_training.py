@@ -26,6 +26,16 @@ def test_code_of_the_page_runs_with_torch(page, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("error")
+def test_code_on_convolutions_runs_recorded():
+    page = (DOCS / "convolution.md").read_text()
+    namespace: dict[str, object] = {}
+    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), namespace)
+    assert namespace["step"].refusal is None
+    assert all(p.grad is not None for p in namespace["model"].parameters() if p.ndim == 4)
+    assert len(namespace["deployed"]) == len(namespace["model"])
+
+
+@pytest.mark.filterwarnings("error")
 def test_code_for_other_targets_than_classes_runs_and_learns(tmp_path, capsys):
     page = (DOCS / "training.md").read_text()
     section = page[page.index("## Regression, yes and no") :].split("\n## ")[0]

@@ -51,6 +51,9 @@ def digest() -> str:
         weights = rng.uniform(size=shape[0])
         y, stats = F.weighted_batch_norm_train(x, weights, gamma)
         results += [y, *F.weighted_batch_norm_backward(dy, x, weights, stats, gamma)]
+    images, kernel = rng.normal(size=(9, 4, 8, 8)), rng.normal(size=(4, 2, 3, 3))
+    y = F.conv2d(images, kernel, np.ones(4), groups=2)
+    results += [y, *F.conv2d_backward(y, images, kernel, groups=2)]
     x, dy = rng.normal(size=(2, 300, 24)).astype(np.float32)
     for axis in (1, -1):
         images = rng.normal(size=(6, 9, 8, 7)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Scratch of batch normalization: as large as the kernels need, the same wherever they are called.
+"""Scratch of kernels: as large as they need, for batch normalization wherever they are called.
 
 Compiled code does not check its bounds: what a kernel writes past its scratch is another's memory.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nbbn import functional as F  # noqa: N812
 from nbbn import jit
-from nbbn.kernels import batchnorm_cpu, embedded
+from nbbn.kernels import batchnorm_cpu, convolution_cpu, embedded
 
 # Rows in one block and in several, planes by channels in cache, planes in parts.
 SHAPES = [(7, 5), (6000, 16), (4, 3, 50), (2, 1, 40_000), (40, 3, 4000)]
@@ -71,3 +72,41 @@ def test_kernels_write_inside_their_scratch_whoever_allocates_it(shape, rng, gua
     jit.channel_stats.py_func(x, *others[:2])
     assert_same(others[:2], (mean, var))
     guarded.assert_kept()
+
+
+def inside(array: np.ndarray) -> np.ndarray:
+    """The same in the middle of NaN, which shows in a result that took some of it in."""
+    memory = np.full(3 * array.size, np.nan, array.dtype)
+    middle = memory[array.size : 2 * array.size].reshape(array.shape)
+    middle[...] = array
+    return middle
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize(
+    ("size", "kernel", "options"),
+    [
+        (6, (3, 3), {"padding": 1}),
+        (6, (3, 3), {"padding": 1, "groups": 4}),
+        (6, (5, 2), {"padding": (4, 1)}),
+        (7, (3, 2), {"stride": (2, 3), "padding": 2, "dilation": (2, 1)}),
+        (5, (2, 2), {"stride": 2, "padding": ((1, 0), (0, 3))}),
+        (5, (1, 1), {"groups": 2}),
+        (9, (4, 1), {"stride": 3, "dilation": 2, "padding": ((0, 6), (6, 0))}),
+    ],
+)
+def test_convolutions_stay_inside_their_arrays(size, kernel, options, axis, rng, monkeypatch):
+    guard = Guarded()
+    monkeypatch.setattr(convolution_cpu, "scratch", guard.take)
+    options = {"axis": axis, **options}
+    x = inside(rng.normal(size=(3, 4, size, size) if axis == 1 else (3, size, size, 4)))
+    weight = inside(rng.normal(size=(4, 4 // options.get("groups", 1), *kernel)))
+    y = F.conv2d(x, weight, np.ones(4), **options)
+    outs = [guard._array(array.size, x.dtype).reshape(array.shape) for array in (y, x, weight)]
+    F.conv2d(x, weight, np.ones(4), out=outs[0], **options)
+    named = {"out": outs[1], "out_dweight": outs[2]}
+    F.conv2d_backward(inside(y), x, weight, **named, **options)
+    for out in outs:
+        assert np.isfinite(out).all()
+        assert (out != MARK).all()
+    guard.assert_kept()

@@ -155,3 +155,26 @@ test_refusals = refusing(
     ],
     globals(),
 )
+
+
+def test_third_derivatives_go_through_convolutions(rng):
+    """Of a cube of a convolution: the directional derivatives are polynomials, known by hand."""
+    x, w = rng.normal(size=(2, 2, 5, 5)), rng.normal(size=(3, 2, 3, 3))
+    u, v = rng.normal(size=x.shape), rng.normal(size=w.shape)
+    inputs = nbbn.Parameter(x), nbbn.Parameter(w)
+    options = {"stride": 2, "padding": 1}
+    with nbbn.Tape() as tape:
+        y = (nbbn.ops.conv2d(*inputs, **options) ** 3).sum()
+        (dw,) = nbbn.grad(y, [inputs[1]], create_graph=True)
+        (dx,) = nbbn.grad((dw * v).sum(), [inputs[0]], create_graph=True)
+        third = (dx * u).sum()
+    tape.backward(third)
+    found = float((inputs[0].grad * u).sum())
+
+    def conv(a, b):
+        return F.conv2d(a, b, **options)
+
+    xw, xv, uw, uv = conv(x, w), conv(x, v), conv(u, w), conv(u, v)
+    # d/dw along v, then d/dx along u twice, of xw^3.
+    expected = float((6 * uw**2 * xv + 12 * xw * uw * uv).sum())
+    assert found == pytest.approx(expected, rel=1e-10)

@@ -40,10 +40,7 @@ class Conv2d(RecordableOp):
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         (x, weight, _), found, dx, dweight = inputs, ctx.found, None, None
         if ctx.needs[0]:
-            dx = dy._apply(
-                ConvTranspose2d, dy, weight, None,
-                output_padding=found.output_padding, **found.options,
-            )  # fmt: skip
+            dx = _input_gradient(dy, weight, found)
         if ctx.needs[1]:
             dweight = dy._apply(ConvWeightGradient, dy, x, found=found)
         return dx, dweight, _over_channels(dy, found) if ctx.needs[2] else None
@@ -100,6 +97,21 @@ class ConvWeightGradient(RecordableOp):
             ctx.found.forward(ctx.x, ddweight, None) if ctx.needs[0] else None,
             ctx.found.input_gradient(ctx.dy, ddweight, None) if ctx.needs[1] else None,
         )
+
+    @staticmethod
+    def backward_graph(ctx: Any, ddweight: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        (dy, x), found, ddy, dx = inputs, ctx.found, None, None
+        if ctx.needs[0]:
+            ddy = ddweight._apply(Conv2d, x, ddweight, None, **found.options)
+        if ctx.needs[1]:
+            dx = _input_gradient(dy, ddweight, found)
+        return ddy, dx
+
+
+def _input_gradient(dy: Any, weight: Tensor, found: Convolution) -> Tensor:
+    return weight._apply(
+        ConvTranspose2d, dy, weight, None, output_padding=found.output_padding, **found.options
+    )
 
 
 def _over_channels(dy: Tensor, found: Convolution) -> Tensor:
