@@ -18,7 +18,8 @@ from .._validation import choice, fraction, function, instance, positive, switch
 from ..autograd.tensor import Tensor
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
-from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh, unnested
+from ..nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, unnested
 from ..nn.losses import binary_cross_entropy, cross_entropy
 from ..nn.module import Module, evaluating
 from ..nn.observe import first_nonfinite
@@ -31,7 +32,9 @@ from .step import Loss, Step, check_step, record_step
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 
 _log = logging.getLogger(__name__)
-_ROW_BY_ROW = (BatchNorm, Dense, Dropout, Flatten, ReLU, Sigmoid, Softmax, Tanh)
+_ROW_BY_ROW = (
+    BatchNorm, Dense, Dropout, Flatten, GELU, LeakyReLU, ReLU, SiLU, Sigmoid, Softmax, Tanh,
+)  # fmt: skip
 
 
 class Evaluation(NamedTuple):
