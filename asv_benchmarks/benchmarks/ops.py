@@ -11,7 +11,10 @@ ROWS = {"128x10": (128, 10), "128x256": (128, 256), "8192x1024": (8192, 1024)}
 
 
 class ActivationBenchmark:
-    params = (list(ROWS), ["relu", "sigmoid", "tanh", "softmax", "log_softmax"])
+    params = (
+        list(ROWS),
+        ["relu", "sigmoid", "tanh", "gelu", "silu", "leaky_relu", "softmax", "log_softmax"],
+    )
     param_names = ("shape", "op")
 
     def setup(self, shape, op):
@@ -57,6 +60,44 @@ class ConvolutionBenchmark:
 
     def time_backward(self, window, axis):
         F.conv2d_backward(self.dy, self.x, self.weight, **self.options)
+
+
+class PoolingBenchmark:
+    """Windows side by side and overlapping, channels first and last."""
+
+    params = (
+        ["64x32x28x28", "64x28x28x32 last"],
+        ["max 2", "max 3, stride 2", "avg 2", "avg 3, stride 1", "global avg"],
+    )
+    param_names = ("shape", "windows")
+
+    def setup(self, shape, windows):
+        use_threads("all")
+        first = not shape.endswith("last")
+        x = normal((64, 32, 28, 28) if first else (64, 28, 28, 32))
+        shape, axis = x.shape, 1 if first else -1
+        kind, *rest = windows.replace(",", "").split()
+        if kind == "global":
+            dy = F.global_avg_pool2d(x, axis=axis)
+            self.forward = lambda: F.global_avg_pool2d(x, axis=axis)
+            self.backward = lambda: F.global_avg_pool2d_backward(dy, shape, axis=axis)
+        else:
+            size, step = int(rest[0]), int(rest[-1])
+            options = {"stride": step, "padding": size // 3, "axis": axis}
+            function = F.max_pool2d if kind == "max" else F.avg_pool2d
+            back = F.max_pool2d_backward if kind == "max" else F.avg_pool2d_backward
+            made = function(x, size, **options)
+            given = made if kind == "max" else (made,)
+            self.forward = lambda: function(x, size, **options)
+            self.backward = lambda: back(*given, shape, size, **options)
+        self.forward()
+        self.backward()
+
+    def time_forward(self, shape, windows):
+        self.forward()
+
+    def time_backward(self, shape, windows):
+        self.backward()
 
 
 class CrossEntropyBenchmark:

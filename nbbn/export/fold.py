@@ -239,6 +239,11 @@ def _neighbours(steps: list[_Step], position: int) -> str:
 # ---------------------------------------------------------------- verifying
 
 
+_OF_ANY_SHAPE = (
+    nn.Flatten, nn.GELU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Softmax, nn.Tanh,
+)  # fmt: skip
+
+
 def _probe(layers: list[nn.Module]) -> np.ndarray:
     """Draw standard normal numbers that layers can take."""
     rng = np.random.default_rng(0)
@@ -255,7 +260,7 @@ def _probe(layers: list[nn.Module]) -> np.ndarray:
                 spread = rest[dense].weight.shape[1] // channels  # type: ignore[attr-defined]
             shape = (spread, channels) if first.axis == -1 else (channels, spread)
             return rng.standard_normal((_PROBE_ROWS, *(shape if spread > 1 else (channels,))))
-        if not isinstance(first, nn.Flatten | nn.ReLU | nn.Sigmoid | nn.Tanh | nn.Softmax):
+        if not isinstance(first, _OF_ANY_SHAPE):
             break
     raise ArgumentError("the layers do not show what the model takes: pass a batch x to verify on")
 

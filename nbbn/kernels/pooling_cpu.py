@@ -19,6 +19,9 @@ from numba import prange
 from ._jit import Kernel, bounds, device_function, scratch, workers
 from ._vector import sum_squares
 
+# With fewer windows in a row of one channel, a loop over each is faster than one over all of them.
+FEW_WINDOWS = 8
+
 # ---------------------------------------------------------------- kernels
 
 
@@ -86,6 +89,26 @@ def _max_2x2(upper, lower, best, at):
         best[j], at[j] = value, place
 
 
+@device_function
+def _max_windows(x, image, top, sizes, window, best, at):
+    """Maxima of one row of windows, of one channel: window by window, for few or large ones."""
+    _, H, W, _, _ = sizes
+    KH, KW, _, SW, _, PW, DH, DW = window
+    upper = max(0, (DH - 1 - top) // DH)
+    for ow in range(best.size):
+        left = ow * SW - PW
+        inner = max(0, (DW - 1 - left) // DW) if left < 0 else 0
+        last = KW if left + (KW - 1) * DW < W else (W - left + DW - 1) // DW
+        value, place = x.dtype.type(-np.inf), upper * KW + inner
+        for kh in range(upper, KH):
+            if top + kh * DH >= H:
+                break
+            source = x[image + top + kh * DH]
+            for kw in range(inner, last):
+                value, place = _larger(source[left + kw * DW], kh * KW + kw, value, place)
+        best[ow], at[ow] = value, at.dtype.type(place)
+
+
 @Kernel
 def _max_pool(x, sizes, window, threads, y, index):
     """y = max of x over windows, index its tap; x (A H, W B), y, index (A OH, OW B)."""
@@ -101,6 +124,9 @@ def _max_pool(x, sizes, window, threads, y, index):
             image, top = row // OH * H, row % OH * SH - PH
             if whole and 2 * OH <= H and 2 * OW <= W:
                 _max_2x2(x[image + top], x[image + top + 1], best, at)
+                continue
+            if B == 1 and OW < FEW_WINDOWS:
+                _max_windows(x, image, top, sizes, window, best, at)
                 continue
             best[:] = -np.inf
             # The first tap inside the image wins among values of -Inf.
@@ -230,6 +256,13 @@ def _window_sums(x, sizes, window, threads, y):
                 if not 0 <= top + kh * DH < H:
                     continue
                 source = x[image + top + kh * DH]
+                if B == 1 and OW < FEW_WINDOWS:
+                    for ow in range(OW):
+                        for kw in range(KW):
+                            w = ow * SW - PW + kw * DW
+                            if 0 <= w < W:
+                                target[ow] += source[w]
+                    continue
                 for kw in range(KW):
                     offset = kw * DW - PW
                     a, b = _span(offset, SW, W, OW)
@@ -255,6 +288,13 @@ def _spread(dy, sizes, window, threads, dx):
                 if oh < 0:
                     continue
                 source = dy[image + oh]
+                if B == 1 and OW < FEW_WINDOWS:
+                    for ow in range(OW):
+                        for kw in range(KW):
+                            w = ow * SW - PW + kw * DW
+                            if 0 <= w < W:
+                                target[w] += source[ow]
+                    continue
                 for kw in range(KW):
                     offset = kw * DW - PW
                     a, b = _span(offset, SW, W, OW)

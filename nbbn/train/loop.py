@@ -19,6 +19,7 @@ from ..autograd.tensor import Tensor
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
 from ..nn import activation, pooling
+from ..nn.activation import GELU, LeakyReLU, ReLU, SiLU, Sigmoid, Tanh
 from ..nn.convolution import Conv2d, ConvTranspose2d
 from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, Unflatten, unnested
 from ..nn.losses import binary_cross_entropy, cross_entropy

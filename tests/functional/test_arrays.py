@@ -167,7 +167,7 @@ CALLS = {
         a.dy, a.x, a.mean, a.var, a.gamma, y=a.residual, **o)[0],
     "cross_entropy_backward": lambda a, axis, **o: F.cross_entropy_backward(a.x, a.labels, **o),
 }  # fmt: skip
-for op in ("relu", "sigmoid", "tanh"):
+for op in ("relu", "sigmoid", "tanh", "gelu", "silu", "leaky_relu"):
     CALLS[op] = lambda a, axis, op=op, **o: getattr(F, op)(a.x, **o)
     CALLS[f"{op}_backward"] = lambda a, axis, op=op, **o: getattr(F, f"{op}_backward")(
         a.dy, a.x, **o

@@ -61,6 +61,18 @@ for dtype in (np.float32, np.float64):
     logits = rng.normal(size=(8, 2)).astype(dtype)
     for op in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
         getattr(F, op + "_backward")(logits, getattr(F, op)(logits))
+    for op in ("gelu", "silu", "leaky_relu"):
+        getattr(F, op + "_backward")(logits, getattr(F, op)(logits))
+    F.gelu_backward(logits, F.gelu(logits, approximate="tanh"), approximate="tanh")
+    for axis, C in ((1, 1), (1, 3), (-1, 1), (-1, 3)):
+        shape = (2, C, 8, 8) if axis == 1 else (2, 8, 8, C)
+        x = nbbn.Parameter(rng.normal(size=shape).astype(dtype))
+        with nbbn.Tape() as tape:
+            y = nbbn.ops.avg_pool2d(nbbn.ops.max_pool2d(x, 2, axis=axis), 3, padding=1, axis=axis)
+            y = nbbn.ops.global_max_pool2d(y, axis=axis) + nbbn.ops.global_avg_pool2d(y, axis=axis)
+            (dx,) = nbbn.grad((y * y).sum(), [x], create_graph=True)
+            loss = (dx * dx).sum()
+        tape.backward(loss)
     F.cross_entropy_backward(logits, labels, F.cross_entropy(logits, labels))
     pixels = rng.integers(0, 256, size=(8, 5), dtype=np.uint8)
     for images in (pixels, pixels.astype(dtype)):

@@ -123,6 +123,52 @@ def test_activations_of_any_type(op, dtype, rng):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+@pytest.mark.parametrize("op", ["gelu", "silu", "leaky_relu"])
+def test_activations_of_the_input_of_any_type(op, dtype, rng):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    x, dy = rng.normal(0, 2, (2, 5, 9)).astype(dtype)
+    want = getattr(F, op)(x), getattr(F, f"{op}_backward")(dy, x)
+    got = getattr(F, op)(cuda(x)), getattr(F, f"{op}_backward")(cuda(dy), cuda(x))
+    tolerance = 2e-2 if x.dtype.itemsize == 2 else 1e-13
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == x.dtype
+        a, b = (np.asarray(c, np.float64) for c in (backend.host(a), b))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+@pytest.mark.parametrize("there", [False, True], ids=["dense", "other memory order"])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_pooling_of_any_layout_and_type(axis, there, dtype, rng):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    x = rng.normal(size=(2, 3, 6, 4) if axis == 1 else (2, 6, 4, 3)).astype(dtype)
+    if there:
+        order = (0, 2, 3, 1) if axis == 1 else (0, 3, 1, 2)
+        x = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+    options = {"size": 3, "stride": 2, "padding": 1, "axis": axis}
+
+    def everything(x):
+        y, index = F.max_pool2d(x, **options)
+        mean = F.avg_pool2d(x, **options)
+        whole = F.global_avg_pool2d(x, axis=axis)
+        return [
+            y, index, mean, whole, F.global_max_pool2d(x, axis=axis)[0],
+            F.max_pool2d_backward(mean, index, x.shape, **options),
+            F.avg_pool2d_backward(mean, x.shape, **options),
+            F.global_avg_pool2d_backward(whole, x.shape, axis=axis),
+        ]  # fmt: skip
+
+    tolerance = 2e-2 if x.dtype.itemsize == 2 else 1e-13
+    for a, b in zip(everything(cuda(x)), everything(x), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.flags.c_contiguous == b.flags.c_contiguous
+        a, b = (np.asarray(c, np.float64) for c in (backend.host(a), b))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
 def test_cross_entropy_of_any_type(reduction, dtype, rng):

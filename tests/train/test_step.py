@@ -35,6 +35,21 @@ MODELS = {
     "no batch norm": lambda: nbbn.mlp((FEATURES, 9, CLASSES), batch_norm=False, rng=1),
     "tanh": lambda: nbbn.mlp((FEATURES, 9, CLASSES), activation="tanh", rng=1),
     "sigmoid": lambda: nbbn.mlp((FEATURES, 9, CLASSES), activation="sigmoid", rng=1),
+    **{
+        name: lambda name=name: nbbn.mlp((FEATURES, 9, CLASSES), activation=name, rng=1)
+        for name in ("gelu", "silu", "leaky_relu")
+    },
+    "pooling": lambda: [
+        nbbn.Dense(FEATURES, 144, rng=1),
+        Images(),
+        nbbn.MaxPool2d(3, stride=2, padding=1),
+        nbbn.GELU("tanh"),
+        nbbn.AvgPool2d(2, stride=1),
+        nbbn.MaxPool2d(2, axis=-1, ceil_mode=True),
+        nbbn.GlobalAvgPool2d(keepdims=True),
+        nbbn.GlobalMaxPool2d(axis=-1),
+        nbbn.Dense(1, CLASSES, rng=2),
+    ],
     "batch norm first": lambda: [nbbn.BatchNorm(FEATURES), nbbn.Dense(FEATURES, CLASSES, rng=1)],
     "bias before batch norm": lambda: with_norm(nbbn.BatchNorm(9)),
     "no affine": lambda: with_norm(
@@ -54,6 +69,14 @@ MODELS = {
     "weights": lambda: with_norm(Weighted()),
     "frozen statistics": lambda: with_norm(nbbn.BatchNorm(9, frozen=True)),
 }
+
+
+class Images(nbbn.Module):
+    """Makes images of rows."""
+
+    def forward(self, x):
+        """(N, 144) to (N, 4, 6, 6)."""
+        return x.reshape(x.shape[0], 4, 6, 6)
 
 
 class Weighted(nbbn.Module):
