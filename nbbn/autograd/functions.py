@@ -32,7 +32,8 @@ from .ops.matmul import MatMul
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
-from .tensor import Tensor, apply, apply_with_stats
+from .ops.sparse import SparseLinear
+from .tensor import SparseTensor, Tensor, apply, apply_with_stats
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
@@ -107,6 +108,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     Parameters
     ----------
     x : Tensor or ndarray, shape (N, in) or (..., in)
+        Or sparse rows, (N, in), which get no gradient.
     weight : Tensor or ndarray, shape (out, in)
     bias : Tensor or ndarray, shape (out,), optional
 
@@ -114,6 +116,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     -------
     Tensor, shape (N, out) or (..., out)
     """
+    if isinstance(x, SparseTensor):
+        return apply(SparseLinear, *x.rows.parts(), weight, bias, features=x.rows.features)
     return apply(Linear, x, weight, bias)
 
 

@@ -69,6 +69,7 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     """Call every launcher with the argument types that the library uses."""
     names = ("dropout", "elementwise", "gather", "matmul", "optim", "softmax", "weighted")
     dropout, elementwise, gather, matmul, optim, softmax, weighted = map(backend.kernels, names)
+    sparse = backend.kernels("sparse")
     rows = np.zeros((4, 3), dtype)
     vector = np.zeros(3, dtype)
     labels = np.zeros(4, np.int64)
@@ -102,6 +103,10 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     dropout.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
     for left in (rows, np.zeros((2, 4, 3), dtype)):
         matmul.matmul(left, rows.T, np.zeros((*left.shape[:-1], 4), dtype))
+    for kind in (np.int32, np.int64):
+        places = np.zeros(5, kind)
+        sparse.sparse_linear(vector, places, places, rows, np.zeros((4, 4), dtype))
+        sparse.sparse_gradient(rows, vector, places, places, rows)
     hyper = np.zeros(9, dtype)
     optim.sgd(vector, hyper, vector, vector)
     optim.adam(vector, hyper, vector, vector, vector)

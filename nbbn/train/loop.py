@@ -358,7 +358,8 @@ def as_batches(data: Any, size: int, device: str, rng: np.random.Generator | Non
     # A list of arrays is one of two pairs.
     if isinstance(x, list) and any(map(backend.is_array, x)):
         return data
-    if not isinstance(x, list | np.ndarray) and not hasattr(x, "to_numpy"):
+    plain = isinstance(x, list | np.ndarray) or hasattr(x, "to_numpy")
+    if not plain and backend.as_csr(x) is None:
         return data
     return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device)
 
