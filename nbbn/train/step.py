@@ -165,7 +165,7 @@ class Step:
             recorder.refuse("it replaces arrays by new ones")
         reason = recorder.refusal if before is None else difference(before, recorder)
         if reason is not None:
-            self._refuse(reason)
+            self._refuse(reason, 6)
         elif before is None:
             recorder.inputs = ()
             while len(self._plans) >= _MAX_PLANS:
@@ -177,16 +177,17 @@ class Step:
             if reason is None:
                 self._plans[key] = plan
             else:
-                self._refuse(reason)
+                self._refuse(reason, 6)
         return value
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, level: int = 5) -> None:
         self.refusal = reason
         self._plans.clear()
         warnings.warn(
             f"this training step runs eagerly, not recorded: {reason}",
             RuntimeWarning,
-            stacklevel=5,
+            # The line that called the step.
+            stacklevel=level,
         )
 
     def _eager(self, x: Any, y: np.ndarray) -> Tensor:
