@@ -74,6 +74,18 @@ class CSR:
         indices = np.zeros(values, self.indices.dtype)
         return CSR(np.zeros(values, dtype), indices, indptr, self.features)
 
+    def within(self, values: int) -> CSR:
+        """Return these rows in arrays with room for so many values."""
+        wide = self.room(len(self), values, self.dtype)
+        count = int(self.indptr[-1])
+        wide.values[:count], wide.indices[:count] = self.values[:count], self.indices[:count]
+        wide.indptr[:] = self.indptr
+        return wide
+
+    def fullest(self) -> np.ndarray:
+        """Return how many values 1, 2, ... rows have at most, whichever they are."""
+        return np.cumsum(np.sort(self.lengths())[::-1])
+
     def toarray(self) -> np.ndarray:
         """Return the rows as an array (N, F)."""
         found = np.zeros(self.shape, self.dtype)

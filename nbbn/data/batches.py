@@ -115,10 +115,9 @@ class Batches:
         if self._sparse:
             if device != "cpu":
                 raise ArgumentError(f"sparse rows stay on the cpu, got device {device!r}")
-            lengths = self._images.lengths()
-            lengths = lengths if self._rows is None else lengths[self._rows]
             # Room for the fullest rows, so that all batches of a size have arrays of one shape.
-            self._room = np.cumsum(np.sort(lengths)[::-1])
+            own = self._images if self._rows is None else self._images.take(self._rows)
+            self._room = own.fullest()
         self.fingerprint = self._fingerprint()
         self._standardize(mean, std)
         if device != "cpu":
