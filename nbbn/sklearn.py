@@ -23,7 +23,7 @@ except ImportError:
         "nbbn.sklearn needs the package scikit-learn: pip install 'nbbn[sklearn]'"
     ) from None
 
-from . import functional, train
+from . import backend, functional, train
 from ._validation import choice, positive, real, switch
 from .autograd.tensor import Tensor, as_tensor
 from .errors import ArgumentError
@@ -44,7 +44,7 @@ _CHUNK = 1024
 class _Rows:
     """Batches of some rows of an array or of a sparse matrix, in a new order each epoch.
 
-    With weights, these are the last column of both x and y.
+    With weights, these are the last column of both x and y, and sparse rows become dense.
     """
 
     def __init__(
@@ -52,11 +52,17 @@ class _Rows:
     ) -> None:
         self.x, self.y, self.weights = x, y, weights
         self.rows, self.size, self.rng = rows, size, rng
+        self.sparse = None if weights is not None else backend.as_csr(x)
+        # All batches of a size have arrays of one shape: steps are replayed.
+        self.room = None if self.sparse is None else self.sparse.fullest()
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[Any, np.ndarray]]:
         order = self.rows if self.rng is None else self.rng.permutation(self.rows)
         for start in range(0, len(order), self.size):
             rows = order[start : start + self.size]
+            if self.sparse is not None and self.room is not None:
+                yield self.sparse.take(rows).within(int(self.room[len(rows) - 1])), self.y[rows]
+                continue
             x, y = _dense(self.x[rows]), self.y[rows]
             if self.weights is not None:
                 column = self.weights[rows, None]
@@ -191,7 +197,7 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         ----------
         X : array-like or sparse matrix, shape (n_samples, n_features)
             Trained in float32 if it is float32, else in float64. A sparse matrix becomes dense
-            batch by batch.
+            only with weights, and then batch by batch.
         y : array-like, shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like, shape (n_samples,), optional
             Weights in the loss and in the statistics of batch normalization: an example of weight
@@ -345,7 +351,7 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         dtype = self.model_.parameters()[0].dtype
         x = validate_data(self, x, reset=False, accept_sparse="csr", dtype=dtype)
-        parts = (_dense(x[i : i + _CHUNK]) for i in range(0, x.shape[0], _CHUNK))
+        parts = (x[i : i + _CHUNK] for i in range(0, x.shape[0], _CHUNK))
         return np.concatenate([self.model_(part).numpy() for part in parts]).astype(np.float64)
 
 

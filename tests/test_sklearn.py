@@ -167,7 +167,9 @@ def test_weighted_steps_are_replayed(monkeypatch):
     x, y = blobs()
     quick(dropout=0.1).fit(x, y, np.linspace(0.5, 1, len(y)))
     quick(NbbnRegressor).fit(x, x[:, 0], np.linspace(0.5, 1, len(y)))
-    assert [step.refusal for step in made] == [None, None]
+    quick().fit(SPARSE.csr_matrix(np.where(x > 1, x, 0)), y)
+    assert [step.refusal for step in made] == [None, None, None]
+    assert [step.recordings for step in made] == [4, 4, 4]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -258,8 +260,12 @@ def test_float32_stays_float32_and_sparse_is_dense():
     single = quick().fit(x.astype(np.float32), y)
     assert single.model_.parameters()[0].dtype == np.float32
     x = np.where(np.abs(x) > 1, x, 0)
-    dense, sparse = (quick().fit(a, y).predict_proba(a) for a in (x, SPARSE.csr_array(x)))
-    np.testing.assert_array_equal(dense, sparse)
+    weights = np.linspace(0.5, 1, len(x))
+    for options, more in (({}, ()), ({}, (weights,)), ({"solver": "lbfgs", "max_iter": 9}, ())):
+        dense, sparse = (
+            quick(**options).fit(a, y, *more).predict_proba(a) for a in (x, SPARSE.csr_array(x))
+        )
+        np.testing.assert_allclose(dense, sparse, rtol=1e-6)
 
 
 def test_frames_of_pandas_keep_the_names_of_their_columns():

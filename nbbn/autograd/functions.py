@@ -43,7 +43,8 @@ from .ops.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
-from .tensor import Tensor, apply, apply_with_stats, as_tensor
+from .ops.sparse import SparseLinear
+from .tensor import SparseTensor, Tensor, apply, apply_with_stats, as_tensor
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
@@ -138,6 +139,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     Parameters
     ----------
     x : Tensor or ndarray, shape (N, in) or (..., in)
+        Or sparse rows, (N, in), which get no gradient.
     weight : Tensor or ndarray, shape (out, in)
     bias : Tensor or ndarray, shape (out,), optional
 
@@ -145,6 +147,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     -------
     Tensor, shape (N, out) or (..., out)
     """
+    if isinstance(x, SparseTensor):
+        return apply(SparseLinear, *x.rows.parts(), weight, bias, features=x.rows.features)
     return apply(Linear, x, weight, bias)
 
 

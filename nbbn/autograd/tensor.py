@@ -601,10 +601,68 @@ def recording_tape() -> Tape | None:
     return _local.tape
 
 
+class SparseTensor(Tensor):
+    """Sparse rows on their way into the first Dense layer: no other operation takes them.
+
+    Parameters
+    ----------
+    rows : CSR
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: backend.CSR) -> None:
+        self.rows = rows
+        self.grad, self.requires_grad = None, False
+        self._tape = self._position = self._buffer = self._logits = None
+        self._of_sigmoid = False
+
+    @property
+    def data(self) -> np.ndarray:  # type: ignore[override]
+        """Nothing: no array holds the zeros."""
+        raise DTypeError(
+            "only Dense takes a sparse batch: begin the model with one, or pass x.toarray()"
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return self.rows.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions, 2."""
+        return 2
+
+    @property
+    def size(self) -> int:
+        """Number of elements, zeros included."""
+        return len(self.rows) * self.rows.features
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.rows.dtype
+
+    @property
+    def device(self) -> str:
+        """Where the values are, "cpu"."""
+        return "cpu"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"SparseTensor({self.rows!r})"
+
+
 def as_tensor(value: Any) -> Tensor:
-    """Return `value` as a Tensor: itself, or an array wrapped without a copy."""
+    """Return `value` as a Tensor: itself, or an array or a CSR matrix wrapped without a copy."""
     if isinstance(value, Tensor):
         return value
     if backend.is_array(value):
         return Tensor(value)
+    rows = backend.as_csr(value)
+    if rows is not None:
+        return SparseTensor(rows)
     raise ArgumentError(f"x must be a Tensor or a numpy.ndarray, got {type(value).__name__}")

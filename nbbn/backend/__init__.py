@@ -35,11 +35,12 @@ from .arrays import (
     verify,
     zeros,
 )
+from .sparse import CSR, as_csr
 
 __all__ = [
-    "add_at", "address", "adopt", "aligned_zeros", "assign", "available", "checked", "choose",
-    "constant", "contiguous", "dense", "describe_devices", "device_module", "device_of", "empty",
-    "fill", "host", "is_array", "is_bfloat16", "is_foreign", "is_writeable", "kernels", "matmul",
-    "memory", "not_recordable", "ones", "recording", "require", "run", "run_ahead", "to", "verify",
-    "zeros",
+    "CSR", "add_at", "address", "adopt", "aligned_zeros", "as_csr", "assign", "available",
+    "checked", "choose", "constant", "contiguous", "dense", "describe_devices", "device_module",
+    "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign", "is_writeable",
+    "kernels", "matmul", "memory", "not_recordable", "ones", "recording", "require", "run",
+    "run_ahead", "to", "verify", "zeros",
 ]  # fmt: skip

@@ -187,6 +187,8 @@ def kernels(op: str, name: str = "cpu") -> Any:
             from ..kernels import pooling_cpu as module
         case "softmax":
             from ..kernels import softmax_cpu as module
+        case "sparse":
+            from ..kernels import sparse_cpu as module
         case "weighted":
             from ..kernels import weighted_cpu as module
     return module

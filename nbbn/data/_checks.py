@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import backend
 from .._validation import positive, real
 from ..errors import ArgumentError, DataError, DTypeError, ShapeError, label_advice
 from .tables import as_numbers, exact
@@ -14,8 +15,13 @@ from .tables import as_numbers, exact
 _CHUNK = 1000
 
 
-def check_images(images: Any) -> np.ndarray:
-    """Return the images as C-contiguous rows (N, F)."""
+def check_images(images: Any) -> Any:
+    """Return the images as C-contiguous rows (N, F), or as sparse ones."""
+    rows = backend.as_csr(images, "images")
+    if rows is not None:
+        if 0 in rows.shape:
+            raise ShapeError(f"images must have rows and columns, got {rows.shape}")
+        return rows
     check_unmasked(images, "images")
     if not isinstance(images, np.ndarray):
         images = as_numbers(images, "images")

@@ -28,9 +28,10 @@ class Batches:
 
     Parameters
     ----------
-    images : ndarray of uint8, float32 or float64, shape (N, ...)
+    images : ndarray of uint8, float32 or float64, shape (N, ...); or sparse rows, (N, F)
         Used as it is, without a copy, if it is C-contiguous. Floats are not scaled to [0, 1]. A
-        DataFrame of numbers and nested lists become arrays, integers other than bytes float64.
+        DataFrame of numbers and nested lists become arrays, integers other than bytes float64. Of a
+        CSR matrix of `scipy.sparse`, x is sparse too: a model that begins with Dense takes it.
     labels : ndarray of an integer type, shape (N,), or of float, shape (N, ...)
         Classes, which become int64; or numbers, which stay as they are, float32 or float64:
         (N, 1) for a model of one output, (N, K) for K of them, several ones in a row for examples
@@ -44,7 +45,8 @@ class Batches:
     drop_last : bool
         Leave out a last batch that would be shorter.
     mean, std : float or ndarray of shape (F,)
-        Standardization after the scaling, see `standardization`. None by default.
+        Standardization after the scaling, see `standardization`. None by default. Sparse rows have
+        no mean: subtracting it would fill every zero.
     rows : ndarray of an integer type, optional
         Use these examples only, such as one half of `split`. All by default.
     num_classes : int, optional
@@ -107,9 +109,16 @@ class Batches:
                 f"batch_size {batch_size} with drop_last leaves no batch of {self.count} images: "
                 "use a smaller batch_size or drop_last=False"
             )
-        self.fingerprint = self._fingerprint()
         instance(device, str, "device")
         self.device = device
+        self._sparse = isinstance(self._images, backend.CSR)
+        if self._sparse:
+            if device != "cpu":
+                raise ArgumentError(f"sparse rows stay on the cpu, got device {device!r}")
+            # Room for the fullest rows, so that all batches of a size have arrays of one shape.
+            own = self._images if self._rows is None else self._images.take(self._rows)
+            self._room = own.fullest()
+        self.fingerprint = self._fingerprint()
         self._standardize(mean, std)
         if device != "cpu":
             self._images = backend.to(self._images, device)
@@ -207,7 +216,11 @@ class Batches:
             some, labels = self._rows[some], labels[self._rows]
         digest = hashlib.sha256(f"{self._images.dtype.str} {self.features}\n".encode())
         digest.update(labels.data)
-        digest.update(self._images[some].data)
+        if self._sparse:
+            for part in self._images.take(some).parts():
+                digest.update(part.data)
+        else:
+            digest.update(self._images[some].data)
         return digest.hexdigest()
 
     def _standardize(self, mean: Any, std: Any) -> None:
@@ -215,6 +228,8 @@ class Batches:
         self.mean, self.std = finite(mean, "mean", features), finite(std, "std", features)
         if (self.std <= 0).any():
             raise ArgumentError(f"std must be positive, got {self.std.min()}")
+        if self._sparse and self.mean.any():
+            raise ArgumentError("a mean would fill every zero of sparse rows: pass std alone")
         top = 255.0 if self._images.dtype == np.uint8 else 1.0
         with np.errstate(over="ignore"):
             scale, offset = 1.0 / (top * self.std), -self.mean / self.std
@@ -247,6 +262,8 @@ class Batches:
             yield x, y
 
     def _gatherer(self) -> Any:
+        if self._sparse:
+            return self._gather_sparse
         if self.device == "cpu" and not self._images.flags.writeable:
             # An alias that can be written to, for which no kernel has to be compiled again.
             self._images = backend.contiguous(self._images, self._images.dtype)
@@ -260,11 +277,21 @@ class Batches:
 
         return gather
 
+    def _gather_sparse(self, index: Any, x: Any, y: Any) -> None:
+        taken = self._images.take(index)
+        count = taken.values.size
+        scale: Any = self._scale
+        # In float64, rounded once.
+        scale = np.float64(scale) if isinstance(scale, float) else scale[taken.indices]
+        x.values[:count] = taken.values * scale
+        x.indices[:count], x.indptr[:] = taken.indices, taken.indptr
+        y[...] = self._labels[index]
+
     def _places(self, order: np.ndarray) -> Any:
         return backend.to(order if self._rows is None else self._rows[order], self.device)
 
     def _arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        if not self.reuse:
+        if not self.reuse or self._sparse:
             return self._allocate(rows)
         if self._buffers is None:
             self._buffers = self._allocate(min(self.batch_size, self.count))
@@ -272,6 +299,9 @@ class Batches:
         return x[:rows], y[:rows]
 
     def _allocate(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        shape = rows, self._images.shape[1]
-        x = backend.empty(shape, np.float32, self.device)
+        x: Any
+        if self._sparse:
+            x = self._images.room(rows, int(self._room[rows - 1]), np.float32)
+        else:
+            x = backend.empty((rows, self._images.shape[1]), np.float32, self.device)
         return x, backend.empty((rows, *self._labels.shape[1:]), self._labels.dtype, self.device)

@@ -70,6 +70,7 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     """Call every launcher with the argument types that the library uses."""
     names = ("dropout", "elementwise", "gather", "matmul", "optim", "softmax", "weighted")
     dropout, elementwise, gather, matmul, optim, softmax, weighted = map(backend.kernels, names)
+    sparse = backend.kernels("sparse")
     rows = np.zeros((4, 3), dtype)
     vector = np.zeros(3, dtype)
     labels = np.zeros(4, np.int64)
@@ -119,6 +120,10 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     image, kernel, bias = np.zeros((1, 1, 2, 2), dtype), np.zeros((1, 1, 1, 1), dtype), vector[:1]
     y = F.conv2d(image, kernel, bias)
     F.conv2d_backward(y, image, kernel)
+    for kind in (np.int32, np.int64):
+        places = np.zeros(5, kind)
+        sparse.sparse_linear(vector, places, places, rows, np.zeros((4, 4), dtype))
+        sparse.sparse_gradient(rows, vector, places, places, rows)
     hyper = np.zeros(9, dtype)
     optim.sgd(vector, hyper, vector, vector)
     optim.adam(vector, hyper, vector, vector, vector)

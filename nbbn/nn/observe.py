@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
-from ..autograd.tensor import Node, Position, Tape, Tensor
+from ..autograd.tensor import Node, Position, SparseTensor, Tape, Tensor
 from .module import Module
 
 See = Callable[[str, Module, Tensor, Tensor], None]
@@ -89,7 +89,8 @@ def _in_computation(
 
     def see(name: str, module: Module, inner: Tensor, output: Tensor) -> None:
         nonlocal last
-        if not places and _is_finite(inner.data) and not _is_finite(output.data):
+        given = inner.rows if isinstance(inner, SparseTensor) else inner.data
+        if not places and _is_finite(given) and not _is_finite(output.data):
             places.append(_label(name, module))
         if name:
             largest = _largest(output.numpy())
@@ -180,6 +181,9 @@ def _largest(array: Any) -> float:
 
 
 def _is_finite(array: Any) -> bool:
+    rows = backend.as_csr(array)
+    if rows is not None:
+        return _is_finite(rows.values)
     values = backend.host(array)
     return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 

@@ -12,7 +12,7 @@ import numpy as np
 from .. import backend
 from .._validation import choice, function, instance, mapping, number, positive, real
 from ..autograd.second_order import grad
-from ..autograd.tensor import Tape, Tensor
+from ..autograd.tensor import Tape, Tensor, as_tensor
 from ..data.tables import as_numbers
 from ..errors import ArgumentError, DivergenceError, DTypeError, ShapeError
 from ..nn.batchnorm import BatchNorm
@@ -43,8 +43,8 @@ class Objective:
         Computes in training mode.
     loss : callable
         Maps (output Tensor, y) to a Tensor of one element.
-    x : ndarray, list or DataFrame, shape (N, ...)
-        All examples, brought to the type of the parameters.
+    x : ndarray, list or DataFrame, shape (N, ...); or sparse rows, (N, F)
+        All examples, brought to the type of the parameters. Sparse rows have no `hessian_product`.
     y : ndarray, list, Series or DataFrame
         Their targets, as the loss takes them.
     weight_decay : float, default 0
@@ -68,12 +68,14 @@ class Objective:
         if not self._parameters:
             raise ArgumentError("the model has no parameters to train")
         dtype = self._parameters[0].dtype
+        rows = backend.as_csr(x)
         x, y = as_numbers(x, "x"), as_numbers(y, "y")
-        for name, array in (("x", x), ("y", y)):
+        for name, array in (("x", x), ("y", y))[rows is not None :]:
             if not backend.is_array(array) or array.dtype.kind not in "biuf":
                 raise DTypeError(f"{name} must hold numbers, got {type(array).__name__}")
         self.model, self.loss = model, loss
-        self._x, self._y = backend.contiguous(x, dtype), y
+        self._x: Any = backend.contiguous(x, dtype) if rows is None else rows
+        self._y = y
         decay = real(weight_decay, "weight_decay", least=0)
         self._decay = np.concatenate(
             [np.full(p.size, decay if p.ndim > 1 else 0.0) for p in self._parameters]
@@ -143,7 +145,7 @@ class Objective:
         try:
             self.model.train()
             with np.errstate(all="ignore"), Tape() as tape:
-                loss = self.loss(self.model(Tensor(self._x)), self._y)
+                loss = self.loss(self.model(as_tensor(self._x)), self._y)
                 instance(loss, Tensor, "the loss")
                 target = quantity(loss)
             if tape.holds(target):

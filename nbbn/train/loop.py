@@ -19,7 +19,6 @@ from ..autograd.tensor import Tensor
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
 from ..nn import activation, pooling
-from ..nn.activation import GELU, LeakyReLU, ReLU, SiLU, Sigmoid, Tanh
 from ..nn.convolution import Conv2d, ConvTranspose2d
 from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, Unflatten, unnested
 from ..nn.losses import binary_cross_entropy, cross_entropy
@@ -365,7 +364,8 @@ def as_batches(data: Any, size: int, device: str, rng: np.random.Generator | Non
     # A list of arrays is one of two pairs.
     if isinstance(x, list) and any(map(backend.is_array, x)):
         return data
-    if not isinstance(x, list | np.ndarray) and not hasattr(x, "to_numpy"):
+    plain = isinstance(x, list | np.ndarray) or hasattr(x, "to_numpy")
+    if not plain and backend.as_csr(x) is None:
         return data
     return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device)
 

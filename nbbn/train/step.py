@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..autograd.tensor import Parameter, Tape, Tensor
+from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
 from ..backend.recorder import Arena, GraphPlan, Plan, Recorder, difference
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
@@ -64,7 +64,7 @@ class Step:
 
         Parameters
         ----------
-        x : ndarray of float, shape (N, ...)
+        x : ndarray of float, shape (N, ...), or sparse rows
         y : ndarray
             Targets, as the loss takes them.
 
@@ -75,7 +75,7 @@ class Step:
         """
         return self.submit(x, y)()
 
-    def submit(self, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
+    def submit(self, x: Any, y: np.ndarray) -> Callable[[], float]:
         """Train on one batch without waiting for a device.
 
         Parameters
@@ -88,10 +88,12 @@ class Step:
         callable
             Waits and returns the loss before the update; it raises what a device has found.
         """
-        for name, array in (("x", x), ("y", y)):
+        rows = backend.as_csr(x)
+        for name, array in (("x", x), ("y", y))[rows is not None :]:
             if not backend.is_array(array) or array.dtype.hasobject:
                 found = "one of objects" if backend.is_array(array) else type(array).__name__
                 raise DTypeError(f"a step takes {name} as a numpy array of numbers, got {found}")
+        x = x if rows is None else rows
         if self.refusal is not None:
             return self._eager(x, y).item
         audit = self._audit
@@ -101,38 +103,56 @@ class Step:
             or self._layout != self._optimizer.layout
             or not (audit.holds() and self._optimizer.intact() and self._others.intact())
         ):
-            audit = self._look(backend.device_of(x))
+            audit = self._look("cpu" if rows is not None else backend.device_of(x))
             if audit is None:
                 return self._eager(x, y).item
+        if rows is not None:
+            return self._sparse(audit, rows, y)
         checks.on_device(y, backend.device_of(x), "y")
         # Only whole, dense, separate arrays can take each other's place in a plan.
         x, y = backend.dense(x), backend.dense(y)
         if np.may_share_memory(x, y):
             y = y.copy()
+        return self._repeat(audit, (x.shape, x.strides, x.dtype), (x, y))
+
+    def _sparse(self, audit: Audit, rows: backend.CSR, y: np.ndarray) -> Callable[[], float]:
+        """Train on sparse rows, in arrays of their own."""
+        checks.on_device(y, "cpu", "y")
+        kinds = [(part.shape, part.dtype) for part in rows.parts()]
+        return self._repeat(audit, (*kinds, rows.features), (*rows.parts(), backend.dense(y)))
+
+    def _repeat(
+        self, audit: Audit, kind: Any, inputs: tuple[np.ndarray, ...]
+    ) -> Callable[[], float]:
+        """Replay a step with arrays of the layouts that `kind` and y tell, or record one."""
         wanted = tuple([p.requires_grad for p in self._tensors])
         having = self._others.having()
-        key = (x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, wanted, having)
+        y = inputs[-1]
+        key = (*kind, y.shape, y.strides, y.dtype, wanted, having)
         plan = self._plans.get(key)
         if isinstance(plan, Plan):
-            return functools.partial(plan.value, plan.replay((x, y)))
-        value = self._record(audit, key, plan, x, y)
+            return functools.partial(plan.value, plan.replay(inputs))
+        value = self._record(audit, key, plan, inputs)
         return lambda: value
 
     def _record(
-        self, audit: Audit, key: Any, before: Recorder | None, x: np.ndarray, y: np.ndarray
+        self, audit: Audit, key: Any, before: Recorder | None, inputs: tuple[np.ndarray, ...]
     ) -> float:
-        device = backend.memory(x)
+        device = backend.memory(inputs[0])
         state = audit.arrays()
         known = [*(array for _, array in state), *audit.numbers]
         # A batch that the loss holds as well, say, is not what the next batch takes the place of.
-        x, y = (a.copy("K") if any(np.may_share_memory(a, b) for b in known
-                if type(a) is type(b)) else a for a in (x, y))  # fmt: skip
-        recorder = Recorder((x, y), known, None if before is None else Arena(before), device)
+        inputs = tuple(a.copy("K") if any(np.may_share_memory(a, b) for b in known
+                       if type(a) is type(b)) else a for a in inputs)  # fmt: skip
+        recorder = Recorder(inputs, known, None if before is None else Arena(before), device)
         proving = audit.declared and before is not None
-        start = [array.copy() for _, array in [*state, ("", x), ("", y)]] if proving else []
+        start = [a.copy() for a in [*(array for _, array in state), *inputs]] if proving else []
         self.recordings += 1
         with backend.recording(recorder):
-            loss = self._eager(x, y)
+            x: Any = inputs[0]
+            if len(inputs) == 4:
+                x = backend.CSR(inputs[0], inputs[1], inputs[2], key[3])
+            loss = self._eager(x, inputs[-1])
             recorder.check(loss.data)
         value = loss.item()
         if self._layout != self._optimizer.layout:
@@ -145,7 +165,7 @@ class Step:
             recorder.refuse("it replaces arrays by new ones")
         reason = recorder.refusal if before is None else difference(before, recorder)
         if reason is not None:
-            self._refuse(reason)
+            self._refuse(reason, 6)
         elif before is None:
             recorder.inputs = ()
             while len(self._plans) >= _MAX_PLANS:
@@ -153,26 +173,27 @@ class Step:
             self._plans[key] = recorder
         else:
             plan = (GraphPlan if device else Plan)(recorder, loss.data)
-            reason = _disproof(plan, recorder, state, start, (x, y), value) if start else None
+            reason = _disproof(plan, recorder, state, start, inputs, value) if start else None
             if reason is None:
                 self._plans[key] = plan
             else:
-                self._refuse(reason)
+                self._refuse(reason, 6)
         return value
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, level: int = 5) -> None:
         self.refusal = reason
         self._plans.clear()
         warnings.warn(
             f"this training step runs eagerly, not recorded: {reason}",
             RuntimeWarning,
-            stacklevel=5,
+            # The line that called the step.
+            stacklevel=level,
         )
 
-    def _eager(self, x: np.ndarray, y: np.ndarray) -> Tensor:
+    def _eager(self, x: Any, y: np.ndarray) -> Tensor:
         self._optimizer.zero_grad()
         with Tape() as tape:
-            loss = self._loss(self._model(Tensor(x)), y)
+            loss = self._loss(self._model(as_tensor(x)), y)
         if not isinstance(loss, Tensor):
             raise DTypeError(f"the loss must be a Tensor, got {type(loss).__name__}")
         if loss.size != 1:
@@ -296,7 +317,7 @@ def _disproof(
     recorder: Recorder,
     state: list[tuple[str, Any]],
     start: list[Any],
-    inputs: tuple[Any, Any],
+    inputs: tuple[Any, ...],
     value: float,
 ) -> str | None:
     """Repeat the step that was recorded by a replay, and name what then differs, if anything does.

@@ -40,6 +40,7 @@ def test_arrays_lists_and_tables(tmp_path, capsys):
     run("Arrays, lists and tables", tmp_path)
     printed = capsys.readouterr().out
     assert "226 parameters, 65 statistics" in printed
+    assert float(re.findall(r"of sparse rows ([\d.]+)%", printed)[0]) > 75
     (accuracy,) = re.findall(r"of tables ([\d.]+)%", printed)
     assert float(accuracy) > 90
 

@@ -233,6 +233,18 @@ def test_float32_and_tables_are_taken(rng):
     assert found.loss < found.history[0].loss
 
 
+def test_sparse_rows_are_taken_but_have_no_second_derivatives(rng):
+    x, y = classes(rng)
+    x[np.abs(x) < 0.5] = 0
+    found = []
+    for own in (x, sparse.csr_matrix(x)):
+        model = net()
+        found.append(minimize(model, losses.cross_entropy, own, y, options={"maxiter": 8}).loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    with pytest.raises(TapeError, match="SparseLinear has no second derivative"):
+        minimize(net(), losses.cross_entropy, sparse.csr_matrix(x), y, method="trust-ncg")
+
+
 # ----------------------------------------------------------------------------------- refusals
 
 
