@@ -33,18 +33,18 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import integer, positive, possible, switch
+from .._validation import positive, possible, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import share
-from .layout import placed
+from .layout import image_axis, pair, placed, sides
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
 Pair = tuple[int, int]
 # Of strides and the like, and of elements that are allocated without asking whether they can be.
-_MOST, _FEW = 2**31 - 1, 2**28
+_FEW = 2**28
 # Axes of images and of weights, channels last from channels first, and back.
 _LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -288,7 +288,7 @@ class Convolution:
             )
         size = self._image(y.shape)
         self._pads = padding_numbers(padding, size, kernel, self.stride, self.dilation)
-        more = pair(output_padding, "output_padding", 0)
+        more = pair(output_padding, "output_padding", least=0)
         if any(n >= s for n, s in zip(more, self.stride, strict=True)):
             raise ArgumentError(
                 f"output_padding must be below the stride {self.stride}, got {more}"
@@ -312,7 +312,7 @@ class Convolution:
         dtype = checks.floating(x, "x")
         checks.floating(weight, "weight")
         self.groups = positive(groups, "groups")
-        self.axis = channel_axis(axis)
+        self.axis = image_axis(axis)
         self.last = self.axis == -1
         if x.ndim != 4:
             kind = "(N, H, W, C)" if self.last else "(N, C, H, W)"
@@ -328,8 +328,8 @@ class Convolution:
         self._weight_shape, self._dtype = weight.shape, x.dtype
 
     def _set_window(self, stride: Any, dilation: Any) -> None:
-        self.stride = pair(stride, "stride", 1)
-        self.dilation = pair(dilation, "dilation", 1)
+        self.stride = pair(stride, "stride", least=1)
+        self.dilation = pair(dilation, "dilation", least=1)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -466,25 +466,6 @@ class Convolution:
         return result
 
 
-def channel_axis(axis: Any) -> int:
-    """Return 1, channels first, or -1, channels last."""
-    found = integer(axis, "axis")
-    if found not in (1, -3, -1, 3):
-        raise ArgumentError(f"axis must be 1, channels first, or -1, channels last, got {found}")
-    return 1 if found in (1, -3) else -1
-
-
-def pair(value: Any, name: str, least: int) -> Pair:
-    """Check a number, or two: for height and width."""
-    if not isinstance(value, tuple | list):
-        number = integer(value, name, least=least, most=_MOST)
-        return number, number
-    if len(value) != 2:
-        raise ArgumentError(f"{name} must be a number or two, (height, width), got {value!r:.80}")
-    height, width = (integer(number, name, least=least, most=_MOST) for number in value)
-    return height, width
-
-
 def padding_numbers(
     padding: Any, size: Any, kernel: Any, stride: Pair, dilation: Pair
 ) -> tuple[Pair, Pair]:
@@ -498,15 +479,7 @@ def padding_numbers(
         totals = [max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0) for n, k, s, d in parts]
         first, second = ((total // 2, total - total // 2) for total in totals)
         return first, second
-    if isinstance(padding, tuple | list) and any(isinstance(p, tuple | list) for p in padding):
-        if len(padding) != 2 or not all(isinstance(p, tuple | list) for p in padding):
-            raise ArgumentError(
-                "padding must be ((top, bottom), (left, right)) where it has pairs, "
-                f"got {padding!r:.80}"
-            )
-        return pair(padding[0], "padding", 0), pair(padding[1], "padding", 0)
-    above, left = pair(padding, "padding", 0)
-    return (above, above), (left, left)
+    return sides(padding)
 
 
 def _needs(needs: Any) -> tuple[bool, ...]:

@@ -14,6 +14,8 @@ from ..errors import ArgumentError, ShapeError
 from . import checks
 
 MIN_RANK, MAX_RANK = 2, 5
+# What kernels can count to, with room to spare.
+MOST = 2**31 - 1
 _UINT16 = np.dtype(np.uint16)
 _FLOAT64 = np.dtype(np.float64)
 _NOTHING = {
@@ -136,9 +138,34 @@ def image_layout(x: Any, axis: int, name: str) -> Layout:
 def image_axis(axis: Any) -> int:
     """Check the channel axis of images, and return 1 or -1."""
     number = integer(axis, "axis")
-    if number not in (1, -1, 3):
-        raise ArgumentError(f"axis must be 1 or -1 for images of 4 dimensions, got {number}")
-    return 1 if number == 1 else -1
+    if number not in (1, -3, -1, 3):
+        raise ArgumentError(f"axis must be 1, channels first, or -1, channels last, got {number}")
+    return 1 if number in (1, -3) else -1
+
+
+def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
+    """Check a number for height and width, or one for each."""
+    if not isinstance(value, tuple | list):
+        number = integer(value, name, least=least, most=MOST)
+        return number, number
+    if len(value) != 2:
+        raise ArgumentError(f"{name} must be a number or two, (height, width), got {value!r:.80}")
+    height, width = (integer(number, name, least=least, most=MOST) for number in value)
+    return height, width
+
+
+def sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Check padding, and return ((top, bottom), (left, right))."""
+    if isinstance(padding, tuple | list) and any(isinstance(p, tuple | list) for p in padding):
+        if len(padding) != 2:
+            raise ArgumentError(
+                "padding must be ((top, bottom), (left, right)) where it has pairs, "
+                f"got {padding!r:.80}"
+            )
+        rows, columns = padding
+    else:
+        rows, columns = pair(padding, "padding", least=0)
+    return pair(rows, "padding", least=0), pair(columns, "padding", least=0)
 
 
 def axis_index(axis: Any, x: np.ndarray) -> int:

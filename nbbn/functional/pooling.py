@@ -28,15 +28,13 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import Target, empty_in
-from .layout import Layout, fold, image_axis, image_layout
+from .layout import MOST, Layout, fold, image_axis, image_layout, pair, sides
 
 __all__ = [
     "avg_pool2d", "avg_pool2d_backward", "global_avg_pool2d", "global_avg_pool2d_backward",
     "global_max_pool2d", "global_max_pool2d_backward", "max_pool2d", "max_pool2d_backward",
 ]  # fmt: skip
 
-# What kernels can count to, with room to spare.
-_MOST = 2**31 - 1
 Pair = int | tuple[int, int]
 Padding = Pair | tuple[tuple[int, int], tuple[int, int]]
 
@@ -397,28 +395,6 @@ def half_windows(size: tuple[int, int], padding: Any, dilation: tuple[int, int])
             )
 
 
-def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
-    """Check a number for rows and columns, or one for each."""
-    if isinstance(value, tuple | list):
-        if len(value) != 2:
-            raise ShapeError(f"{name} must be one integer or two, got {len(value)}: {value!r:.60}")
-        rows, columns = (integer(number, name, least=least, most=_MOST) for number in value)
-        return rows, columns
-    number = integer(value, name, least=least, most=_MOST)
-    return number, number
-
-
-def sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Check padding; return ((top, bottom), (left, right))."""
-    if isinstance(padding, tuple | list) and any(isinstance(p, tuple | list) for p in padding):
-        if len(padding) != 2:
-            raise ShapeError(f"padding must have two pairs at most, got {len(padding)}")
-        rows, columns = padding
-    else:
-        rows, columns = pair(padding, "padding", least=0)
-    return pair(rows, "padding", least=0), pair(columns, "padding", least=0)
-
-
 # ------------------------------------------------------------------------- shapes and layouts
 
 
@@ -447,8 +423,8 @@ def _shape(shape: Any) -> tuple[int, ...]:
     """Check the shape of images."""
     if not isinstance(shape, tuple | list) or len(shape) != 4:
         raise ShapeError(f"shape must be that of images, four integers, got {shape!r:.60}")
-    found = tuple(integer(n, "shape", least=0, most=_MOST) for n in shape)
-    if math.prod(found) > _MOST:
+    found = tuple(integer(n, "shape", least=0, most=MOST) for n in shape)
+    if math.prod(found) > MOST:
         possible(found, np.dtype(np.float64), "a gradient")
     return found
 

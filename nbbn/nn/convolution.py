@@ -11,7 +11,8 @@ from .._validation import float_type, positive, switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor
 from ..errors import ArgumentError
-from ..functional.convolution import Pair, channel_axis, padding_numbers, pair
+from ..functional.convolution import Pair, padding_numbers
+from ..functional.layout import image_axis, pair
 from .initializers import initialize
 from .module import Module
 
@@ -36,11 +37,14 @@ class _OfImages(Module):
         """Set the options, checked, and return the channels and the kernel's size."""
         in_channels = positive(in_channels, "in_channels")
         out_channels = positive(out_channels, "out_channels")
-        kernel = pair(kernel_size, "kernel_size", 1)
-        self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+        kernel = pair(kernel_size, "kernel_size", least=1)
+        self.stride, self.dilation = (
+            pair(stride, "stride", least=1),
+            pair(dilation, "dilation", least=1),
+        )
         # For its errors: what "same" means in numbers depends on the image.
         padding_numbers(padding, kernel, kernel, self.stride, self.dilation)
-        self.padding, self.axis = padding, channel_axis(axis)
+        self.padding, self.axis = padding, image_axis(axis)
         self.groups = positive(groups, "groups")
         if in_channels % self.groups or out_channels % self.groups:
             raise ArgumentError(
@@ -204,7 +208,7 @@ class ConvTranspose2d(_OfImages):
                 'a transposed convolution takes no padding "same": give the numbers, such as '
                 "((0, 1), (0, 1))"
             )
-        self.output_padding = pair(output_padding, "output_padding", 0)
+        self.output_padding = pair(output_padding, "output_padding", least=0)
         shape = (in_channels, out_channels // self.groups, *kernel)
         # A pixel of the result meets every stride-th one of the kernel.
         met = math.prod(-(-k // s) for k, s in zip(kernel, self.stride, strict=True))

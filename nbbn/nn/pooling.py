@@ -7,8 +7,8 @@ from typing import Any
 from .._validation import switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Tensor
-from ..functional.layout import image_axis
-from ..functional.pooling import Padding, Pair, half_windows, pair, sides
+from ..functional.layout import image_axis, pair, sides
+from ..functional.pooling import Padding, Pair, half_windows
 from .module import Module
 
 __all__ = ["AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"]
