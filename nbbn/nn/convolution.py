@@ -70,13 +70,12 @@ class _OfImages(Module):
     def __repr__(self) -> str:
         # As it is made, without the options that are as by default.
         usual = {
-            "stride": (1, 1), "padding": 0, "output_padding": (0, 0), "dilation": (1, 1),
-            "groups": 1, "axis": 1,
+            "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1, "axis": 1,
         }  # fmt: skip
         options = [
-            f"{name}={_short(value)!r}"
+            f"{name}={value!r}"
             for name, default in usual.items()
-            if (value := getattr(self, name, default)) != default
+            if (value := _short(getattr(self, name, default))) != default
         ]
         if self.bias is None:
             options.append("bias=False")
@@ -85,8 +84,8 @@ class _OfImages(Module):
 
 
 def _short(value: Any) -> Any:
-    """One number for two equal ones."""
-    equal = isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]
+    """One number for two equal ones; pairs of numbers stay."""
+    equal = isinstance(value, tuple | list) and isinstance(value[0], int) and len(set(value)) == 1
     return value[0] if equal else value
 
 

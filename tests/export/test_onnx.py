@@ -411,6 +411,30 @@ def test_what_torch_exports_comes_in(folding, tmp_path):
     np.testing.assert_allclose(loaded(x.numpy()).data, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's exporter
+def test_convolutions_that_torch_exports_come_in(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding="same"), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 3, stride=2, groups=8), torch.nn.ConvTranspose2d(8, 4, 2, stride=2),
+        torch.nn.Flatten(), torch.nn.Linear(144, 3),
+    ).eval()  # fmt: skip
+    x = torch.randn(5, 3, 8, 8)
+    torch.onnx.export(
+        module, (x,), tmp_path / "net.onnx", dynamo=False, do_constant_folding=False,
+        input_names=["x"], dynamic_axes={"x": {0: "N"}},
+    )  # fmt: skip
+    loaded = nbbn.onnx.load(tmp_path / "net.onnx")
+    shown = [repr(layer) for layer in loaded if "Conv" in repr(layer)]
+    assert shown[1:] == [
+        "Conv2d(8, 8, 3, stride=2, groups=8)",
+        "ConvTranspose2d(8, 4, 2, stride=2)",
+    ]
+    expected = module(x).detach().numpy()
+    np.testing.assert_allclose(loaded(x.numpy()).data, expected, rtol=1e-5, atol=1e-6)
+
+
 REFUSED = {
     "no layer computes it": graph([("Exp", ["x"], ["y"], {})]),
     "it does not take 'a', the result before it": graph([("Relu", ["x"], ["a"], {}),
@@ -428,6 +452,15 @@ REFUSED = {
     "the output is transposed": graph([("Transpose", ["x"], ["y"], {"perm": [0, 2, 1]})],
                                       shape=("N", 4, 2)),
     "it moves the batch axis": graph([("Transpose", ["x"], ["y"], {"perm": [1, 0]})]),
+    "only images are convolved": graph([("Conv", ["x", "w"], ["y"], {})],
+                                       [("w", np.ones((4, 2, 3)))], shape=("N", 2, 5)),
+    "SAME_LOWER depends on the image": graph([("Conv", ["x", "w"], ["y"],
+                                               {"auto_pad": "SAME_LOWER"})],
+                                             [("w", np.ones((4, 2, 2, 2)))], shape=("N", 2, 5, 5)),
+    "its output_shape takes the place": graph([("ConvTranspose", ["x", "w"], ["y"],
+                                                {"output_shape": [9, 9]})],
+                                              [("w", np.ones((2, 4, 2, 2)))],
+                                              shape=("N", 2, 5, 5)),
     "it acts on a transposed value": graph([("Transpose", ["x"], ["a"], {"perm": [0, 2, 1]}),
                                             ("Softmax", ["a"], ["y"], {})], shape=("N", 4, 2)),
     "only the last axis": graph([("Softmax", ["x"], ["y"], {})], opset=11, shape=("N", 4, 2)),

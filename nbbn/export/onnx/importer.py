@@ -179,7 +179,8 @@ def _channels(weight: np.ndarray, groups: int, transposed: bool) -> tuple[int, i
 def _window(node: Node, transposed: bool) -> dict[str, Any]:
     """Options of a layer from the attributes of Conv or ConvTranspose."""
     top, left, bottom, right = node.attribute("pads", (0, 0, 0, 0))
-    padding: Any = (top, bottom), (left, right)
+    even = (top, left) == (bottom, right)
+    padding: Any = (top, left) if even else ((top, bottom), (left, right))
     pad = node.attribute("auto_pad", b"NOTSET").decode()
     if pad not in ("NOTSET", "VALID"):
         if pad != "SAME_UPPER" or transposed:
