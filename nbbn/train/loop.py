@@ -18,9 +18,8 @@ from .._validation import choice, fraction, function, generator, instance, posit
 from ..autograd.tensor import Tensor
 from ..data import Batches
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
-from ..nn import activation, pooling
-from ..nn.convolution import Conv2d, ConvTranspose2d
-from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, Unflatten, unnested
+from ..nn import activation
+from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, unnested
 from ..nn.losses import binary_cross_entropy, cross_entropy
 from ..nn.module import Module, evaluating
 from ..nn.observe import first_nonfinite
@@ -35,10 +34,10 @@ __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
 _log = logging.getLogger(__name__)
 # Rows that are evaluated at once.
 _EVALUATED = 1000
-# Layers that give a row for each that they take.
+# Layers behind which a single example is still a single value a channel, where images are not.
 _ROW_BY_ROW = (
-    BatchNorm, Dense, Dropout, Flatten, Softmax, Unflatten, Conv2d, ConvTranspose2d,
-    *(vars(module)[name] for module in (activation, pooling) for name in module.__all__),
+    BatchNorm, Dense, Dropout, Flatten, Softmax,
+    *(vars(activation)[name] for name in activation.__all__),
 )  # fmt: skip
 
 

@@ -25,7 +25,11 @@ TORCH = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "make"), TORCH, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("layer", "make"),
+    TORCH,
+    ids=lambda value: repr(value)[:60] if isinstance(value, nbbn.Module) else "",
+)
 def test_layers_are_those_of_torch(layer, make, rng):
     torch = pytest.importorskip("torch")
     x = rng.normal(size=(2, 3, 9, 10))
@@ -57,7 +61,11 @@ KERAS = [
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
-@pytest.mark.parametrize(("layer", "make"), KERAS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("layer", "make"),
+    KERAS,
+    ids=lambda value: repr(value)[:60] if isinstance(value, nbbn.Module) else "",
+)
 def test_layers_are_those_of_keras(layer, make, rng, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras")
