@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
     from .nn.batchnorm import BatchNorm, Convention
+    from .nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from .nn.inspect import inspect
     from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
     from .nn.module import Module
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
-    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks",
-    "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
-    "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
-    "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable",
-    "threads", "train", "warmup",
+    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "Module", "NbbnError", "Op",
+    "Parameter", "RMSNorm", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "Tape",
+    "Tensor", "__version__", "apply", "callbacks", "checkpoint", "config", "convert", "data",
+    "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck", "inference",
+    "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim",
+    "plots", "pool", "progress", "recalibrate", "recordable", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -51,6 +52,7 @@ _DEFINED = {
     "export.fold": ("fold",),
     "functional.warmup": ("warmup",),
     "nn.batchnorm": ("BatchNorm", "Convention"),
+    "nn.groupnorm": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"),
     "nn.inspect": ("inspect",),
     "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
                   "mlp"),

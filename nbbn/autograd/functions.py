@@ -25,6 +25,7 @@ from .ops.batchnorm_variants import (
     WeightedBatchNorm,
 )
 from .ops.dropout import Dropout
+from .ops.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .ops.index import Index
 from .ops.linear import Linear
 from .ops.losses import CrossEntropy, Huber
@@ -36,11 +37,13 @@ from .tensor import Tensor, apply, apply_with_stats
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
-    "Add", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout", "Exp", "Huber",
-    "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Multiply", "Power", "ReLU",
-    "Reshape", "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose",
-    "batch_norm_infer", "batch_norm_train", "cross_entropy", "dropout", "huber", "linear",
-    "log_softmax", "relu", "sigmoid", "softmax", "softplus", "tanh",
+    "Add", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout", "Exp",
+    "GroupNorm", "Huber", "Index", "InstanceNorm", "LayerNorm", "Linear", "Log", "LogSoftmax",
+    "MatMul", "Max", "Mean", "Multiply", "Power", "RMSNorm", "ReLU", "Reshape", "Sigmoid",
+    "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose", "batch_norm_infer",
+    "batch_norm_train", "cross_entropy", "dropout", "group_norm", "huber", "instance_norm",
+    "layer_norm", "linear", "log_softmax", "relu", "rms_norm", "sigmoid", "softmax", "softplus",
+    "tanh",
 ]  # fmt: skip
 
 
@@ -161,6 +164,32 @@ def batch_norm_infer(
         BatchNormInfer, x, mean, var, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation,
     )  # fmt: skip
+
+
+def layer_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, axis: int = -1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.layer_norm`; the result alone."""
+    return apply(LayerNorm, x, gamma, beta, axis=axis, eps=eps)
+
+
+def rms_norm(x: Any, gamma: Any = None, *, axis: int = -1, eps: float | None = None) -> Tensor:
+    """Differentiable `nbbn.functional.rms_norm`; the result alone."""
+    return apply(RMSNorm, x, gamma, axis=axis, eps=eps)
+
+
+def group_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, groups: int, axis: int = 1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.group_norm`; the result alone."""
+    return apply(GroupNorm, x, gamma, beta, groups=groups, axis=axis, eps=eps)
+
+
+def instance_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, axis: int = 1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.instance_norm`; the result alone."""
+    return apply(InstanceNorm, x, gamma, beta, axis=axis, eps=eps)
 
 
 # The variants, for their layers; options and their defaults are those of the operations.
