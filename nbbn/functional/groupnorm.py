@@ -295,12 +295,13 @@ class _Plan:
         target = Target(out, x, layout, x)
         gamma, beta = unchanged_by(out, layout, gamma, beta)
         stats = backend.empty((3, *self.of_stats), layout.statistics, layout.device)
-        mean, var, inv_std = stats
+        # With the dots, what has no axes is an array all the same.
+        mean, var, inv_std = (stats[row, ...] for row in range(3))
         if x.size:
             backend.run(
                 backend.kernels("groupnorm", layout.device).normalize,
                 fold(x, layout), gamma, beta, eps, centered,
-                target.folded, *(array.reshape(-1) for array in stats),
+                target.folded, mean.reshape(-1), var.reshape(-1), inv_std.reshape(-1),
             )  # fmt: skip
         else:
             backend.run(_without_values, eps, mean, var, inv_std)
@@ -364,9 +365,7 @@ class _Plan:
             checks.floating(array, f"stats.{name}")
             checks.on_device(array, self.layout.device, f"stats.{name}")
             if array.shape != self.of_stats:
-                raise ShapeError(
-                    f"stats.{name} must have shape {self.of_stats}, got {array.shape}"
-                )
+                raise ShapeError(f"stats.{name} must have shape {self.of_stats}, got {array.shape}")
             found.append(backend.contiguous(array, self.layout.statistics).reshape(-1))
         return found[0], found[1]
 
@@ -382,7 +381,7 @@ class _Groups(_Plan):
     def __init__(self, x: Any, groups: int | None, axis: int) -> None:
         groups = None if groups is None else positive(groups, "groups")
         self.layout = group_layout(x, groups, axis)
-        N, G, D, _ = self.layout.shape  # noqa: N806 - the names of the kernels
+        N, G, D, _ = self.layout.shape
         self.of_stats, self.affine = (N, G), (G * D,)
 
 

@@ -20,9 +20,12 @@ from numba import prange
 
 from ._channels_cpu import ELEMENTS_PER_BLOCK, FAR, MAX_BLOCKS, moments
 from ._jit import Kernel, bounds, device_function, scratch, workers
-from ._planes_cpu import ELEMENTS_PER_RUN, center_of
+from ._planes_cpu import center_of
 from ._vector import sum_products, sum_scaled_products, sum_squares
 
+# In a longer piece, squares of numbers with few digits, k^2 with k an integer, lose too much: they
+# are 0 or 1 modulo 4, and are rounded down again and again.
+ELEMENTS_PER_PIECE = 512
 # Shorter runs are summed in float64: there are too few errors to average out.
 FEW_ELEMENTS = 256
 ROWS_IN_RUN = 8
@@ -35,7 +38,7 @@ def _sums(run, shift):
     """Sums of run - shift and of its square: over short pieces in shift's type, then float64."""
     total, square, i = 0.0, 0.0, 0
     while i < run.size:
-        end = min(i + ELEMENTS_PER_RUN, run.size)
+        end = min(i + ELEMENTS_PER_PIECE, run.size)
         one, other = sum_squares(run, i, end, shift)
         total += one
         square += other
@@ -111,7 +114,7 @@ def _sum_of_products(dy, scale, x, shift):
     """Sums of h and of h * (x - shift) with h = dy * scale; all (M,), scale may be empty."""
     total, product, i = 0.0, 0.0, 0
     while i < x.size:
-        end = min(i + ELEMENTS_PER_RUN, x.size)
+        end = min(i + ELEMENTS_PER_PIECE, x.size)
         if scale.size > 0:
             h, p = sum_scaled_products(dy, scale, x, i, end, shift)
         else:

@@ -186,9 +186,7 @@ class GroupNorm(_OfGroups):
         self.groups = positive(groups, "groups")
         self.channels = positive(channels, "channels")
         if self.channels % self.groups:
-            raise ArgumentError(
-                f"{self.channels} channels do not divide into {self.groups} groups"
-            )
+            raise ArgumentError(f"{self.channels} channels do not divide into {self.groups} groups")
         self.eps = checks.epsilon(eps, zero_allowed=False)
         self.axis = integer(axis, "axis")
         self._learn((self.channels,), scale, shift, dtype)
@@ -266,20 +264,20 @@ class InstanceNorm(_OfGroups):
             given = self.running_mean, self.running_var
             return ops.batch_norm_infer(x, *given, self.gamma, self.beta, **where)
         y, stats = apply_with_stats(ops.InstanceNorm, x, self.gamma, self.beta, **where)
-        if self.running_mean is not None and x.size:
+        if x.size:
             self._follow(stats)
         return y
 
     def _follow(self, stats: GroupStats) -> None:
         """Move the running statistics towards the batch's mean statistics."""
-        place, found = backend.device_of(stats.mean), []
-        for values in stats[:3]:
-            found.append(backend.empty(self.channels, values.dtype, place))
-            backend.run(np.mean, values, 0, None, found[-1])
-        merged = BatchNormStats(*found, stats.count)
-        update_running_stats(
-            self.running_mean, self.running_var, merged, momentum=self.momentum  # type: ignore[arg-type]
-        )
+        if self.running_mean is None or self.running_var is None:
+            return
+        place, channels = backend.device_of(stats.mean), self.channels
+        mean, var, inv_std = (backend.empty(channels, stats.mean.dtype, place) for _ in range(3))
+        for values, result in zip(stats[:3], (mean, var, inv_std), strict=True):
+            backend.run(np.mean, values, 0, None, result)
+        merged = BatchNormStats(mean, var, inv_std, stats.count)
+        update_running_stats(self.running_mean, self.running_var, merged, momentum=self.momentum)
 
     def __repr__(self) -> str:
         tracked = "" if self.running_mean is None else ", track_running_stats=True"

@@ -177,6 +177,15 @@ def over_axes(x, axes, gamma=None, beta=None, *, eps, centered=True) -> np.ndarr
     return narrow(y if beta is None else y + wide(beta))
 
 
+def group_gradient(x, h, x_hat, *, eps, centered=True) -> np.ndarray:
+    """Return dx of rows, which are a group each, for the gradient h of x_hat."""
+    x, h, x_hat = wide(x), wide(h), wide(x_hat)
+    center = x.mean(1, keepdims=True) if centered else 0
+    inv_std = 1 / np.sqrt(((x - center) ** 2).mean(1, keepdims=True) + WIDE(eps))
+    pull = x_hat * (h * x_hat).mean(1, keepdims=True)
+    return narrow(inv_std * (h - pull - (h.mean(1, keepdims=True) if centered else 0)))
+
+
 def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5) -> np.ndarray:
     axes = tuple(range(axis % np.ndim(x), np.ndim(x)))
     return over_axes(x, axes, gamma, beta, eps=eps)
@@ -190,7 +199,7 @@ def rms_norm(x, gamma=None, *, axis=-1, eps=None) -> np.ndarray:
 
 def group_norm(x, gamma=None, beta=None, *, groups, axis=1, eps=1e-5) -> np.ndarray:
     x = np.moveaxis(wide(x), axis, 1)
-    N, C, *rest = x.shape  # noqa: N806
+    N, C, *rest = x.shape
     shape = (1, groups, C // groups, *(1 for _ in rest))
     gamma, beta = (None if v is None else wide(v).reshape(shape) for v in (gamma, beta))
     parts = x.reshape(N, groups, C // groups, *rest)

@@ -21,11 +21,8 @@ class OfGroups(RecordableOp):
     fresh = True
     centered: ClassVar[bool] = True
     pair: ClassVar[tuple[Callable[..., Any], Callable[..., Any]]]
-
-    @staticmethod
-    def layout(x: Any, **where: Any) -> Layout:
-        """Find how x folds into (N, G, D, S), whose last two axes are a group."""
-        raise NotImplementedError
+    # How x folds into (N, G, D, S), whose last two axes are a group.
+    layout: ClassVar[Callable[..., Layout]]
 
     @classmethod
     def forward(cls, ctx: Any, x: np.ndarray, *affine: Any, eps: Any, **where: Any) -> np.ndarray:
@@ -40,9 +37,7 @@ class OfGroups(RecordableOp):
         return cls.pair[1](dy, ctx.x, ctx.stats, ctx.gamma, **ctx.where, **buffers)
 
     @classmethod
-    def backward_graph(
-        cls, ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor
-    ) -> Any:
+    def backward_graph(cls, ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         x, gamma, *_ = inputs
         layout = cls.layout(ctx.x, **ctx.where)
         order, groups = layout.order or tuple(range(x.ndim)), layout.shape
@@ -61,9 +56,7 @@ class OfGroups(RecordableOp):
         dx = dx.reshape(folded_shape).transpose(*inverse)
         affine = [
             sums.sum(axis=(0, 3)).reshape(np.shape(vector)) if wanted else None
-            for sums, vector, wanted in zip(
-                (g * x_hat, g), inputs[1:], ctx.needs[1:], strict=False
-            )
+            for sums, vector, wanted in zip((g * x_hat, g), inputs[1:], ctx.needs[1:], strict=False)
         ]
         return dx, *affine
 
