@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from .nn.inspect import inspect
     from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
+    from .nn.localresponse import LocalResponseNorm
     from .nn.module import Module
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "Module", "NbbnError", "Op",
-    "Parameter", "RMSNorm", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "Tape",
-    "Tensor", "__version__", "apply", "callbacks", "checkpoint", "config", "convert", "data",
-    "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck", "inference",
-    "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim",
-    "plots", "pool", "progress", "recalibrate", "recordable", "threads", "train", "warmup",
+    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "LocalResponseNorm", "Module",
+    "NbbnError", "Op", "Parameter", "RMSNorm", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax",
+    "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks", "checkpoint", "config",
+    "convert", "data", "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck",
+    "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx",
+    "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable", "threads", "train",
+    "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -56,6 +58,7 @@ _DEFINED = {
     "nn.inspect": ("inspect",),
     "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
                   "mlp"),
+    "nn.localresponse": ("LocalResponseNorm",),
     "nn.module": ("Module",),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),

@@ -133,6 +133,7 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Batches.load_state_dict": lambda: {"state": batches().state_dict()},
     "BatchNormState.assign": lambda: {"self": batch_norm_state(), "layer": nbbn.BatchNorm(4)},
     "InstanceNorm.__call__": lambda: {"x": deep()},
+    "LocalResponseNorm.__call__": lambda: {"x": deep()},
     "LayerNorm": lambda: {"shape": 4},
     "RMSNorm": lambda: {"shape": 4},
     "BatchRenorm": lambda: {"r_max": 2.0, "d_max": 1.0},
@@ -173,6 +174,8 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
         "stats": F.instance_norm(deep())[1],
     },
     "functional.layer_norm_backward": lambda: {"stats": F.layer_norm(x(), axis=1)[1]},
+    "functional.local_response_norm": lambda: {"x": deep()},
+    "functional.local_response_norm_backward": lambda: {"dy": deep(), "x": deep()},
     "functional.rms_norm_backward": lambda: {"stats": F.rms_norm(x(), axis=1)[1]},
     "functional.weighted_batch_norm_backward": lambda: {
         "stats": F.weighted_batch_norm_train(x(), VALUES["weights"]())[1]
@@ -185,6 +188,7 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "logs.read_log": lambda: {"path": "log.jsonl"},
     "mlp": lambda: {"rng": 0},
     "onnx.load": lambda: {"source": "model.onnx"},
+    "ops.local_response_norm": lambda: {"x": deep()},
     "ops.instance_norm": lambda: {"x": deep()},
     "ops.dropout": lambda: {"rng": np.random.default_rng(0)},
     "plots.mistakes": lambda: {"images": np.ones((6, 2, 2))},

@@ -28,6 +28,7 @@ from .ops.dropout import Dropout
 from .ops.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .ops.index import Index
 from .ops.linear import Linear
+from .ops.localresponse import LocalResponseNorm
 from .ops.losses import CrossEntropy, Huber
 from .ops.matmul import MatMul
 from .ops.reductions import Max, Mean, Sum
@@ -38,12 +39,12 @@ from .tensor import Tensor, apply, apply_with_stats
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
     "Add", "BatchNormInfer", "BatchNormTrain", "CrossEntropy", "Divide", "Dropout", "Exp",
-    "GroupNorm", "Huber", "Index", "InstanceNorm", "LayerNorm", "Linear", "Log", "LogSoftmax",
-    "MatMul", "Max", "Mean", "Multiply", "Power", "RMSNorm", "ReLU", "Reshape", "Sigmoid",
-    "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose", "batch_norm_infer",
-    "batch_norm_train", "cross_entropy", "dropout", "group_norm", "huber", "instance_norm",
-    "layer_norm", "linear", "log_softmax", "relu", "rms_norm", "sigmoid", "softmax", "softplus",
-    "tanh",
+    "GroupNorm", "Huber", "Index", "InstanceNorm", "LayerNorm", "Linear", "LocalResponseNorm",
+    "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Multiply", "Power", "RMSNorm", "ReLU", "Reshape",
+    "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose",
+    "batch_norm_infer", "batch_norm_train", "cross_entropy", "dropout", "group_norm", "huber",
+    "instance_norm", "layer_norm", "linear", "local_response_norm", "log_softmax", "relu",
+    "rms_norm", "sigmoid", "softmax", "softplus", "tanh",
 ]  # fmt: skip
 
 
@@ -190,6 +191,17 @@ def instance_norm(
 ) -> Tensor:
     """Differentiable `nbbn.functional.instance_norm`; the result alone."""
     return apply(InstanceNorm, x, gamma, beta, axis=axis, eps=eps)
+
+
+def local_response_norm(
+    x: Any, *, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0,
+    alpha_of: str = "mean", over: str = "channels", axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.local_response_norm`."""
+    return apply(
+        LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k, alpha_of=alpha_of, over=over,
+        axis=axis,
+    )  # fmt: skip
 
 
 # The variants, for their layers; options and their defaults are those of the operations.

@@ -22,6 +22,7 @@ from .groupnorm import (
     rms_norm,
     rms_norm_backward,
 )
+from .localresponse import local_response_norm, local_response_norm_backward
 from .softmax import (
     cross_entropy,
     cross_entropy_backward,
@@ -37,8 +38,9 @@ __all__ = [
     "BatchNormStats", "GroupStats", "WeightedStats", "batch_norm", "batch_norm_backward",
     "batch_norm_infer", "batch_norm_infer_backward", "batch_norm_train", "cross_entropy",
     "cross_entropy_backward", "group_norm", "group_norm_backward", "instance_norm",
-    "instance_norm_backward", "layer_norm", "layer_norm_backward", "log_softmax",
-    "log_softmax_backward", "merge_stats", "relu", "relu_backward", "rms_norm", "rms_norm_backward",
-    "sigmoid", "sigmoid_backward", "softmax", "softmax_backward", "tanh", "tanh_backward",
-    "update_running_stats", "weighted_batch_norm_backward", "weighted_batch_norm_train",
+    "instance_norm_backward", "layer_norm", "layer_norm_backward", "local_response_norm",
+    "local_response_norm_backward", "log_softmax", "log_softmax_backward", "merge_stats", "relu",
+    "relu_backward", "rms_norm", "rms_norm_backward", "sigmoid", "sigmoid_backward", "softmax",
+    "softmax_backward", "tanh", "tanh_backward", "update_running_stats",
+    "weighted_batch_norm_backward", "weighted_batch_norm_train",
 ]  # fmt: skip

@@ -160,6 +160,12 @@ def axis_index(axis: Any, x: np.ndarray) -> int:
     return _axis_index(integer(axis, "axis"), x.shape, "x")
 
 
+def plain_layout(x: Any, name: str) -> Layout:
+    """Find how `x` folds into a flat array (size,) in C order, whatever its strides."""
+    dtype = checks.floating(x, name)
+    return _placed(x, None, (x.size,), dtype)
+
+
 def _axis_index(axis: int, shape: tuple[int, ...], name: str) -> int:
     rank = len(shape)
     if not -rank <= axis < rank:

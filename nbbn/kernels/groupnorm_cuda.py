@@ -241,6 +241,4 @@ def normalize_backward(dy, x, gamma, mean, inv_std, centered, dx, dgamma, dbeta)
     _channel_gradients[V, acc, planes](
         *walk, dy, x, mean, inv_std, N, *shape, *scratch(acc), dgamma, dbeta
     )
-    _backward_runs[V, acc, planes, bool(centered)](
-        *grid, dy, x, gamma, mean, inv_std, *shape, dx
-    )
+    _backward_runs[V, acc, planes, bool(centered)](*grid, dy, x, gamma, mean, inv_std, *shape, dx)

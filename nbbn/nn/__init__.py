@@ -3,11 +3,12 @@
 from .batchnorm import BatchNorm, Convention
 from .groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
+from .localresponse import LocalResponseNorm
 from .module import Module
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
     "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "Module", "RMSNorm", "Ramp",
-    "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "mlp", "recalibrate",
+    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "LocalResponseNorm", "Module",
+    "RMSNorm", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "mlp", "recalibrate",
 ]  # fmt: skip

@@ -57,6 +57,8 @@ for dtype in (np.float32, np.float64):
         F.group_norm_backward(y, x, stats, gamma, groups=1)
         y, stats = F.rms_norm(x)
         F.rms_norm_backward(y, x, stats)
+        if x.ndim > 2:
+            F.local_response_norm_backward(x, F.local_response_norm(x, size=3), size=3)
     labels = rng.integers(0, 2, 8)
     logits = rng.normal(size=(8, 2)).astype(dtype)
     for op in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):

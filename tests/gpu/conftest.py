@@ -17,7 +17,8 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 HERE = Path(__file__).parent
 COMPILED = ["test_cuda_compile.py", "test_cuda_launch.py", "test_ptx.py", "test_ptx_kernels.py"]
 # The same tests in the simulator and in the interpreter.
-BOTH = ["test_cuda_batchnorm.py", "test_cuda_elementwise.py", "test_cuda_groupnorm.py"]
+KERNELS = "batchnorm", "elementwise", "groupnorm", "localresponse"
+BOTH = [f"test_cuda_{name}.py" for name in KERNELS]
 
 
 def compiler_found() -> bool:

@@ -13,6 +13,7 @@ from nbbn.kernels import (
     elementwise_cuda,
     gather_cuda,
     groupnorm_cuda,
+    localresponse_cuda,
     optim_cuda,
     softmax_cuda,
 )
@@ -83,6 +84,17 @@ def _groupnorm(dtype: str) -> None:
             groupnorm_cuda.normalize_backward(x, x, vector, runs, runs, centered, x, vector, vector)
 
 
+def _localresponse(dtype: str) -> None:
+    for arrange in (np.copy, shifted):
+        x, p = arrange(_empty(dtype, 64)), arrange(np.ones(64, statistics_type(dtype)))
+        for start in (x, p):
+            localresponse_cuda.window_sums(start.reshape(4, 4, 4), start is x, 1, 1, p)
+        localresponse_cuda.powers(p, 1.0, 0.5, 0.75, p)
+        localresponse_cuda.multiply(x, p, x)
+        localresponse_cuda.ratio(x, x, p, p, 1.0, 0.5, p)
+        localresponse_cuda.combine(x, p, x, p, 1.0, x)
+
+
 def _data() -> None:
     for dtype in (np.uint8, np.float32, np.float64):
         for features in (16, 15):
@@ -115,6 +127,7 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
             _elementwise(dtype)
             _softmax(dtype)
             _groupnorm(dtype)
+            _localresponse(dtype)
         _data()
     return found
 

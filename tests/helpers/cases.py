@@ -184,6 +184,14 @@ def _reference_binary(x: Any, t: Any, weight: Any = 1, pos_weight: Any = 1) -> n
     return weight * (pos_weight * t * (softplus - x) + (1 - t) * softplus)
 
 
+def _torch_response(torch: Any, x: Any, size: int, alpha: float, power: float, k: float) -> Any:
+    """Within channels (N, C, H, W), of which PyTorch has the average."""
+    before, after = size // 2, (size - 1) // 2
+    padded = torch.nn.functional.pad(x * x, (before, after, before, after))
+    mean = torch.nn.functional.avg_pool2d(padded, size, 1)
+    return x / (k + alpha * mean) ** power
+
+
 def _reduced(loss: Any, how: str) -> Any:
     return loss if how == "none" else getattr(loss, how)()
 
@@ -410,6 +418,28 @@ CASES = [
          lambda x: reference.instance_norm(x, axis=0), ((2, 3, 300),),
          lambda torch, x: torch.nn.functional.instance_norm(x.movedim(0, 1)).movedim(0, 1)),
     *(
+        Case(f"ops.local_response_norm, {name}",
+             lambda x, options=options: ops.local_response_norm(x, **options),
+             lambda x, options=options: reference.local_response_norm(x, **options),
+             (shape,), function, misfits=(((5, 4),), ((2, 0, 0),)))
+        for name, shape, options, function in (
+            ("PyTorch's", (2, 7, 3), {"size": 5, "alpha": 0.5},
+             lambda torch, x: torch.nn.functional.local_response_norm(x, 5, 0.5)),
+            ("even size", (2, 6, 3, 2), {"size": 4, "alpha": 0.5, "beta": 1.1, "k": 0.7},
+             lambda torch, x: torch.nn.functional.local_response_norm(x, 4, 0.5, 1.1, 0.7)),
+            ("AlexNet's", (2, 7, 3), {"size": 5, "alpha": 0.1, "k": 2, "alpha_of": "sum"},
+             lambda torch, x: torch.nn.functional.local_response_norm(x, 5, 0.5, 0.75, 2.0)),
+            ("channels last, wider than all", (2, 3, 4), {"size": 20, "alpha": 2, "axis": -1},
+             lambda torch, x: torch.nn.functional.local_response_norm(
+                 x.movedim(-1, 1), 20, 2.0).movedim(1, -1)),
+            ("within channels", (2, 3, 4, 5), {"size": 3, "alpha": 2, "over": "positions"},
+             lambda torch, x: _torch_response(torch, x, 3, 2.0, 0.75, 1.0)),
+            ("within channels, even size, sum", (2, 3, 4, 5),
+             {"size": 2, "alpha": 2, "over": "positions", "alpha_of": "sum", "beta": 0.5},
+             lambda torch, x: _torch_response(torch, x, 2, 8.0, 0.5, 1.0)),
+        )
+    ),
+    *(
         _cross_entropy_case("", (5, 4), LABELS, how)._replace(
             name=f"ops.cross_entropy, {how}",
             misfits=(((5,),), ((6, 4),), ((5, 0),), ((5, 4, 1),), ((),)))
@@ -579,6 +609,21 @@ REFUSED = [
         )
     ),
     Refused("instance_norm, rank", lambda: ops.instance_norm(X), ShapeError, ("3", "(2, 3)")),
+    *(
+        Refused(f"local_response_norm, {what}",
+                lambda options=options: ops.local_response_norm(
+                    np.ones((2, 3, 4)), **{"size": 3, **options}), error, words)
+        for what, options, error, words in (
+            ("size", {"size": 0}, ArgumentError, ("size", "1", "0")),
+            ("size type", {"size": 1.5}, DTypeError, ("size", "float")),
+            ("alpha", {"alpha": -1}, ArgumentError, ("alpha", "0", "-1")),
+            ("k", {"k": -1}, ArgumentError, ("k", "0", "-1")),
+            ("beta", {"beta": float("nan")}, ArgumentError, ("beta", "nan")),
+            ("alpha_of", {"alpha_of": "max"}, ArgumentError, ("mean", "sum", "max")),
+            ("over", {"over": "all"}, ArgumentError, ("channels", "positions", "all")),
+            ("axis", {"axis": 3}, ShapeError, ("axis 3", "(2, 3, 4)")),
+        )
+    ),
     Refused("batch norm, inference, no statistics", lambda: ops.batch_norm_infer(X, None, None),
             DTypeError, ("mean", "None")),
     Refused("batch norm, inference, eps < 0",

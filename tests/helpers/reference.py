@@ -211,6 +211,23 @@ def instance_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5) -> np.ndarray:
     return group_norm(x, gamma, beta, groups=np.shape(x)[axis], axis=axis, eps=eps)
 
 
+def local_response_norm(
+    x, *, size, alpha=1e-4, beta=0.75, k=1.0, alpha_of="mean", over="channels", axis=1
+) -> np.ndarray:
+    x = np.moveaxis(wide(x), axis, 1)
+    before, after = size // 2, (size - 1) // 2
+    axes = (1,) if over == "channels" else tuple(range(2, x.ndim))
+    sums = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        window = tuple(
+            slice(max(i - before, 0), i + after + 1) if d in axes else i
+            for d, i in enumerate(place)
+        )
+        sums[place] = (x[window] ** 2).sum()
+    a = wide(alpha) / (wide(size) ** len(axes) if alpha_of == "mean" else 1)
+    return narrow(np.moveaxis(x / (wide(k) + a * sums) ** wide(beta), 1, axis))
+
+
 def running_stats(running_mean, running_var, stats: Stats, momentum=0.1, unbiased=True):
     """Return the new (running_mean, running_var); `momentum` weighs the new value."""
     correction = WIDE(stats.count) / (stats.count - 1) if unbiased else 1
