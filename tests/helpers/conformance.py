@@ -22,7 +22,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 # The operators whose tests must pass. Others, such as Transpose, only help to run these.
 LISTED = (
     "BatchNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization",
-    "InstanceNormalization", "LRN", "Softmax", "LogSoftmax", "Relu", "Sigmoid", "Tanh", "Gemm", "MatMul",
+    "InstanceNormalization", "LRN",
+    "Softmax", "LogSoftmax", "Relu", "Sigmoid", "Tanh", "Gemm", "MatMul",
     "Add", "Dropout", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss",
 )  # fmt: skip
 KINDS = {
