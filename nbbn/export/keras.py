@@ -1,7 +1,8 @@
 """Weights of Keras models, as ``model.get_weights()`` lists them.
 
 A Keras Dense has a kernel (in, out), the transpose of ours, and a bias. A BatchNormalization has
-gamma (if it scales), beta (if it centers), moving_mean, moving_variance.
+gamma (if it scales), beta (if it centers), moving_mean, moving_variance; a LayerNormalization and a
+GroupNormalization have gamma and beta, an RMSNormalization has its scale.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy as np
 
 from .._validation import iterate
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ..nn.groupnorm import InstanceNorm, LayerNorm, RMSNorm
 from ..nn.layers import BatchNorm, Dense, Module
 from .conventions import BatchNormState, as_array, variance
-from .walk import Layer, Loader, layers_of
+from .walk import Layer, Loader, Norm, layers_of
 
 __all__ = ["load_keras", "to_keras"]
 
@@ -28,7 +30,7 @@ def load_keras(
     momentum: float | None = None,
     count: int | None = None,
 ) -> None:
-    """Copy the weights of a Keras model of Dense and BatchNormalization layers into a model.
+    """Copy the weights of a Keras model of Dense and normalization layers into a model.
 
     The bias of a Keras Dense in front of a batch normalization whose Dense has none here goes into
     the running mean, which changes no output. Nothing is changed unless everything fits.
@@ -36,7 +38,10 @@ def load_keras(
     Parameters
     ----------
     model : Module
-        Of Dense and BatchNorm layers in the order of the Keras model, and any without parameters.
+        Of Dense, BatchNorm, LayerNorm, RMSNorm, GroupNorm and InstanceNorm layers in the order of
+        the Keras model, and any without parameters. All but BatchNorm layers keep their eps, which
+        is 1e-3 in Keras, of RMSNormalization 1e-6. Keras' GroupNormalization with ``groups=-1`` is
+        an InstanceNorm.
     weights : sequence of ndarray
         ``keras_model.get_weights()``.
     eps, momentum, count : optional
@@ -75,6 +80,10 @@ def load_keras(
                 bias = next(given) if spare or layer.bias is not None else None
                 loader.dense(layer, kernel.T, bias, f"Keras' {name!r}")
                 continue
+            if isinstance(layer, Norm):
+                leaves = [leaf for leaf in ("weight", "bias") if leaf in layer.state_dict()]
+                loader.norm(layer, {leaf: next(given) for leaf in leaves}, f"Keras' {name!r}")
+                continue
             state = BatchNormState(
                 gamma=None if layer.gamma is None else next(given),
                 beta=None if layer.beta is None else next(given),
@@ -86,7 +95,7 @@ def load_keras(
 
 
 def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
-    """Return the weights of a model of Dense and BatchNorm layers for ``set_weights`` of Keras.
+    """Return the weights of a model of Dense and normalization layers for Keras' ``set_weights``.
 
     Parameters
     ----------
@@ -112,7 +121,10 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
             if layer.bias is not None:
                 found.append(np.array(layer.bias.numpy()))
             continue
-        _check_tracked(layer, name)
+        _check_state(layer, name)
+        if isinstance(layer, Norm):
+            found.extend(layer.state_dict().values())
+            continue
         state = BatchNormState.of(layer)
         arrays = (state.gamma, state.beta, state.mean, variance(state, "keras", count))
         found.extend(array for array in arrays if array is not None)
@@ -128,7 +140,7 @@ def _segments(
         if isinstance(layer, Dense):
             ours.append({})
         else:
-            _check_tracked(layer, name)
+            _check_state(layer, name)
         ours[-1][name] = layer
     theirs: list[list[np.ndarray]] = [[]]
     for position, array in enumerate(arrays):
@@ -156,10 +168,18 @@ def _count(layer: Layer) -> int:
     """How many arrays Keras has for a layer."""
     if isinstance(layer, Dense):
         return 1 + (layer.bias is not None)
-    return 2 + (layer.gamma is not None) + (layer.beta is not None)
+    statistics = 0 if isinstance(layer, Norm) else 2
+    return statistics + (layer.gamma is not None) + (layer.beta is not None)
 
 
-def _check_tracked(layer: Layer, name: str) -> None:
+def _check_state(layer: Layer, name: str) -> None:
+    if isinstance(layer, InstanceNorm) and layer.running_mean is not None:
+        raise ArgumentError(f"layer {name!r} keeps running statistics, which Keras' does not")
+    if isinstance(layer, LayerNorm | RMSNorm) and len(layer.shape) > 1:
+        raise ArgumentError(
+            f"layer {name!r} normalizes {len(layer.shape)} axes: arrays of Keras are told apart by "
+            "their number of axes, and only vectors can be those of a normalization"
+        )
     if isinstance(layer, BatchNorm) and layer.running_mean is None:
         raise ArgumentError(
             f"layer {name!r} keeps no running statistics, which Keras always does: build it with "

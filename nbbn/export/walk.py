@@ -1,4 +1,4 @@
-"""The Dense and BatchNorm layers of a model, in order, and what to do with a bias they don't need.
+"""The Dense, BatchNorm and other normalization layers of a model, in order; biases they don't need.
 
 ``BN(x W + b)`` with running mean r equals ``BN(x W)`` with running mean ``r - b``: in training the
 batch's mean subtracts the bias anyway.
@@ -7,22 +7,27 @@ batch's mean subtracts the bias anyway.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from .._validation import instance
+from ..autograd.tensor import Parameter
 from ..errors import ArgumentError
+from ..functional import checks
+from ..nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from ..nn.layers import BatchNorm, Dense, Module, Sequential
 from ..nn.variants import InPlaceBatchNorm
 from .conventions import BatchNormState, assignment, fill, fitting, with_settings
 
-Layer = Dense | BatchNorm
+_NAMES = {"gamma": "weight", "beta": "bias"}
+Norm = LayerNorm | RMSNorm | GroupNorm | InstanceNorm
+Layer = Dense | BatchNorm | Norm
 
 
 def layers_of(model: Module) -> dict[str, Layer]:
-    """Return the Dense and BatchNorm layers by name, each once, in the order of definition."""
+    """Return the Dense and normalization layers by name, each once, in the order of definition."""
     instance(model, Module, "model")
     found: dict[str, Layer] = {}
     seen: set[int] = set()
@@ -36,13 +41,14 @@ def layers_of(model: Module) -> dict[str, Layer]:
                     "PyTorch or Keras does: only its own state_dict can hold it"
                 )
     if not found:
-        raise ArgumentError("the model has neither Dense nor BatchNorm layers")
+        raise ArgumentError("the model has neither Dense nor BatchNorm layers, nor their like")
     strays = {id(p) for p in model.parameters()} - {
         id(p) for layer in found.values() for p in layer.parameters()
     }
     if strays:
         raise ArgumentError(
-            f"the model has {len(strays)} parameters outside of its Dense and BatchNorm layers: "
+            f"the model has {len(strays)} parameters outside of its Dense and BatchNorm "
+            "layers and their like: "
             "move those with state_dict"
         )
     return found
@@ -81,6 +87,18 @@ class Loader:
             (layer.weight.data, fitting(weight, layer.weight.data, f"weight of {label}")),
             (own_bias, fitting(bias, own_bias, f"bias of {label}")),
         ]
+        self._copies.append(lambda: fill(pairs))
+
+    def norm(self, layer: Norm, arrays: Mapping[str, Any], label: str) -> None:
+        """Take in the arrays of a layer that normalizes each example, by their names in states."""
+        pairs = []
+        for attribute in ("gamma", "beta", "running_mean", "running_var"):
+            own = getattr(layer, attribute, None)
+            own, name = own.data if isinstance(own, Parameter) else own, _NAMES.get(attribute)
+            given = fitting(arrays.get(name or attribute), own, f"{name or attribute} of {label}")
+            if own is not None and given is not None:
+                checks.running_statistic(given, attribute, own.dtype, f"{attribute} of {label}")
+            pairs.append((own, given))
         self._copies.append(lambda: fill(pairs))
 
     def batch_norm(self, layer: BatchNorm, state: BatchNormState, label: str) -> None:
