@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
     from .nn.localresponse import LocalResponseNorm
     from .nn.module import Module
+    from .nn.reweighted import SpectralNorm, WeightStandardization
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
     from .train.trust import recordable
@@ -38,11 +39,11 @@ __all__ = [
     "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
     "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "LocalResponseNorm", "Module",
     "NbbnError", "Op", "Parameter", "RMSNorm", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax",
-    "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks", "checkpoint", "config",
-    "convert", "data", "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck",
-    "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx",
-    "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable", "threads", "train",
-    "warmup",
+    "SpectralNorm", "Tanh", "Tape", "Tensor", "WeightStandardization", "__version__", "apply",
+    "callbacks", "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad",
+    "gradcheck", "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses",
+    "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate",
+    "recordable", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -60,6 +61,7 @@ _DEFINED = {
                   "mlp"),
     "nn.localresponse": ("LocalResponseNorm",),
     "nn.module": ("Module",),
+    "nn.reweighted": ("SpectralNorm", "WeightStandardization"),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip

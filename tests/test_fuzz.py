@@ -149,6 +149,8 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Optimizer.expected": lambda: {"state": sgd(model()).state_dict()},
     "Optimizer.load_state_dict": lambda: {"state": sgd(model()).state_dict()},
     "Run.load_state_dict": lambda: {"state": run().state_dict()},
+    "SpectralNorm": lambda: {"layer": nbbn.Dense(4, 3, rng=0), "rng": 0},
+    "WeightStandardization": lambda: {"layer": nbbn.Dense(4, 3, rng=0)},
     "Step.submit": lambda: {"y": labels()},
     "Tape.backward": recorded,
     "Tensor.__matmul__": lambda: {"other": np.ones((4, 2), np.float32)},
@@ -221,7 +223,7 @@ EXCLUDED = {
     "optim.StepDecay.__call__": "called with the number of a step",
 }
 # Called by the library, with what it has made itself.
-HOOKS = {"start", "step", "epoch", "end", "close", "take", "forward"}
+HOOKS = {"reweighted", "start", "step", "epoch", "end", "close", "take", "forward"}
 OPERATORS = {
     "__call__", "__getitem__", "__add__", "__sub__", "__rsub__", "__mul__", "__truediv__",
     "__rtruediv__", "__pow__", "__matmul__", "__rmatmul__",

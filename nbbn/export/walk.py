@@ -18,6 +18,7 @@ from ..errors import ArgumentError
 from ..functional import checks
 from ..nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from ..nn.layers import BatchNorm, Dense, Module, Sequential
+from ..nn.reweighted import Reweighted
 from ..nn.variants import InPlaceBatchNorm
 from .conventions import BatchNormState, assignment, fill, fitting, with_settings
 
@@ -32,6 +33,11 @@ def layers_of(model: Module) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
+        if isinstance(module, Reweighted):
+            raise ArgumentError(
+                f"layer {name!r}, {module!r}, uses another weight than it learns: put its plain() "
+                "in its place, or move its own state_dict"
+            )
         if isinstance(module, Layer) and id(module) not in seen:
             seen.add(id(module))
             found[name] = module

@@ -276,6 +276,12 @@ def _flatten(graph: _Graph, name: str, layer: nn.Flatten) -> None:
         graph.shape = (int(np.prod(graph.shape)),)
 
 
+def _reweighted(graph: _Graph, name: str, layer: nn.Reweighted) -> None:
+    """Export the layer inside, with the weight that is used."""
+    plain = layer.plain()
+    _exporter(plain, name)(graph, name, plain)
+
+
 def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
     return lambda graph, name, layer: graph.add(op, name)
 
@@ -288,6 +294,7 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.GroupNorm: _group_norm,
     nn.InstanceNorm: _instance_norm,
     nn.LocalResponseNorm: _local_response_norm,
+    nn.Reweighted: _reweighted,
     nn.ReLU: _elementwise("Relu"),
     nn.Sigmoid: _elementwise("Sigmoid"),
     nn.Tanh: _elementwise("Tanh"),
@@ -320,8 +327,9 @@ def _example_shape(
             for n in iterate(input_shape, "input_shape", "integers")
         )
     for _, layer in layers:
-        if isinstance(layer, nn.Dense):
-            return (layer.weight.shape[1],)
+        inside = layer.layer if isinstance(layer, nn.Reweighted) else layer
+        if isinstance(inside, nn.Dense):
+            return (inside.weight.shape[1],)
         if isinstance(layer, nn.BatchNorm) and layer.running_mean is not None:
             return (len(layer.running_mean),)
         if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
