@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import generator, instance, integer, positive
+from .._validation import generator, instance, integer, positive, real
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor
 from ..errors import ArgumentError, ShapeError
@@ -149,7 +149,7 @@ class SpectralNorm(Reweighted):
     ) -> None:
         super().__init__(layer)
         self.iterations = positive(iterations, "iterations")
-        self.eps = checks.epsilon(eps, zero_allowed=False)
+        self.eps = real(eps, "eps", above=0, most=1)
         weight = self._learned()
         axis = integer(axis, "axis")
         if not -weight.ndim <= axis < weight.ndim:
