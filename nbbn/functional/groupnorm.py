@@ -213,9 +213,14 @@ def group_norm_backward(
     out_dgamma: np.ndarray | None = None,
     out_dbeta: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of `group_norm`, with its `groups` and `axis`.
+    """Gradients of `group_norm`. Otherwise as `layer_norm_backward`, with (C,) for `axis` to end.
 
-    Otherwise as `layer_norm_backward`, with dgamma and dbeta of shape (C,).
+    Parameters
+    ----------
+    groups : int
+        The forward's groups.
+    axis : int, default 1
+        The forward's channel axis.
     """
     plan = _Groups(x, groups, axis)
     return plan.backward(dy, x, stats, gamma, True, out, out_dgamma, out_dbeta)

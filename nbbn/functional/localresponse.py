@@ -104,7 +104,7 @@ def local_response_norm_backward(
     axis: int = 1,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Gradient of `local_response_norm`, with its options.
+    """Gradient of `local_response_norm`. Otherwise as `local_response_norm`, with its options.
 
     Parameters
     ----------

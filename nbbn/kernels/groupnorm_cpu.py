@@ -202,15 +202,6 @@ def _backward_run(dy, x, gamma, mean, inv, centered, dx, dgamma, dbeta, few):
             target[i] = factor * gradient[i] + (slope * (run[i] - shift) + constant)
 
 
-@device_function
-def parts_of(shape):
-    """Into how many blocks N and G are cut; those of N have sums of their own."""
-    N, G, _, S = shape
-    blocks = N * G * shape[2] * S // ELEMENTS_PER_BLOCK
-    n_parts = max(1, min(blocks, MAX_BLOCKS, N, max(2, N * S // ROWS_IN_RUN)))
-    return n_parts, min(G, max(1, MAX_BLOCKS // n_parts))
-
-
 @Kernel
 def _backward(
     dy, x, gamma, mean, inv_std, centered, threads, parts, dx, dgamma, dbeta, wide, narrow
@@ -256,6 +247,15 @@ def _backward(
 # ---------------------------------------------------------------- launchers
 
 
+def _parts_of(shape):
+    """Into how many blocks N and G are cut; those of N have sums of their own."""
+    N, G, D, S = shape
+    n_parts = max(
+        1, min(N * G * D * S // ELEMENTS_PER_BLOCK, MAX_BLOCKS, N, max(2, N * S // ROWS_IN_RUN))
+    )
+    return n_parts, min(G, max(1, MAX_BLOCKS // n_parts))
+
+
 def normalize(x, gamma, beta, eps, centered, y, mean, var, inv_std):
     """Normalize each run of x; fills y, mean, var (about 0 where not centered) and inv_std."""
     threads = workers(x.size)
@@ -264,7 +264,7 @@ def normalize(x, gamma, beta, eps, centered, y, mean, var, inv_std):
 
 def normalize_backward(dy, x, gamma, mean, inv_std, centered, dx, dgamma, dbeta):
     """Gradients of `normalize`."""
-    threads, parts = workers(x.size), parts_of(x.shape)
+    threads, parts = workers(x.size), _parts_of(x.shape)
     _, G, D, _ = x.shape
     wide, narrow = scratch(2 * G * D * parts[0], 2 * D * threads, x.dtype)
     _backward(
