@@ -213,7 +213,7 @@ def group_norm_backward(
     out_dgamma: np.ndarray | None = None,
     out_dbeta: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of `group_norm`, dgamma and dbeta of shape (C,). Otherwise as `layer_norm_backward`.
+    """Gradients of `group_norm`, two of shape (C,). Otherwise as `layer_norm_backward`.
 
     Parameters
     ----------
