@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import report
-from benchmarks.common import CNNS, NETS, SHAPES, cpu_count
+from benchmarks.common import CNNS, NETS, NORMS, SHAPES, cpu_count
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("forward", "inference", "backward")
@@ -43,6 +43,8 @@ LIMITS = {
     report.PRODUCTS: ("limits", None, {}),
     report.TILES: ("limits", None, {"tiles": True}),
 }
+# Who has norms(); the others have no such operators, or would be timed on their parts.
+WITH_NORMS = ("nbbn", "nbbn out=", "PyTorch", report.COPY, report.COPY_ALL)
 
 
 def environment():
@@ -104,10 +106,10 @@ def start_workers(names, what, versions):
     """Start those that take part in `what` and can be imported."""
     workers = []
     known = CONTENDERS | LIMITS
-    which = 1 if what == "bn" else 2
+    which = 2 if what == "step" else 1
     for name in [*names, *LIMITS]:
         module, options = known[name][0], known[name][which]
-        if options is None:
+        if options is None or (what == "norms" and name not in WITH_NORMS):
             continue
         worker = Worker(name, module)
         worker.options = options
@@ -207,6 +209,14 @@ def bn_cases(shapes):
             yield {"kind": kind, "shape": name}, {"kind": kind, "shape": shape, "axis": axis}
 
 
+def norm_cases(names):
+    for kind in KINDS:
+        for name in names:
+            norm, shape, groups = NORMS[name]
+            case = {"kind": kind, "norm": norm, "shape": shape, "groups": groups}
+            yield {"kind": kind, "norm": name}, case
+
+
 def step_cases(nets):
     for name in nets:
         hidden, batch = NETS[name]
@@ -272,8 +282,10 @@ def cpu_name():
 
 def arguments_of(argv):
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
-    parser.add_argument("--what", choices=("bn", "step", "cnn", "process", "all"), default="all")
+    choices = "bn", "norms", "step", "cnn", "process", "all"
+    parser.add_argument("--what", choices=choices, default="all")
     parser.add_argument("--shapes", help=f"comma-separated, of {', '.join(SHAPES)} or others")
+    parser.add_argument("--norms", help=f"comma-separated, of {', '.join(NORMS)}")
     parser.add_argument("--nets", help=f"comma-separated, of {', '.join(NETS)}")
     parser.add_argument("--contenders", help=f"comma-separated, of {', '.join(CONTENDERS)}")
     parser.add_argument("--rounds", type=int, help="turns of each contender (default 9)")
@@ -286,6 +298,7 @@ def arguments_of(argv):
     arguments = parser.parse_args(argv)
     few = 2 if arguments.quick else None
     arguments.shapes = arguments.shapes.split(",") if arguments.shapes else list(SHAPES)[:few]
+    arguments.norms = arguments.norms.split(",") if arguments.norms else list(NORMS)[:few]
     arguments.nets = arguments.nets.split(",") if arguments.nets else list(NETS)[:few]
     if arguments.contenders:
         arguments.contenders = arguments.contenders.split(",")
@@ -298,7 +311,7 @@ def arguments_of(argv):
             parse_shape(name)
     except ValueError:
         parser.error(f"--shapes takes names such as 128x256, got {name!r}")
-    for flag, known in (("contenders", CONTENDERS), ("nets", NETS)):
+    for flag, known in (("contenders", CONTENDERS), ("nets", NETS), ("norms", NORMS)):
         if unknown := set(getattr(arguments, flag)) - set(known):
             parser.error(f"--{flag} knows {', '.join(known)}; got {', '.join(sorted(unknown))}")
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
@@ -312,7 +325,9 @@ def main(argv=None):
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
         say(f"the machine is busy (load {load:.1f}): threads wait for each other, quote nothing")
     versions = {}
-    wanted = ("bn", "step", "cnn", "process") if arguments.what == "all" else (arguments.what,)
+    wanted = (
+        ("bn", "step", "cnn", "process") if arguments.what == "all" else (arguments.what, "norms")
+    )
     result = {
         "command": shlex.join(["python", "asv_benchmarks/compare.py", *(argv or sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
@@ -325,6 +340,8 @@ def main(argv=None):
     common = (arguments.contenders, arguments.rounds, samples, arguments.busy, versions)
     if "bn" in wanted:
         result["bn"] = run_cases("bn", bn_cases(arguments.shapes), *common)
+    if "norms" in wanted:
+        result["norms"] = run_cases("norms", norm_cases(arguments.norms), *common)
     if "step" in wanted:
         result["step"] = run_cases("step", step_cases(arguments.nets), *common)
     if "cnn" in wanted:
@@ -339,7 +356,8 @@ def main(argv=None):
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.plot:
         report.plot(result, arguments.plot)
-    timed = [case["seconds"] for what in ("bn", "step", "cnn") for case in result.get(what, ())]
+    tables = "bn", "norms", "step", "cnn"
+    timed = [case["seconds"] for what in tables for case in result.get(what, ())]
     # A smoke run must notice when nbbn itself could not be timed.
     complete = all(math.isfinite(s.get("nbbn", math.nan)) for s in timed)
     return 0 if complete or "nbbn" not in arguments.contenders else 1

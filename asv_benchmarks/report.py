@@ -36,7 +36,8 @@ def markdown(result):
         parts += [f"{what}, microseconds", case_table([row for row in measured if row[0] == what])]
     if result.get("busy"):
         parts.append(f"beside {result['busy']} that spin: median and worst round over quiet median")
-        parts.append(busy_table([*result.get("bn", ()), *result.get("step", ())]))
+        tables = (result.get(what, ()) for what in ("bn", "norms", "step"))
+        parts.append(busy_table([case for cases in tables for case in cases]))
     for case in result.get("cnn", ()):
         lines = [[name, f"{nbytes / 2**20:.0f}"] for name, nbytes in case["memory"].items()]
         parts.append(table([f"cnn {case['net']}", "most memory after the import, MiB"], lines))
@@ -51,6 +52,9 @@ def rows(result):
     for case in result.get("bn", ()):
         seconds = case["seconds"] | floors(case)
         found += [(case["kind"], case["shape"], name, value) for name, value in seconds.items()]
+    for case in result.get("norms", ()):
+        what, seconds = f"norms {case['kind']}", case["seconds"] | floors(case)
+        found += [(what, case["norm"], name, value) for name, value in seconds.items()]
     for case in result.get("step", ()):
         found += [("step", case["net"], name, value) for name, value in case["seconds"].items()]
     for case in result.get("cnn", ()):
@@ -99,7 +103,9 @@ def busy_table(cases):
                 f"{statistics.median(rounds) / quiet:.1f}, {max(rounds) / quiet:.1f}"
                 if known else "-"
             )  # fmt: skip
-        lines.append([" ".join(str(case[key]) for key in ("kind", "shape", "net") if key in case)])
+        lines.append(
+            [" ".join(str(case[key]) for key in ("kind", "norm", "shape", "net") if key in case)]
+        )
         lines[-1] += cells
     return table(["case", *names], lines)
 
@@ -129,6 +135,8 @@ def group(what, case):
         return f"training step, {case}"
     if what == "cnn":
         return f"convolutional training step, {case}"
+    if what.startswith("norms "):
+        return f"normalization of groups, {what.removeprefix('norms ')}"
     return f"batch norm {what}, {'above' if elements(case) > LARGE else 'up to'} 4 MiB"
 
 

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from .nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
     from .nn.batchnorm import BatchNorm, Convention
     from .nn.convolution import Conv2d, ConvTranspose2d
+    from .nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from .nn.inspect import inspect
     from .nn.layers import Dense, Dropout, Flatten, Sequential, Softmax, Unflatten
+    from .nn.localresponse import LocalResponseNorm
     from .nn.models import cnn, mlp
     from .nn.module import Module
     from .nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+    from .nn.reweighted import SpectralNorm, WeightStandardization
     from .nn.summary import summary
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
@@ -40,12 +43,14 @@ if TYPE_CHECKING:
 __all__ = [
     "GELU", "AvgPool2d", "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention",
     "Dense", "Dropout", "Flatten", "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d",
-    "InPlaceBatchNorm", "LeakyReLU", "MaxPool2d", "Module", "NbbnError", "Op", "Parameter", "Ramp",
-    "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "Unflatten",
-    "__version__", "apply", "callbacks", "checkpoint", "cnn", "config", "convert", "data", "errors",
-    "fold", "functional", "grad", "gradcheck", "gradgradcheck", "inference", "initializers",
-    "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool",
-    "progress", "recalibrate", "recordable", "summary", "threads", "train", "warmup",
+    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "LeakyReLU", "LocalResponseNorm",
+    "MaxPool2d", "Module", "NbbnError", "Op", "Parameter", "RMSNorm", "Ramp", "ReLU", "Sequential",
+    "SiLU", "Sigmoid", "Softmax", "SpectralNorm", "Tanh", "Tape", "Tensor", "Unflatten",
+    "WeightStandardization", "__version__", "apply", "callbacks", "checkpoint", "cnn", "config",
+    "convert", "data", "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck",
+    "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx",
+    "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable", "summary", "threads",
+    "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -59,12 +64,15 @@ _DEFINED = {
     "nn.activation": ("GELU", "LeakyReLU", "ReLU", "Sigmoid", "SiLU", "Tanh"),
     "nn.batchnorm": ("BatchNorm", "Convention"),
     "nn.convolution": ("Conv2d", "ConvTranspose2d"),
+    "nn.groupnorm": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"),
     "nn.inspect": ("inspect",),
     "nn.layers": ("Dense", "Dropout", "Flatten", "Sequential", "Softmax", "Unflatten"),
+    "nn.localresponse": ("LocalResponseNorm",),
     "nn.models": ("cnn", "mlp"),
     "nn.module": ("Module",),
     "nn.pooling": ("AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"),
     "nn.summary": ("summary",),
+    "nn.reweighted": ("SpectralNorm", "WeightStandardization"),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip

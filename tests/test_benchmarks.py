@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 SUITE = Path(__file__).resolve().parents[1] / "asv_benchmarks"
-MODULES = ("accuracy", "batchnorm", "ops", "startup", "training")
+MODULES = ("accuracy", "batchnorm", "norms", "ops", "startup", "training")
 # A cold compile takes its time.
 SLOW = ("FirstCallBenchmark",)
 
@@ -116,6 +116,51 @@ def test_compare_batch_norm(tmp_path):
         assert {"nbbn", "nbbn out=", "NumPy", "copyto"} <= case["seconds"].keys()
     assert "| 16x8 |" in done.stdout
     assert result["versions"]["nbbn"]
+
+
+@pytest.mark.slow
+def test_compare_norms(tmp_path):
+    out = tmp_path / "result.json"
+    done = compare(
+        "--what", "norms", "--quick", "--norms", "layer 512x768",
+        "--contenders", "nbbn,nbbn out=,NumPy", "--json", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert {case["kind"] for case in result["norms"]} == {"forward", "inference", "backward"}
+    for case in result["norms"]:
+        assert not case["errors"]
+        assert {"nbbn", "nbbn out=", "copyto"} <= case["seconds"].keys()
+    assert "| layer 512x768 |" in done.stdout
+    assert "| normalization of groups, forward |" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["forward", "inference", "backward"])
+@pytest.mark.parametrize(
+    ("norm", "shape", "groups"),
+    [
+        ("layer_norm", (4, 6), None), ("rms_norm", (4, 6), None),
+        ("group_norm", (4, 6, 3), 2), ("instance_norm", (4, 6, 3), None),
+    ],
+)  # fmt: skip
+def test_torch_computes_the_same_norms(kind, norm, shape, groups, tmp_path):
+    pytest.importorskip("torch")
+    mine = importlib.import_module("peers.with_nbbn").norms(kind, norm, shape, groups)()
+    script = textwrap.dedent(f"""
+        import sys
+        import numpy as np
+        from peers import with_torch
+        found = with_torch.norms({kind!r}, {norm!r}, {shape}, {groups})()
+        found = found if isinstance(found, tuple) else (found,)
+        np.savez(sys.argv[1], *[a.detach().numpy() for a in found])
+    """)
+    # In a process of its own: PyTorch starts threads.
+    command = [sys.executable, "-c", script, tmp_path / "arrays.npz"]
+    subprocess.run(command, cwd=SUITE, check=True)
+    count = len(mine) if kind == "backward" else 1
+    found = np.load(tmp_path / "arrays.npz")
+    for number, expected in enumerate(mine[:count]):
+        np.testing.assert_allclose(found[f"arr_{number}"], expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -50,6 +50,11 @@ def images() -> np.ndarray:
     return np.random.default_rng(2).normal(size=(2, 3, 6, 4)).astype(np.float32)
 
 
+def deep() -> np.ndarray:
+    """Give channels positions."""
+    return x().reshape(1, 4, 6)
+
+
 def vector() -> np.ndarray:
     return np.random.default_rng(1).uniform(0.5, 2, 4).astype(np.float32)
 
@@ -123,6 +128,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "epochs": lambda: 1, "every": lambda: 5, "features": lambda: 4, "classes": lambda: 2,
     "first": lambda: 1, "folder": lambda: "run", "fraction": lambda: 0.25,
     "framework": lambda: "torch", "function": lambda: lambda a: (a * a).sum(), "gamma": vector,
+    "groups": lambda: 2,
     "image": lambda: x()[0], "images": x, "in_features": lambda: 4, "inputs": lambda: [np.ones(3)],
     "labels": labels, "last": lambda: 9, "layer": lambda: nbbn.BatchNorm(4),
     "layers": lambda: [nbbn.Dense(4, 3), nbbn.ReLU()], "logits": x,
@@ -160,6 +166,10 @@ SHAPE = {"shape": (2, 3, 6, 4)}
 OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Batches.load_state_dict": lambda: {"state": batches().state_dict()},
     "BatchNormState.assign": lambda: {"self": batch_norm_state(), "layer": nbbn.BatchNorm(4)},
+    "InstanceNorm.__call__": lambda: {"x": deep()},
+    "LocalResponseNorm.__call__": lambda: {"x": deep()},
+    "LayerNorm": lambda: {"shape": 4},
+    "RMSNorm": lambda: {"shape": 4},
     "BatchRenorm": lambda: {"r_max": 2.0, "d_max": 1.0},
     "Classifier.batches": lambda: {"self": classifier()},
     "Classifier.load": lambda: {"path": "classifier.safetensors"},
@@ -179,6 +189,8 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Optimizer.expected": lambda: {"state": sgd(model()).state_dict()},
     "Optimizer.load_state_dict": lambda: {"state": sgd(model()).state_dict()},
     "Run.load_state_dict": lambda: {"state": run().state_dict()},
+    "SpectralNorm": lambda: {"layer": nbbn.Dense(4, 3, rng=0), "rng": 0},
+    "WeightStandardization": lambda: {"layer": nbbn.Dense(4, 3, rng=0)},
     "Step.submit": lambda: {"y": labels()},
     "Tape.backward": recorded,
     "Tensor.__matmul__": lambda: {"other": np.ones((4, 2), np.float32)},
@@ -220,6 +232,17 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
         zip(("dy", "index"), F.max_pool2d(images(), 2), strict=True), **SHAPE
     ),
     **{name: lambda: {"x": images()} for name in POOLING},
+    "functional.group_norm_backward": lambda: {"stats": F.group_norm(x(), groups=2)[1]},
+    "functional.instance_norm": lambda: {"x": deep()},
+    "functional.instance_norm_backward": lambda: {
+        "dy": deep(),
+        "x": deep(),
+        "stats": F.instance_norm(deep())[1],
+    },
+    "functional.layer_norm_backward": lambda: {"stats": F.layer_norm(x(), axis=1)[1]},
+    "functional.local_response_norm": lambda: {"x": deep()},
+    "functional.local_response_norm_backward": lambda: {"dy": deep(), "x": deep()},
+    "functional.rms_norm_backward": lambda: {"stats": F.rms_norm(x(), axis=1)[1]},
     "functional.weighted_batch_norm_backward": lambda: {
         "stats": F.weighted_batch_norm_train(x(), VALUES["weights"]())[1]
     },
@@ -232,6 +255,8 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "mlp": lambda: {"rng": 0},
     "onnx.load": lambda: {"source": "model.onnx"},
     "ops.concatenate": lambda: {"tensors": [x(), x()]},
+    "ops.local_response_norm": lambda: {"x": deep()},
+    "ops.instance_norm": lambda: {"x": deep()},
     "ops.dropout": lambda: {"rng": np.random.default_rng(0)},
     "ops.einsum": lambda: {"subscripts": "ij,ij->i", "a": x(), "b": x()},
     "ops.gather": lambda: {"index": np.zeros((6, 2), np.int64)},
@@ -285,7 +310,7 @@ EXCLUDED = {
     "optim.StepDecay.__call__": "called with the number of a step",
 }
 # Called by the library, with what it has made itself.
-HOOKS = {"start", "step", "epoch", "end", "close", "take", "forward"}
+HOOKS = {"reweighted", "start", "step", "epoch", "end", "close", "take", "forward"}
 OPERATORS = {
     "__call__", "__getitem__", "__add__", "__sub__", "__rsub__", "__mul__", "__truediv__",
     "__rtruediv__", "__pow__", "__matmul__", "__rmatmul__",

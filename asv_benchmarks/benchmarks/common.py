@@ -20,6 +20,15 @@ SHAPES = {
     "64x14x14x256 last": ((64, 14, 14, 256), -1),
 }
 
+# Name -> function, shape, groups: normalization of each example by itself.
+NORMS = {
+    "layer 512x768": ("layer_norm", (512, 768), None),
+    "layer 8192x1024": ("layer_norm", (8192, 1024), None),
+    "rms 8192x1024": ("rms_norm", (8192, 1024), None),
+    "group 32x64x56x56": ("group_norm", (32, 64, 56, 56), 32),
+    "instance 32x64x56x56": ("instance_norm", (32, 64, 56, 56), None),
+}
+
 # Name -> widths of the hidden layers and batch size.
 NETS = {
     "100-100-100/64": ((100, 100, 100), 64),
@@ -69,6 +78,19 @@ def batch_norm_inputs(name, dtype="float32"):
     gamma, beta = (normal((shape[axis],), dtype, seed=seed) for seed in (2, 3))
     _, stats = F.batch_norm_train(x, gamma, beta, axis=axis)
     return x, dy, gamma, beta, stats, axis
+
+
+@functools.cache
+def norm_inputs(name):
+    """x, dy, gamma, beta where there is one, the statistics and options of one of NORMS."""
+    import nbbn.functional as F  # noqa: N812 - the usual name
+
+    norm, shape, groups = NORMS[name]
+    options = {} if groups is None else {"groups": groups}
+    x, dy = normal(shape), normal(shape, seed=1)
+    affine = tuple(normal((shape[1],), seed=seed) for seed in (2, 3))[: 1 + (norm != "rms_norm")]
+    _, stats = getattr(F, norm)(x, *affine, **options)
+    return x, dy, affine, stats, options
 
 
 @functools.cache

@@ -25,6 +25,11 @@ def bn(kind, shape, axis, threads=1):
     return lambda: list(pool.map(lambda part: np.copyto(*part), parts))
 
 
+def norms(kind, norm, shape, groups, threads=1):
+    """As `bn`: the same passes."""
+    return bn(kind, tuple(shape), 1, threads)
+
+
 def step(sizes, batch, tiles=False):
     """Only the matrix products of a step: forward, and backward but for the first layer's input.
 

@@ -25,6 +25,18 @@ def bn(kind, shape, axis, out=False):
     }[kind]
 
 
+def norms(kind, norm, shape, groups, out=False):
+    x, dy, gamma, beta, *_ = inputs.batch_norm(tuple(shape), 1)
+    affine = (gamma,) if norm == "rms_norm" else (gamma, beta)
+    options = {} if groups is None else {"groups": groups}
+    forward, backward = getattr(F, norm), getattr(F, f"{norm}_backward")
+    _, stats = forward(x, *affine, **options, eps=inputs.EPS)
+    y = np.empty_like(x) if out else None
+    if kind == "backward":
+        return lambda: backward(dy, x, stats, gamma, **options, out=y)
+    return lambda: forward(x, *affine, **options, eps=inputs.EPS, out=y)
+
+
 def step(sizes, batch):
     return _step(nbbn.mlp(sizes, rng=0), inputs.batches(sizes[0], sizes[-1], batch))
 

@@ -1,6 +1,7 @@
 """PyTorch, eager or compiled: the quickest way in that its public operators offer."""
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
@@ -45,6 +46,39 @@ def bn(kind, shape, axis, compiled=False):
     # Entered once: entering at every call would cost as much as a small kernel.
     torch.inference_mode().__enter__()
     return lambda: function(*arguments)
+
+
+def norms(kind, norm, shape, groups):
+    """Inference computes the result alone, forward keeps what backward needs."""
+    arrays = inputs.batch_norm(tuple(shape), 1)
+    x, dy, gamma, beta, *_ = (torch.from_numpy(array) for array in arrays)
+    last, want = (shape[1],), [True, True, True]
+    if norm == "instance_norm":
+        groups = shape[1]
+    if norm == "layer_norm":
+        plain = lambda: F.layer_norm(x, last, gamma, beta, EPS)  # noqa: E731
+        forward = lambda: torch.native_layer_norm(x, last, gamma, beta, EPS)  # noqa: E731
+        _, mean, inv_std = forward()
+        backward = lambda: torch.ops.aten.native_layer_norm_backward(  # noqa: E731
+            dy, x, last, mean, inv_std, gamma, beta, want
+        )
+    elif norm == "rms_norm":
+        plain = lambda: F.rms_norm(x, last, gamma, EPS)  # noqa: E731
+        leaves = x.clone().requires_grad_(), gamma.clone().requires_grad_()
+        forward = lambda: F.rms_norm(leaves[0], last, leaves[1], EPS)  # noqa: E731
+        y = forward()
+        backward = lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)  # noqa: E731
+        return {"forward": forward, "inference": plain, "backward": backward}[kind]
+    else:
+        sizes = shape[0], shape[1], math.prod(shape[2:]), groups
+        plain = lambda: F.group_norm(x, groups, gamma, beta, EPS)  # noqa: E731
+        forward = lambda: torch.native_group_norm(x, gamma, beta, *sizes, EPS)  # noqa: E731
+        _, mean, inv_std = forward()
+        backward = lambda: torch.ops.aten.native_group_norm_backward(  # noqa: E731
+            dy, x, mean, inv_std, gamma, *sizes, want
+        )
+    torch.inference_mode().__enter__()
+    return {"forward": forward, "inference": plain, "backward": backward}[kind]
 
 
 def mlp(sizes):

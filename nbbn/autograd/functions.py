@@ -34,9 +34,11 @@ from .ops.batchnorm_variants import (
 )
 from .ops.convolution import Conv2d, ConvTranspose2d
 from .ops.dropout import Dropout
+from .ops.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .ops.index import Index, Scatter
 from .ops.joining import Concatenate, Maximum, Pad, Where
 from .ops.linear import Linear
+from .ops.localresponse import LocalResponseNorm
 from .ops.losses import CrossEntropy, Huber
 from .ops.matmul import MatMul
 from .ops.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
@@ -49,15 +51,16 @@ from .tensor import SparseTensor, Tensor, apply, apply_with_stats, as_tensor
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
     "GELU", "Add", "AvgPool2d", "BatchNormInfer", "BatchNormTrain", "Concatenate", "Conv2d",
-    "ConvTranspose2d", "CrossEntropy", "Divide", "Dropout", "Exp", "GlobalAvgPool2d", "Huber",
-    "Index", "LeakyReLU", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool2d", "Maximum",
-    "Mean", "Multiply", "Pad", "Power", "ReLU", "Reshape", "Scatter", "SiLU", "Sigmoid", "Softmax",
-    "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "avg_pool2d",
-    "batch_norm_infer", "batch_norm_train", "concatenate", "conv2d", "conv_transpose2d",
-    "cross_entropy", "dropout", "einsum", "gather", "gelu", "global_avg_pool2d",
-    "global_max_pool2d", "huber", "leaky_relu", "linear", "log_softmax", "max_pool2d", "maximum",
-    "minimum", "pad", "relu", "scatter_add", "sigmoid", "silu", "softmax", "softplus", "split",
-    "stack", "tanh", "where",
+    "ConvTranspose2d", "CrossEntropy", "Divide", "Dropout", "Exp", "GlobalAvgPool2d", "GroupNorm",
+    "Huber", "Index", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LocalResponseNorm",
+    "Log", "LogSoftmax", "MatMul", "Max", "MaxPool2d", "Maximum", "Mean", "Multiply", "Pad",
+    "Power", "RMSNorm", "ReLU", "Reshape", "Scatter", "SiLU", "Sigmoid", "Softmax", "Softplus",
+    "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "avg_pool2d", "batch_norm_infer",
+    "batch_norm_train", "concatenate", "conv2d", "conv_transpose2d", "cross_entropy", "dropout",
+    "einsum", "gather", "gelu", "global_avg_pool2d", "global_max_pool2d", "group_norm", "huber",
+    "instance_norm", "layer_norm", "leaky_relu", "linear", "local_response_norm", "log_softmax",
+    "max_pool2d", "maximum", "minimum", "pad", "relu", "rms_norm", "scatter_add", "sigmoid", "silu",
+    "softmax", "softplus", "split", "stack", "tanh", "where",
 ]  # fmt: skip
 
 
@@ -508,6 +511,43 @@ def _along(shape: tuple[int, ...], index: Any, axis: int) -> tuple[Any, ...]:
         raise ShapeError(f"index must have the rank of x, {shape}, got shape {index.shape}")
     grid = np.ogrid[tuple(slice(n) for n in shape)]
     return tuple(index if d == axis else places for d, places in enumerate(grid))
+
+
+def layer_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, axis: int = -1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.layer_norm`; the result alone."""
+    return apply(LayerNorm, x, gamma, beta, axis=axis, eps=eps)
+
+
+def rms_norm(x: Any, gamma: Any = None, *, axis: int = -1, eps: float | None = None) -> Tensor:
+    """Differentiable `nbbn.functional.rms_norm`; the result alone."""
+    return apply(RMSNorm, x, gamma, axis=axis, eps=eps)
+
+
+def group_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, groups: int, axis: int = 1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.group_norm`; the result alone."""
+    return apply(GroupNorm, x, gamma, beta, groups=groups, axis=axis, eps=eps)
+
+
+def instance_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, axis: int = 1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.instance_norm`; the result alone."""
+    return apply(InstanceNorm, x, gamma, beta, axis=axis, eps=eps)
+
+
+def local_response_norm(
+    x: Any, *, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0,
+    alpha_of: str = "mean", over: str = "channels", axis: int = 1,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.local_response_norm`."""
+    return apply(
+        LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k, alpha_of=alpha_of, over=over,
+        axis=axis,
+    )  # fmt: skip
 
 
 # The variants, for their layers; options and their defaults are those of the operations.

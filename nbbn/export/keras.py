@@ -3,7 +3,8 @@
 A Keras Dense has a kernel (in, out), the transpose of ours, and a bias. The kernel of a Conv2D is
 (height, width, in / groups, out), of a Conv2DTranspose (height, width, out, in), of a
 DepthwiseConv2D (height, width, in, filters of each). A BatchNormalization has gamma (if it
-scales), beta (if it centers), moving_mean, moving_variance.
+scales), beta (if it centers), moving_mean, moving_variance; a LayerNormalization and a
+GroupNormalization have gamma and beta, an RMSNormalization has its scale.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 from .._validation import iterate
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..nn.convolution import Conv2d
+from ..nn.groupnorm import InstanceNorm, LayerNorm, RMSNorm
 from ..nn.layers import BatchNorm, Module
 from .conventions import BatchNormState, as_array, variance
-from .walk import Layer, Loader, Weighted, layers_of
+from .walk import Layer, Loader, Norm, Weighted, layers_of
 
 __all__ = ["load_keras", "to_keras"]
 
@@ -35,7 +37,7 @@ def load_keras(
     momentum: float | None = None,
     count: int | None = None,
 ) -> None:
-    """Copy the weights of a Keras model of Dense, convolution and BatchNormalization layers.
+    """Copy the weights of a Keras model of Dense, convolution and normalization layers.
 
     The bias of a Keras layer in front of a batch normalization whose layer has none here goes into
     the running mean, which changes no output. A Conv2d with as many groups as channels takes those
@@ -44,9 +46,11 @@ def load_keras(
     Parameters
     ----------
     model : Module
-        Of Dense, Conv2d, ConvTranspose2d and BatchNorm layers in the order of the Keras model, and
-        any without parameters. Behind a Flatten, weights fit only layers that have the channels on
-        the same axis, -1 by default in Keras.
+        Of Dense, Conv2d, ConvTranspose2d, BatchNorm, LayerNorm, RMSNorm, GroupNorm and InstanceNorm
+        layers in the order of the Keras model, and any without parameters. Behind a Flatten,
+        weights fit only layers that have the channels on the same axis, -1 by default in Keras. All
+        but BatchNorm layers keep their eps, which is 1e-3 in Keras, of RMSNormalization 1e-6.
+        Keras' GroupNormalization with ``groups=-1`` is an InstanceNorm.
     weights : sequence of ndarray
         ``keras_model.get_weights()``.
     eps, momentum, count : optional
@@ -84,6 +88,10 @@ def load_keras(
                 kernel = _from_keras(next(given), layer)
                 bias = next(given) if spare or layer.bias is not None else None
                 loader.weighted(layer, kernel, bias, f"Keras' {name!r}")
+                continue
+            if isinstance(layer, Norm):
+                leaves = [leaf for leaf in ("weight", "bias") if leaf in layer.state_dict()]
+                loader.norm(layer, {leaf: next(given) for leaf in leaves}, f"Keras' {name!r}")
                 continue
             state = BatchNormState(
                 gamma=None if layer.gamma is None else next(given),
@@ -124,7 +132,10 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
             if layer.bias is not None:
                 found.append(np.array(layer.bias.numpy()))
             continue
-        _check_tracked(layer, name)
+        _check_state(layer, name)
+        if isinstance(layer, Norm):
+            found.extend(layer.state_dict().values())
+            continue
         state = BatchNormState.of(layer)
         arrays = (state.gamma, state.beta, state.mean, variance(state, "keras", count))
         found.extend(array for array in arrays if array is not None)
@@ -148,7 +159,7 @@ def _segments(
         if isinstance(layer, Weighted):
             ours.append({})
         else:
-            _check_tracked(layer, name)
+            _check_state(layer, name)
         ours[-1][name] = layer
     theirs: list[list[np.ndarray]] = [[]]
     for position, array in enumerate(arrays):
@@ -177,10 +188,18 @@ def _count(layer: Layer) -> int:
     """How many arrays Keras has for a layer."""
     if isinstance(layer, Weighted):
         return 1 + (layer.bias is not None)
-    return 2 + (layer.gamma is not None) + (layer.beta is not None)
+    statistics = 0 if isinstance(layer, Norm) else 2
+    return statistics + (layer.gamma is not None) + (layer.beta is not None)
 
 
-def _check_tracked(layer: Layer, name: str) -> None:
+def _check_state(layer: Layer, name: str) -> None:
+    if isinstance(layer, InstanceNorm) and layer.running_mean is not None:
+        raise ArgumentError(f"layer {name!r} keeps running statistics, which Keras' does not")
+    if isinstance(layer, LayerNorm | RMSNorm) and len(layer.shape) > 1:
+        raise ArgumentError(
+            f"layer {name!r} normalizes {len(layer.shape)} axes: arrays of Keras are told apart by "
+            "their number of axes, and only vectors can be those of a normalization"
+        )
     if isinstance(layer, BatchNorm) and layer.running_mean is None:
         raise ArgumentError(
             f"layer {name!r} keeps no running statistics, which Keras always does: build it with "

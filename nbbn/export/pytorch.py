@@ -15,7 +15,7 @@ from ..errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from ..functional import checks
 from ..nn.layers import BatchNorm, Dense, Module
 from .conventions import BatchNormState, as_array, known_updates, torch_can_omit_shift, variance
-from .walk import Layer, Loader, Weighted, layers_of
+from .walk import Layer, Loader, Norm, Weighted, layers_of
 
 __all__ = ["load_torch", "to_torch"]
 
@@ -41,7 +41,7 @@ def load_torch(
     momentum: float | None = None,
     count: int | None = None,
 ) -> None:
-    """Copy the state dict of a PyTorch model of Linear, Conv2d, BatchNorm ... into a model.
+    """Copy the state dict of a PyTorch model into a model of the same layers.
 
     PyTorch modules meet the model's layers by kind and shape, then by name. Several of one kind and
     shape whose names differ in a number only, such as "fc1" and "fc2" or the positions in a
@@ -52,7 +52,8 @@ def load_torch(
     Parameters
     ----------
     model : Module
-        Of Dense, Conv2d, ConvTranspose2d and BatchNorm layers, and any that have no parameters.
+        Of Dense, Conv2d, ConvTranspose2d, BatchNorm, LayerNorm, RMSNorm, GroupNorm and
+        InstanceNorm layers, and any that have no parameters.
     source : path of a safetensors file, or mapping of str to array
         ``model.state_dict()`` of PyTorch, on the CPU, with or without num_batches_tracked.
     names : sequence of str, optional
@@ -60,7 +61,8 @@ def load_torch(
         the model in the order of their definition.
     eps, momentum : float, optional
         What the PyTorch modules were built with; files do not say. By default the layers keep their
-        own where they follow PyTorch's convention, and get PyTorch's defaults otherwise.
+        own where they follow PyTorch's convention, and get PyTorch's defaults otherwise. Of
+        BatchNorm layers only: the others keep theirs.
     count : int, optional
         Values per channel of a training batch, see `BatchNormState.to`; matters only for layers of
         another convention.
@@ -85,6 +87,14 @@ def load_torch(
         if isinstance(layer, Weighted):
             loader.weighted(layer, group.get("weight"), group.get("bias"), label)
             continue
+        if isinstance(layer, Norm):
+            own = layer.gamma, layer.beta
+            kept = {
+                leaf: _wanted(group.get(leaf), parameter, neutral)
+                for leaf, parameter, neutral in zip(("weight", "bias"), own, (1, 0), strict=True)
+            }
+            loader.norm(layer, {**group, **kept}, label)
+            continue
         found = BatchNormState(
             mean=group.get("running_mean"),
             var=group.get("running_var"),
@@ -99,7 +109,7 @@ def load_torch(
 def to_torch(
     model: Module, *, names: Sequence[str] | None = None, count: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Return a PyTorch state dict of a model of Dense, convolution and BatchNorm layers.
+    """Return a PyTorch state dict of a model, see `load_torch` for its layers.
 
     PyTorch takes it with ``load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})``,
     and `safetensors.numpy.save_file` writes it. `options` builds the module that each BatchNorm
@@ -134,6 +144,12 @@ def to_torch(
         arrays: Mapping[str, np.ndarray | None]
         if isinstance(layer, Weighted):
             arrays = layer.state_dict()
+        elif isinstance(layer, Norm):
+            arrays = layer.state_dict()
+            arrays = {**arrays, **_scaled(arrays.get("weight"), arrays.get("bias"))}
+            if "running_mean" in arrays:
+                # PyTorch's counts no batches, and has the counter all the same.
+                arrays["num_batches_tracked"] = np.array(0, np.int64)
         else:
             arrays = _batch_norm_arrays(layer, count)
         prefix = f"{name}." if name else ""
@@ -143,27 +159,30 @@ def to_torch(
 
 def _batch_norm_arrays(layer: BatchNorm, count: int | None) -> dict[str, np.ndarray | None]:
     state = BatchNormState.of(layer)
-    gamma, beta = state.gamma, state.beta
-    if gamma is None and beta is not None:
-        gamma = np.ones_like(beta)
-    elif beta is None and gamma is not None and not torch_can_omit_shift():
-        beta = np.zeros_like(gamma)
     updates = None if state.mean is None else np.array(state.updates or 0, np.int64)
     return {
-        "weight": gamma,
-        "bias": beta,
+        **_scaled(state.gamma, state.beta),
         "running_mean": state.mean,
         "running_var": variance(state, "torch", count),
         "num_batches_tracked": updates,
     }
 
 
+def _scaled(gamma: np.ndarray | None, beta: np.ndarray | None) -> dict[str, np.ndarray | None]:
+    """Fill in what PyTorch cannot leave out beside the other."""
+    if gamma is None and beta is not None:
+        gamma = np.ones_like(beta)
+    elif beta is None and gamma is not None and not torch_can_omit_shift():
+        beta = np.zeros_like(gamma)
+    return {"weight": gamma, "bias": beta}
+
+
 def _stateful(model: Module) -> dict[str, Layer]:
-    """All layers but the BatchNorms that leave nothing in a state dict."""
+    """All layers but those that leave nothing in a state dict."""
     return {
         name: layer
         for name, layer in layers_of(model).items()
-        if layer.parameters() or (isinstance(layer, BatchNorm) and layer.running_mean is not None)
+        if layer.parameters() or getattr(layer, "running_mean", None) is not None
     }
 
 
@@ -228,7 +247,7 @@ def _groups(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]
         module, _, leaf = key.rpartition(".")
         if leaf not in _LEAVES:
             raise ArgumentError(
-                f"{key!r} belongs to neither a Linear, a convolution nor a BatchNorm"
+                f"{key!r} belongs to neither a Linear, a convolution nor a normalization"
             )
         groups.setdefault(module, {})[leaf] = array
     return groups
@@ -238,26 +257,30 @@ def _groups(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]
 
 
 def _kind_of_group(name: str, group: Mapping[str, np.ndarray]) -> _Kind:
-    weight = group.get("weight")
-    if weight is not None and weight.ndim == 2 and "running_mean" not in group:
-        return _Kind("Linear", weight.shape)
-    if weight is not None and weight.ndim == 4:
-        return _Kind("convolution", weight.shape)
-    vector = group.get("running_mean", weight)
+    weight, bias = group.get("weight"), group.get("bias")
+    if "running_mean" not in group and weight is not None:
+        # That of a LayerNorm over several axes, whose bias has as many, is neither.
+        if weight.ndim in (2, 4) and (bias is None or bias.ndim == 1):
+            return _Kind("Linear" if weight.ndim == 2 else "convolution", weight.shape)
+        if weight.ndim == 1 or (bias is not None and bias.shape == weight.shape):
+            return _Kind("normalization", weight.shape)
+    vector = group.get("running_mean")
     if vector is None or vector.ndim != 1:
         shapes = {leaf: array.shape for leaf, array in group.items()}
         raise ArgumentError(
             f"{name!r} is neither a Linear, a convolution nor a BatchNorm: it has {shapes}"
         )
-    return _Kind("BatchNorm", vector.shape)
+    return _Kind("normalization with running statistics", vector.shape)
 
 
 def _kind_of_layer(layer: Layer) -> _Kind:
-    if isinstance(layer, Dense):
-        return _Kind("Linear", layer.weight.shape)
     if isinstance(layer, Weighted):
-        return _Kind("convolution", layer.weight.shape)
-    return _Kind("BatchNorm", (layer._channels,))
+        return _Kind("Linear" if isinstance(layer, Dense) else "convolution", layer.weight.shape)
+    mean = getattr(layer, "running_mean", None)
+    if mean is not None:
+        return _Kind("normalization with running statistics", mean.shape)
+    (shape,) = {parameter.shape for parameter in layer.parameters()}
+    return _Kind("normalization", shape)
 
 
 def _match(layers: Mapping[str, Layer], groups: Mapping[str, Any]) -> dict[str, str]:

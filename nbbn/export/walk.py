@@ -7,22 +7,28 @@ batch's mean subtracts the bias anyway.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from .._validation import instance
+from ..autograd.tensor import Parameter
 from ..errors import ArgumentError
+from ..functional import checks
 from ..nn.convolution import Conv2d, ConvTranspose2d
+from ..nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from ..nn.layers import BatchNorm, Dense, Module, Sequential
+from ..nn.reweighted import Reweighted
 from ..nn.variants import InPlaceBatchNorm
 from .conventions import BatchNormState, assignment, fill, fitting, with_settings
 
 # With a weight and a bias.
 Convolution = Conv2d | ConvTranspose2d
 Weighted = Dense | Convolution
-Layer = Weighted | BatchNorm
+Norm = LayerNorm | RMSNorm | GroupNorm | InstanceNorm
+Layer = Weighted | BatchNorm | Norm
+_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 def layers_of(model: Module) -> dict[str, Layer]:
@@ -31,6 +37,11 @@ def layers_of(model: Module) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
+        if isinstance(module, Reweighted):
+            raise ArgumentError(
+                f"layer {name!r}, {module!r}, uses another weight than it learns: put its plain() "
+                "in its place, or move its own state_dict"
+            )
         if isinstance(module, Layer) and id(module) not in seen:
             seen.add(id(module))
             found[name] = module
@@ -40,14 +51,16 @@ def layers_of(model: Module) -> dict[str, Layer]:
                     "PyTorch or Keras does: only its own state_dict can hold it"
                 )
     if not found:
-        raise ArgumentError("the model has neither Dense nor BatchNorm layers, nor convolutions")
+        raise ArgumentError(
+            "the model has no layers whose weights another library has, such as Dense or BatchNorm"
+        )
     strays = {id(p) for p in model.parameters()} - {
         id(p) for layer in found.values() for p in layer.parameters()
     }
     if strays:
         raise ArgumentError(
-            f"the model has {len(strays)} parameters outside of its Dense and BatchNorm layers "
-            "and convolutions: move those with state_dict"
+            f"the model has {len(strays)} parameters outside of the layers that other libraries "
+            "have: move those with state_dict"
         )
     return found
 
@@ -85,6 +98,18 @@ class Loader:
             (layer.weight.data, fitting(weight, layer.weight.data, f"weight of {label}")),
             (own_bias, fitting(bias, own_bias, f"bias of {label}")),
         ]
+        self._copies.append(lambda: fill(pairs))
+
+    def norm(self, layer: Norm, arrays: Mapping[str, Any], label: str) -> None:
+        """Take in the arrays of a layer that normalizes each example, by their names in states."""
+        pairs = []
+        for attribute in ("gamma", "beta", "running_mean", "running_var"):
+            own = getattr(layer, attribute, None)
+            own, name = own.data if isinstance(own, Parameter) else own, _NAMES.get(attribute)
+            given = fitting(arrays.get(name or attribute), own, f"{name or attribute} of {label}")
+            if own is not None and given is not None:
+                checks.running_statistic(given, attribute, own.dtype, f"{attribute} of {label}")
+            pairs.append((own, given))
         self._copies.append(lambda: fill(pairs))
 
     def batch_norm(self, layer: BatchNorm, state: BatchNormState, label: str) -> None:

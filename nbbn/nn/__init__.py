@@ -3,15 +3,20 @@
 from .activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .batchnorm import BatchNorm, Convention
 from .convolution import Conv2d, ConvTranspose2d
+from .groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .layers import Dense, Dropout, Flatten, Sequential, Softmax, Unflatten
+from .localresponse import LocalResponseNorm
 from .models import cnn, mlp
 from .module import Module
 from .pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+from .reweighted import Reweighted, SpectralNorm, WeightStandardization
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
     "GELU", "AvgPool2d", "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention",
     "Dense", "Dropout", "Flatten", "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d",
-    "InPlaceBatchNorm", "LeakyReLU", "MaxPool2d", "Module", "Ramp", "ReLU", "Sequential", "SiLU",
-    "Sigmoid", "Softmax", "Tanh", "Unflatten", "cnn", "mlp", "recalibrate",
+    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "LeakyReLU", "LocalResponseNorm",
+    "MaxPool2d", "Module", "RMSNorm", "Ramp", "ReLU", "Reweighted", "Sequential", "SiLU", "Sigmoid",
+    "Softmax", "SpectralNorm", "Tanh", "Unflatten", "WeightStandardization", "cnn", "mlp",
+    "recalibrate",
 ]  # fmt: skip

@@ -57,6 +57,12 @@ for dtype in (np.float32, np.float64):
     F.conv2d_backward(F.conv2d(images, kernel), images, kernel)
     F.conv_transpose2d(F.conv2d(images, kernel, np.ones(4)), kernel)
     F.conv2d(np.moveaxis(images, 1, -1), kernel, axis=-1)
+        y, stats = F.group_norm(x, gamma, gamma, groups=1)
+        F.group_norm_backward(y, x, stats, gamma, groups=1)
+        y, stats = F.rms_norm(x)
+        F.rms_norm_backward(y, x, stats)
+        if x.ndim > 2:
+            F.local_response_norm_backward(x, F.local_response_norm(x, size=3), size=3)
     labels = rng.integers(0, 2, 8)
     logits = rng.normal(size=(8, 2)).astype(dtype)
     for op in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):

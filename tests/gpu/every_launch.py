@@ -13,6 +13,8 @@ from nbbn.kernels import (
     dropout_cuda,
     elementwise_cuda,
     gather_cuda,
+    groupnorm_cuda,
+    localresponse_cuda,
     optim_cuda,
     pooling_cuda,
     softmax_cuda,
@@ -105,6 +107,28 @@ def _pooling(dtype: str) -> None:
         pooling_cuda.global_avg_pool_backward(means, images)
 
 
+def _groupnorm(dtype: str) -> None:
+    wide = statistics_type(dtype)
+    for shape in ((4, 1, 64, 1), (4, 1, 63, 1), (2, 2, 4, 64), (2, 2, 4, 63)):
+        x, vector = _empty(dtype, *shape), np.ones(shape[1] * shape[2], wide)
+        runs = np.ones(4, wide)
+        for centered in (True, False):
+            affine = vector, vector, 1e-5, centered
+            groupnorm_cuda.normalize(x, *affine, x, runs, runs, runs)
+            groupnorm_cuda.normalize_backward(x, x, vector, runs, runs, centered, x, vector, vector)
+
+
+def _localresponse(dtype: str) -> None:
+    for arrange in (np.copy, shifted):
+        x, p = arrange(_empty(dtype, 64)), arrange(np.ones(64, statistics_type(dtype)))
+        for start in (x, p):
+            localresponse_cuda.window_sums(start.reshape(4, 4, 4), start is x, 1, 1, p)
+        localresponse_cuda.powers(p, 1.0, 0.5, 0.75, p)
+        localresponse_cuda.multiply(x, p, x)
+        localresponse_cuda.ratio(x, x, p, p, 1.0, 0.5, p)
+        localresponse_cuda.combine(x, p, x, p, 1.0, x)
+
+
 def _data() -> None:
     for dtype in (np.uint8, np.float32, np.float64):
         for features in (16, 15):
@@ -138,6 +162,8 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
             _elementwise(dtype)
             _softmax(dtype)
             _pooling(dtype)
+            _groupnorm(dtype)
+            _localresponse(dtype)
         _data()
     return found
 

@@ -185,6 +185,14 @@ def _reference_binary(x: Any, t: Any, weight: Any = 1, pos_weight: Any = 1) -> n
     return weight * (pos_weight * t * (softplus - x) + (1 - t) * softplus)
 
 
+def _torch_response(torch: Any, x: Any, size: int, alpha: float, power: float, k: float) -> Any:
+    """Within channels (N, C, H, W), of which PyTorch has the average."""
+    before, after = size // 2, (size - 1) // 2
+    padded = torch.nn.functional.pad(x * x, (before, after, before, after))
+    mean = torch.nn.functional.avg_pool2d(padded, size, 1)
+    return x / (k + alpha * mean) ** power
+
+
 def _reduced(loss: Any, how: str) -> Any:
     return loss if how == "none" else getattr(loss, how)()
 
@@ -530,6 +538,74 @@ CASES = [
          lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1, MEAN, VAR),
          ((6, 3, 2), (3,), (3,)),
          lambda torch, x, g, b: _torch_in_place(torch, x, g, b, MEAN, VAR), nonzero),
+    # ---- normalization of examples by themselves
+    Case("ops.layer_norm", ops.layer_norm, reference.layer_norm, ((5, 7), (7,), (7,)),
+         lambda torch, x, g, b: torch.nn.functional.layer_norm(x, (7,), g, b),
+         misfits=(((5, 7), (6,), (7,)), ((5, 7), (7,), (1, 7)), ((5, 0), (0,), (0,)),
+                  ((), (1,), (1,)))),
+    Case("ops.layer_norm, several axes", lambda x, g, b: ops.layer_norm(x, g, b, axis=1),
+         lambda x, g, b: reference.layer_norm(x, g, b, axis=1), ((4, 3, 5), (3, 5), (3, 5)),
+         lambda torch, x, g, b: torch.nn.functional.layer_norm(x, (3, 5), g, b),
+         misfits=(((4, 3, 5), (5, 3), (3, 5)), ((4, 3, 5), (3, 5), (15,)))),
+    Case("ops.layer_norm, no affine", lambda x: ops.layer_norm(x, eps=0.1),
+         lambda x: reference.layer_norm(x, eps=0.1), ((2, 3, 5),),
+         lambda torch, x: torch.nn.functional.layer_norm(x, (5,), eps=0.1)),
+    Case("ops.layer_norm, shift alone", lambda x, b: ops.layer_norm(x, None, b),
+         lambda x, b: reference.layer_norm(x, None, b), ((3, 300), (300,)),
+         lambda torch, x, b: torch.nn.functional.layer_norm(x, (300,), None, b)),
+    Case("ops.rms_norm", lambda x, g: ops.rms_norm(x, g, eps=1e-6),
+         lambda x, g: reference.rms_norm(x, g, eps=1e-6), ((5, 7), (7,)),
+         lambda torch, x, g: torch.nn.functional.rms_norm(x, (7,), g, 1e-6),
+         misfits=(((5, 7), (6,)), ((5, 7), (1, 7)), ((5, 0), (0,)))),
+    Case("ops.rms_norm, default eps, several axes", lambda x: ops.rms_norm(x, axis=-2),
+         lambda x: reference.rms_norm(x, axis=-2), ((2, 3, 100),),
+         lambda torch, x: torch.nn.functional.rms_norm(x, (3, 100))),
+    Case("ops.group_norm", lambda x, g, b: ops.group_norm(x, g, b, groups=2),
+         lambda x, g, b: reference.group_norm(x, g, b, groups=2), ((3, 6, 4, 5), (6,), (6,)),
+         lambda torch, x, g, b: torch.nn.functional.group_norm(x, 2, g, b),
+         misfits=(((3, 5, 4), (5,), (5,)), ((3, 6, 4), (3,), (6,)), ((3, 6, 4), (6,), (2,)),
+                  ((6,), (6,), (6,)), ((3, 0, 4), (0,), (0,)), ((1, 2), (2,), (2,)))),
+    Case("ops.group_norm, rows, no affine", lambda x: ops.group_norm(x, groups=3),
+         lambda x: reference.group_norm(x, groups=3), ((4, 12),),
+         lambda torch, x: torch.nn.functional.group_norm(x, 3)),
+    Case("ops.group_norm, rows", lambda x, g, b: ops.group_norm(x, g, b, groups=2),
+         lambda x, g, b: reference.group_norm(x, g, b, groups=2), ((20, 8), (8,), (8,)),
+         lambda torch, x, g, b: torch.nn.functional.group_norm(x, 2, g, b)),
+    Case("ops.group_norm, channels last",
+         lambda x, g, b: ops.group_norm(x, g, b, groups=2, axis=-1),
+         lambda x, g, b: reference.group_norm(x, g, b, groups=2, axis=-1),
+         ((3, 4, 5, 6), (6,), (6,)),
+         lambda torch, x, g, b: torch.nn.functional.group_norm(
+             x.movedim(-1, 1), 2, g, b).movedim(1, -1)),
+    Case("ops.instance_norm", ops.instance_norm, reference.instance_norm,
+         ((3, 2, 4, 5), (2,), (2,)),
+         lambda torch, x, g, b: torch.nn.functional.instance_norm(x, weight=g, bias=b),
+         misfits=(((3, 2), (2,), (2,)), ((3, 2, 1), (2,), (2,)), ((3, 2, 4), (3,), (2,)))),
+    Case("ops.instance_norm, channels first of all", lambda x: ops.instance_norm(x, axis=0),
+         lambda x: reference.instance_norm(x, axis=0), ((2, 3, 300),),
+         lambda torch, x: torch.nn.functional.instance_norm(x.movedim(0, 1)).movedim(0, 1)),
+    *(
+        Case(f"ops.local_response_norm, {name}",
+             lambda x, options=options: ops.local_response_norm(x, **options),
+             lambda x, options=options: reference.local_response_norm(x, **options),
+             (shape,), function, misfits=(((5, 4),), ((2, 0, 0),)))
+        for name, shape, options, function in (
+            ("PyTorch's", (2, 7, 3), {"size": 5, "alpha": 0.5},
+             lambda torch, x: torch.nn.functional.local_response_norm(x, 5, 0.5)),
+            ("even size", (2, 6, 3, 2), {"size": 4, "alpha": 0.5, "beta": 1.1, "k": 0.7},
+             lambda torch, x: torch.nn.functional.local_response_norm(x, 4, 0.5, 1.1, 0.7)),
+            ("AlexNet's", (2, 7, 3), {"size": 5, "alpha": 0.1, "k": 2, "alpha_of": "sum"},
+             lambda torch, x: torch.nn.functional.local_response_norm(x, 5, 0.5, 0.75, 2.0)),
+            ("channels last, wider than all", (2, 3, 4), {"size": 20, "alpha": 2, "axis": -1},
+             lambda torch, x: torch.nn.functional.local_response_norm(
+                 x.movedim(-1, 1), 20, 2.0).movedim(1, -1)),
+            ("within channels", (2, 3, 4, 5), {"size": 3, "alpha": 2, "over": "positions"},
+             lambda torch, x: _torch_response(torch, x, 3, 2.0, 0.75, 1.0)),
+            ("within channels, even size, sum", (2, 3, 4, 5),
+             {"size": 2, "alpha": 2, "over": "positions", "alpha_of": "sum", "beta": 0.5},
+             lambda torch, x: _torch_response(torch, x, 2, 8.0, 0.5, 1.0)),
+        )
+    ),
     *(
         _cross_entropy_case("", (5, 4), LABELS, how)._replace(
             name=f"ops.cross_entropy, {how}",
@@ -692,6 +768,43 @@ REFUSED = [
             ("axis", {"axis": 2}, ShapeError, ("axis 2", "(2, 3)")),
             ("axis type", {"axis": 1.0}, DTypeError, ("axis", "float")),
             ("activation", {"activation": "gelu"}, ArgumentError, ("relu", "gelu")),
+        )
+    ),
+    *(
+        Refused(f"{name}, {what}", lambda f=f, options=options: f(X, **options), error, words)
+        for name, f in (("layer_norm", ops.layer_norm), ("rms_norm", ops.rms_norm))
+        for what, options, error, words in (
+            ("axis", {"axis": 2}, ShapeError, ("axis 2", "(2, 3)")),
+            ("axis type", {"axis": 1.0}, DTypeError, ("axis", "float")),
+            ("eps 0", {"eps": 0}, ArgumentError, ("eps", "> 0", "0")),
+            ("eps text", {"eps": "a"}, DTypeError, ("eps", "str")),
+        )
+    ),
+    *(
+        Refused(f"group_norm, {what}", lambda options=options: ops.group_norm(X, **options),
+                error, words)
+        for what, options, error, words in (
+            ("groups", {"groups": 2}, ShapeError, ("3 channels", "(2, 3)", "2 groups")),
+            ("no groups", {"groups": 0}, ArgumentError, ("groups", "1", "0")),
+            ("groups type", {"groups": 1.0}, DTypeError, ("groups", "float")),
+            ("axis", {"groups": 1, "axis": -3}, ShapeError, ("axis -3", "(2, 3)")),
+            ("eps nan", {"groups": 1, "eps": float("nan")}, ArgumentError, ("eps", "nan")),
+        )
+    ),
+    Refused("instance_norm, rank", lambda: ops.instance_norm(X), ShapeError, ("3", "(2, 3)")),
+    *(
+        Refused(f"local_response_norm, {what}",
+                lambda options=options: ops.local_response_norm(
+                    np.ones((2, 3, 4)), **{"size": 3, **options}), error, words)
+        for what, options, error, words in (
+            ("size", {"size": 0}, ArgumentError, ("size", "1", "0")),
+            ("size type", {"size": 1.5}, DTypeError, ("size", "float")),
+            ("alpha", {"alpha": -1}, ArgumentError, ("alpha", "0", "-1")),
+            ("k", {"k": -1}, ArgumentError, ("k", "0", "-1")),
+            ("beta", {"beta": float("nan")}, ArgumentError, ("beta", "nan")),
+            ("alpha_of", {"alpha_of": "max"}, ArgumentError, ("mean", "sum", "max")),
+            ("over", {"over": "all"}, ArgumentError, ("channels", "positions", "all")),
+            ("axis", {"axis": 3}, ShapeError, ("axis 3", "(2, 3, 4)")),
         )
     ),
     Refused("batch norm, inference, no statistics", lambda: ops.batch_norm_infer(X, None, None),

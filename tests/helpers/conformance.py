@@ -22,10 +22,11 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 
 # The operators whose tests must pass. Others, such as Transpose, only help to run these.
 LISTED = (
-    "BatchNormalization", "Softmax", "LogSoftmax", "Relu", "Sigmoid", "Tanh", "Gemm", "MatMul",
-    "Add", "AveragePool", "Conv", "ConvTranspose", "Dropout", "Gelu", "GlobalAveragePool",
-    "GlobalMaxPool", "LeakyRelu", "MaxPool", "NegativeLogLikelihoodLoss",
-    "SoftmaxCrossEntropyLoss", "Swish",
+    "LRN", "Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Dropout",
+    "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "GroupNormalization",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "LogSoftmax", "MatMul",
+    "MaxPool", "NegativeLogLikelihoodLoss", "RMSNormalization", "Relu", "Sigmoid", "Softmax",
+    "SoftmaxCrossEntropyLoss", "Swish", "Tanh",
 )  # fmt: skip
 KINDS = {
     "node": "OnnxBackendNodeModelTest",

@@ -42,6 +42,43 @@ def _batch_normalization(node: Node, inputs: Inputs, opset: int) -> tuple[Any, .
     return (y.reshape(shape), *running)
 
 
+def _layer_normalization(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    x, scale, bias = inputs
+    axis, eps = node.attribute("axis", -1) % x.ndim, node.attribute("epsilon", 1e-5)
+    shape = x.shape[axis:]
+    scale, bias = (None if v is None else np.broadcast_to(v, shape) for v in (scale, bias))
+    y, stats = F.layer_norm(x, scale, bias, axis=axis, eps=eps)
+    kept = x.shape[:axis] + (1,) * len(shape)
+    return y, *(a.reshape(kept).astype(x.dtype) for a in (stats.mean, stats.inv_std))
+
+
+def _rms_normalization(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    x, scale = inputs
+    axis, eps = node.attribute("axis", -1) % x.ndim, node.attribute("epsilon", 1e-5)
+    return (F.rms_norm(x, np.broadcast_to(scale, x.shape[axis:]), axis=axis, eps=eps)[0],)
+
+
+def _group_normalization(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    x, scale, bias = inputs
+    groups, eps = node.attribute("num_groups", None), node.attribute("epsilon", 1e-5)
+    if opset < 21:
+        # One number a group, not a channel.
+        scale, bias = (np.repeat(v, x.shape[1] // groups) for v in (scale, bias))
+    return (F.group_norm(x, scale, bias, groups=groups, eps=eps)[0],)
+
+
+def _instance_normalization(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    return (F.instance_norm(*inputs, eps=node.attribute("epsilon", 1e-5))[0],)
+
+
+def _lrn(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    size, k = node.attribute("size", None), node.attribute("bias", 1.0)
+    alpha, beta = node.attribute("alpha", 1e-4), node.attribute("beta", 0.75)
+    if size % 2 == 0:
+        raise node.refusal("a window of an even size reaches further to the other side")
+    return (F.local_response_norm(*inputs, size=size, alpha=alpha, beta=beta, k=k),)
+
+
 def _softmax(function: Callable[..., np.ndarray]) -> Operator:
     def run(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
         (x,) = inputs
@@ -285,13 +322,18 @@ OPERATORS: dict[str, tuple[int, Operator]] = {
     "Gemm": (3, _gemm),
     "GlobalAveragePool": (1, _elementwise(lambda x: F.global_avg_pool2d(x, keepdims=True))),
     "GlobalMaxPool": (1, _elementwise(lambda x: F.global_max_pool2d(x, keepdims=True)[0])),
+    "GroupNormalization": (3, _group_normalization),
     "Identity": (1, _elementwise(np.array)),
     "LeakyRelu": (1, _leaky_relu),
+    "InstanceNormalization": (3, _instance_normalization),
+    "LRN": (1, _lrn),
+    "LayerNormalization": (3, _layer_normalization),
     "LogSoftmax": (1, _softmax(F.log_softmax)),
     "MatMul": (2, _matmul),
     "MaxPool": (1, _pooling(F.max_pool2d)),
     "Mul": (2, _multiply),
     "NegativeLogLikelihoodLoss": (3, _negative_log_likelihood),
+    "RMSNormalization": (2, _rms_normalization),
     "Relu": (1, _elementwise(F.relu)),
     "Sigmoid": (1, _elementwise(F.sigmoid)),
     "Softmax": (1, _softmax(F.softmax)),

@@ -3,6 +3,7 @@
 Dense is Gemm, Conv2d is Conv, BatchNorm is BatchNormalization (and Relu), SiLU is Sigmoid and Mul,
 the other layers are operators of the same name; Dropout disappears. ONNX has the channels first:
 others are transposed before and after.
+Layer, group and RMS normalization need opset 17, 21 and 23.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ __all__ = ["export"]
 
 OPSET = 15
 # The opset that has an operator or attribute that earlier ones lack, and the IR of opsets.
-_DILATED_MEANS, _GELU = 19, 20
-_IR_VERSIONS = {15: 8, 19: 9, 20: 9}
+_LAYER_NORM, _DILATED_MEANS, _GELU, _GROUP_NORM, _RMS_NORM = 17, 19, 20, 21, 23
+_IR_VERSIONS = {15: 8, 17: 8, 19: 9, 20: 9, 21: 10, 23: 11}
 TOLERANCE = 1e-5
 _BATCH = "N"
 _PROBE_ROWS = 8
@@ -44,9 +45,10 @@ def export(
     """Write a Sequential model as an ONNX file for inference.
 
     The graph maps "x" (N, ...) to "y", its batch size left open; its tensors have the names of the
-    state dict. The file is opset 15 and IR 8 (IR 9 with GELU, of opset 20, and with AvgPool2d with
-    dilation, of opset 19), passes ONNX's checker, and, unless `verify` is False,
-    has computed what the model computes in onnxruntime before it is written.
+    state dict. The file is opset 15 and IR 8, or the first opset that has all of its operators: 17
+    with a LayerNorm, 19 with an AvgPool2d with dilation, 20 with GELU, 21 with a GroupNorm, 23 with
+    an RMSNorm. It passes ONNX's checker, and, unless `verify` is False, has computed what the model
+    computes in onnxruntime before it is written.
 
     Parameters
     ----------
@@ -56,7 +58,8 @@ def export(
         Where to write; replaced atomically. Without it nothing is written.
     input_shape : sequence of int, optional
         Shape of one example, such as (3, 32, 32); by default the width of the first Dense or
-        BatchNorm. Where a convolution comes first, it must be given.
+        BatchNorm, or the shape of the first LayerNorm or RMSNorm. Where a convolution comes first,
+        it must be given.
     verify : bool, default True
         Compare with onnxruntime on standard normal numbers: every output to 1e-5 of the larger of
         1 and the largest output.
@@ -180,28 +183,97 @@ def _batch_norm(graph: _Graph, name: str, layer: nn.BatchNorm) -> None:
         )
     if isinstance(layer, nn.InPlaceBatchNorm):
         raise ArgumentError(f"cannot export {name!r}, {layer!r}: nbbn would not read it back")
-    rank = 1 + len(graph.shape)
-    axis = layer.axis % rank if -rank <= layer.axis < rank else 0
-    channels = len(layer.running_mean)
-    if axis == 0 or graph.shape[axis - 1] != channels:
-        raise ShapeError(
-            f"{name!r}, {layer!r}, has {channels} channels on axis {layer.axis}, and examples of "
-            f"shape {graph.shape}"
-        )
-    gamma = np.ones(channels) if layer.gamma is None else layer.gamma.data
-    beta = np.zeros(channels) if layer.beta is None else layer.beta.data
-    arrays = [
-        graph.array(f"{name}.{leaf}", array)
-        for leaf, array in (
-            ("weight", gamma),
-            ("bias", beta),
-            ("running_mean", layer.running_mean),
-            ("running_var", layer.running_var),
-        )
-    ]
-    graph.add_channels_first(axis, "BatchNormalization", name, *arrays, epsilon=layer.eps)
+    _with_running_stats(graph, name, layer, layer.running_mean, layer.running_var)
     if layer.activation:
         graph.add("Relu", name)
+
+
+def _with_running_stats(
+    graph: _Graph, name: str, layer: Any, mean: np.ndarray, var: np.ndarray
+) -> None:
+    statistics = ("running_mean", mean), ("running_var", var)
+    arrays = [*_affine(graph, name, layer, mean.shape)]
+    arrays += [graph.array(f"{name}.{leaf}", array) for leaf, array in statistics]
+    settings = {"epsilon": layer.eps}
+    _over_channels(graph, name, layer, "BatchNormalization", mean.size, *arrays, **settings)
+
+
+def _affine(graph: _Graph, name: str, layer: Any, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Store gamma and beta, ones and zeros where a layer does without."""
+    beta = np.zeros(shape) if layer.beta is None else layer.beta.data
+    return _scale(graph, name, layer, shape), graph.array(f"{name}.bias", beta)
+
+
+def _scale(graph: _Graph, name: str, layer: Any, shape: tuple[int, ...]) -> str:
+    gamma = np.ones(shape) if layer.gamma is None else layer.gamma.data
+    return graph.array(f"{name}.weight", gamma)
+
+
+def _over_channels(
+    graph: _Graph, name: str, layer: Any, op: str, channels: int | None, *arrays: str,
+    **attributes: Any,
+) -> None:  # fmt: skip
+    """Apply an operator whose channels are on axis 1, between transpositions if needed."""
+    rank = 1 + len(graph.shape)
+    axis = layer.axis % rank if -rank <= layer.axis < rank else 0
+    if axis == 0 or channels not in (None, graph.shape[axis - 1]):
+        raise ShapeError(
+            f"{name!r}, {layer!r}, has {channels or 'its'} channels on axis {layer.axis}, and "
+            f"examples of shape {graph.shape}"
+        )
+    graph.add_channels_first(axis, op, name, *arrays, **attributes)
+
+
+def _check_last(graph: _Graph, name: str, layer: nn.LayerNorm | nn.RMSNorm) -> int:
+    """Return the first axis that a layer normalizes."""
+    axis = -len(layer.shape)
+    if graph.shape[axis:] != layer.shape:
+        raise ShapeError(f"{name!r}, {layer!r}, does not fit examples of shape {graph.shape}")
+    return axis
+
+
+def _layer_norm(graph: _Graph, name: str, layer: nn.LayerNorm) -> None:
+    graph.opset = max(graph.opset, _LAYER_NORM)
+    axis, arrays = _check_last(graph, name, layer), _affine(graph, name, layer, layer.shape)
+    graph.add("LayerNormalization", name, *arrays, axis=axis, epsilon=layer.eps)
+
+
+def _rms_norm(graph: _Graph, name: str, layer: nn.RMSNorm) -> None:
+    graph.opset = max(graph.opset, _RMS_NORM)
+    axis, scale = _check_last(graph, name, layer), _scale(graph, name, layer, layer.shape)
+    eps = float(np.finfo(graph.dtype).eps) if layer.eps is None else layer.eps
+    graph.add("RMSNormalization", name, scale, axis=axis, epsilon=eps)
+
+
+def _group_norm(graph: _Graph, name: str, layer: nn.GroupNorm) -> None:
+    # Before, scale and bias had one number a group.
+    graph.opset = max(graph.opset, _GROUP_NORM)
+    channels, settings = layer.channels, {"num_groups": layer.groups, "epsilon": layer.eps}
+    arrays = _affine(graph, name, layer, (channels,))
+    _over_channels(graph, name, layer, "GroupNormalization", channels, *arrays, **settings)
+
+
+def _instance_norm(graph: _Graph, name: str, layer: nn.InstanceNorm) -> None:
+    if len(graph.shape) < 2:
+        raise ShapeError(f"{name!r}, {layer!r}, does not fit examples of shape {graph.shape}")
+    if layer.running_mean is not None and layer.running_var is not None:
+        _with_running_stats(graph, name, layer, layer.running_mean, layer.running_var)
+        return
+    channels, settings = layer.channels, {"epsilon": layer.eps}
+    arrays = _affine(graph, name, layer, (channels,))
+    _over_channels(graph, name, layer, "InstanceNormalization", channels, *arrays, **settings)
+
+
+def _local_response_norm(graph: _Graph, name: str, layer: nn.LocalResponseNorm) -> None:
+    if layer.over != "channels" or layer.size % 2 == 0:
+        raise ArgumentError(
+            f"cannot export {name!r}, {layer!r}: ONNX's LRN is over channels, and its windows of "
+            f"even size reach further to the other side; this one is over {layer.over} of size "
+            f"{layer.size}"
+        )
+    alpha = layer.alpha * (layer.size if layer.alpha_of == "sum" else 1)
+    settings = {"alpha": alpha, "beta": layer.beta, "bias": layer.k, "size": layer.size}
+    _over_channels(graph, name, layer, "LRN", None, **settings)
 
 
 def _pooling(op: str) -> Callable[[_Graph, str, Any], None]:
@@ -304,6 +376,12 @@ def _unflatten(graph: _Graph, name: str, layer: nn.Unflatten) -> None:
     graph.shape = layer.shape
 
 
+def _reweighted(graph: _Graph, name: str, layer: nn.Reweighted) -> None:
+    """Export the layer inside, with the weight that is used."""
+    plain = layer.plain()
+    _exporter(plain, name)(graph, name, plain)
+
+
 def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
     return lambda graph, name, layer: graph.add(op, name)
 
@@ -313,6 +391,12 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.BatchNorm: _batch_norm,
     nn.Conv2d: _convolution,
     nn.ConvTranspose2d: _convolution,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.GroupNorm: _group_norm,
+    nn.InstanceNorm: _instance_norm,
+    nn.LocalResponseNorm: _local_response_norm,
+    nn.Reweighted: _reweighted,
     nn.ReLU: _elementwise("Relu"),
     nn.Sigmoid: _elementwise("Sigmoid"),
     nn.Tanh: _elementwise("Tanh"),
@@ -353,14 +437,17 @@ def _example_shape(
             for n in iterate(input_shape, "input_shape", "integers")
         )
     for _, layer in layers:
+        inside = layer.layer if isinstance(layer, nn.Reweighted) else layer
+        if isinstance(inside, nn.Dense):
+            return (inside.weight.shape[1],)
         if isinstance(layer, nn.Unflatten):
             return (math.prod(layer.shape),)
-        if isinstance(layer, nn.Dense):
-            return (layer.weight.shape[1],)
         if isinstance(layer, nn.BatchNorm) and layer.running_mean is not None:
             return (len(layer.running_mean),)
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             break
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+            return layer.shape
     raise ArgumentError("no layer tells the shape of the input: pass input_shape")
 
 

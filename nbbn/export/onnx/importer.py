@@ -28,9 +28,10 @@ def load(source: str | os.PathLike[str] | Any) -> nn.Sequential:
     ----------
     source : path, or onnx.ModelProto
         A chain of Gemm or MatMul and Add, Conv and ConvTranspose of images, BatchNormalization,
-        Relu, LeakyRelu, Gelu, Sigmoid, Mul of a Sigmoid and its input, Swish, Tanh, Softmax,
-        MaxPool, AveragePool, GlobalMaxPool, GlobalAveragePool, Flatten, Reshape of each example,
-        Dropout, Identity and Transpose.
+        LayerNormalization, RMSNormalization, GroupNormalization, InstanceNormalization, LRN, Relu,
+        LeakyRelu, Gelu, Sigmoid, Mul of a Sigmoid and its input, Swish, Tanh, Softmax, MaxPool,
+        AveragePool, GlobalMaxPool, GlobalAveragePool, Flatten, Reshape of each example, Dropout,
+        Identity and Transpose.
 
     Returns
     -------
@@ -242,11 +243,66 @@ def _batch_norm(chain: _Chain, node: Node) -> None:
         ),
         dtype=np.result_type(*state.values()),
     )
+    _take(chain, node, layer, state)
+
+
+def _of_last_axes(chain: _Chain, node: Node) -> None:
+    """LayerNormalization and RMSNormalization."""
+    chain.plain(node)
+    if len(node.outputs) > 1 and any(node.outputs[1:]):
+        raise node.refusal("it returns its statistics, which no layer does")
+    state = {"weight": chain.constant(node, 1, "scale")}
+    shape, axis = state["weight"].shape, node.attribute("axis", -1)
+    if axis >= 0 and chain.rank is None:
+        raise node.refusal("its axis counts from the front, of a value of unknown rank")
+    if len(shape) != (-axis if axis < 0 else (chain.rank or 0) - axis):
+        raise node.refusal(f"its scale has shape {shape}, but it normalizes from axis {axis} on")
+    eps, kind = _decimal(node.attribute("epsilon", 1e-5)), state["weight"].dtype
+    layer: nn.Module
+    if node.op == "RMSNormalization":
+        layer = nn.RMSNorm(shape, eps=eps, dtype=kind)
+    else:
+        if node.input(2):
+            state["bias"] = chain.constant(node, 2, "bias")
+        layer = nn.LayerNorm(shape, eps=eps, shift="bias" in state, dtype=kind)
+    _take(chain, node, layer, state)
+
+
+def _of_channels(chain: _Chain, node: Node) -> None:
+    """GroupNormalization and InstanceNormalization."""
+    state = {"weight": chain.constant(node, 1, "scale"), "bias": chain.constant(node, 2, "bias")}
+    channels, kind = state["weight"].size, state["weight"].dtype
+    eps = _decimal(node.attribute("epsilon", 1e-5))
+    axis = 1 if chain.axes is None else chain.axes[1]
+    layer: nn.Module
+    if node.op == "InstanceNormalization":
+        layer = nn.InstanceNorm(channels, eps=eps, axis=axis, scale=True, shift=True, dtype=kind)
+    else:
+        # ONNX's checker refuses the form before opset 21, which scaled groups, not channels.
+        groups = node.attribute("num_groups", 0)
+        if groups < 1 or channels % groups:
+            raise node.refusal(f"its {channels} channels do not divide into {groups} groups")
+        layer = nn.GroupNorm(groups, channels, eps=eps, axis=axis, dtype=kind)
+    _take(chain, node, layer, state)
+
+
+def _take(chain: _Chain, node: Node, layer: nn.Module, state: dict[str, np.ndarray]) -> None:
+    """Append a layer with its arrays."""
     try:
         layer.load_state_dict(state)
     except NbbnError as error:
         raise node.refusal(str(error)) from None
     chain.layers.append(layer)
+
+
+def _lrn(chain: _Chain, node: Node) -> None:
+    size = node.attribute("size", 0)
+    if size % 2 == 0:
+        raise node.refusal(f"its windows, of the even size {size}, reach to the other side")
+    names = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
+    alpha, beta, k = (_decimal(node.attribute(name, value)) for name, value in names.items())
+    axis = 1 if chain.axes is None else chain.axes[1]
+    chain.layers.append(nn.LocalResponseNorm(size, alpha=alpha, beta=beta, k=k, axis=axis))
 
 
 def _decimal(value: float) -> float:
@@ -387,6 +443,11 @@ _IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
     "Conv": _convolution,
     "ConvTranspose": _convolution,
     "BatchNormalization": _batch_norm,
+    "GroupNormalization": _of_channels,
+    "InstanceNormalization": _of_channels,
+    "LayerNormalization": _of_last_axes,
+    "LRN": _lrn,
+    "RMSNormalization": _of_last_axes,
     "Relu": _relu,
     "LeakyRelu": _leaky_relu,
     "Gelu": _gelu,
