@@ -23,7 +23,7 @@ from ._channels_cpu import (
 from ._jit import Kernel, bounds, device_function
 from ._vector import sum_masked_products, sum_products, sum_squares
 
-ELEMENTS_PER_RUN = 1024
+ELEMENTS_PER_RUN = 512
 ELEMENTS_IN_SHIFT = 16
 # Fewer elements of a channel are summed in float64: there are too few errors to average out.
 FEW_ELEMENTS = 1024
