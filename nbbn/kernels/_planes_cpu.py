@@ -23,9 +23,9 @@ from ._channels_cpu import (
 from ._jit import Kernel, bounds, device_function
 from ._vector import sum_masked_products, sum_products, sum_squares
 
-ELEMENTS_PER_RUN = 512
+ELEMENTS_PER_RUN = 1024
 ELEMENTS_IN_SHIFT = 16
-# Fewer elements of a channel are summed in float64: there are too few errors to average out.
+# Fewer elements of a gradient are summed in float64: there are too few errors to average out.
 FEW_ELEMENTS = 1024
 # Channels of at most this size are read from memory once for both passes.
 CHANNEL_BYTES = 3 << 19
@@ -76,24 +76,16 @@ def center_of(plane, s0, s1):
 
 
 @device_function
-def _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, zero, total, square):
-    """Sums of x - shift and of its square over x[n0:n1, c, s0:s1], for channels c0..c1.
-
-    Runs are summed in the type of `zero`, and in float64 from there up.
-    """
+def _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, total, square):
+    """Sums of x - shift and of its square over x[n0:n1, c, s0:s1], for channels c0..c1."""
     for j in range(c1 - c0):
         total[j] = 0.0
         square[j] = 0.0
     for n in range(n0, n1):
         for j in range(c1 - c0):
-            plane = x[n, c0 + j]
-            s = s0
-            while s < s1:
-                end = min(s + ELEMENTS_PER_RUN, s1)
-                run_total, run_square = sum_squares(plane, s, end, shift[j] + zero)
-                total[j] += run_total
-                square[j] += run_square
-                s = end
+            sums = sum_squares(x[n, c0 + j], s0, s1, np.float64(shift[j]))
+            total[j] += sums[0]
+            square[j] += sums[1]
 
 
 @device_function
@@ -107,17 +99,14 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
         shift[j] = center_of(x[n0, c0 + j], s0, s1)
     # The sums, until they are made mean and M2.
     total, square = mean, m2
-    if count < FEW_ELEMENTS:
-        _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, 0.0, total, square)
-    else:
-        _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, x.dtype.type(0), total, square)
+    _sum_planes(x, n0, n1, c0, c1, s0, s1, shift, total, square)
     for j in range(c1 - c0):
         # A shift far from the mean, of outliers or a margin, has cost digits: sum about the mean.
         if FAR * (square[j] - total[j] * total[j] / count) < square[j]:
             shift[j] += total[j] / count
             own = slice(j, j + 1)
             c = c0 + j
-            _sum_planes(x, n0, n1, c, c + 1, s0, s1, shift[own], 0.0, total[own], square[own])
+            _sum_planes(x, n0, n1, c, c + 1, s0, s1, shift[own], total[own], square[own])
         offset = total[j] / count
         deviation = square[j] - total[j] * offset
         mean[j] = shift[j] + offset

@@ -1,9 +1,10 @@
 """Sums over a contiguous run, in an order that is written in the code, at vector speed; prefetch.
 
 A loop that keeps its sums in an array stores and reloads them at every turn, because the compiler
-cannot know that the array is not the input. Here they stay in LLVM vectors of LANES elements: the
-run goes into the lanes round-robin, and at the end the upper half of the lanes is added to the
-lower half until one is left, the last eight in float64. Every processor gives the same bits.
+cannot know that the array is not the input. Here they stay in LLVM vectors of LANES elements (half
+as many in float64): the run goes into the lanes round-robin, and at the end the upper half of the
+lanes is added to the lower half until one is left, the last eight in float64. Every processor gives
+the same bits.
 """
 
 import numpy as np
@@ -16,32 +17,31 @@ LANES = 32
 CACHE_LINE = 64
 
 
-def _two_sums(arrays, terms, mean=False):
-    """Code for two sums of `terms` over first..last of 1-D arrays; shift is a scalar.
+def _two_sums(arrays, terms):
+    """Code for the sums of g and of g * d over first..last of 1-D arrays; shift is a scalar.
 
-    `terms(builder, loaded, shift, zero)` gets one value per array and returns the two summands; it
-    is emitted for vectors of the shift's type and, where the run is shorter than one vector, for
-    scalars of it. With `mean`, the first sum is that of the array less the shift, which
-    has float64 lanes: the mean of float32 values is then as good as exact.
+    `terms(builder, loaded, shift, zero)` gets one value per array and returns g and d; it is
+    emitted for vectors of the shift's type and, where the run is shorter than one vector, for
+    scalars of it. Products are added without being rounded themselves.
     """
 
     def codegen(context, builder, signature, args):
         element = context.get_value_type(signature.args[0].dtype)
         align = context.get_abi_sizeof(element)
         number = context.get_value_type(signature.args[-1])
-        vector = ir.VectorType(number, LANES)
+        # As many bytes in both types: more would not fit the registers.
+        lanes = LANES if number == ir.FloatType() else LANES // 2
+        vector = ir.VectorType(number, lanes)
         data = [
             context.make_array(kind_)(context, builder, value).data
             for kind_, value in zip(signature.args[:arrays], args[:arrays], strict=True)
         ]
         first, last, shift = args[arrays:]
         shifts = _splat(builder, shift, vector)
-        wide = ir.DoubleType()
-        # float64 holds sums of float32 values so well that the shift can wait for the end.
-        exact = mean and number != wide
+        zeros, wide = vector([0.0] * lanes), ir.DoubleType()
 
         def load(index, form):
-            stored = ir.VectorType(element, LANES) if form == vector else element
+            stored = ir.VectorType(element, lanes) if form == vector else element
             found = []
             for pointer in data:
                 place = builder.gep(pointer, [index])
@@ -49,54 +49,40 @@ def _two_sums(arrays, terms, mean=False):
                 found.append(_widened(builder, builder.load(place, align=align), form))
             return found
 
-        def zero(form):
-            return form([0.0] * LANES) if isinstance(form, ir.VectorType) else form(0.0)
-
-        def summands(at, form, shift):
-            loaded = load(at, form)
-            first_term, second = terms(builder, loaded, shift, zero(form))
-            if exact:
-                first_term = _widened(builder, loaded[0], _like(form, wide))
-            return first_term, second
-
-        def start(form):
-            forms = (_like(form, wide) if exact else form), form
-            return [cgutils.alloca_once_value(builder, zero(form)) for form in forms]
-
-        def accumulate(sums, values):
-            for total, value in zip(sums, values, strict=True):
-                builder.store(builder.fadd(builder.load(total), value), total)
+        def accumulate(sums, g, d):
+            total, product = (builder.load(place) for place in sums)
+            builder.store(builder.fadd(total, g), sums[0])
+            builder.store(_fused(builder, g, d, product), sums[1])
 
         results = [cgutils.alloca_once_value(builder, wide(0.0)) for _ in range(2)]
-        width = first.type(LANES)
+        width = first.type(lanes)
         size = builder.sub(last, first)
         with builder.if_else(builder.icmp_signed("<", size, width)) as (short, long):
             with short:
-                sums = start(number)
+                zero = number(0.0)
+                sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
                 with cgutils.for_range_slice(builder, first, last, size.type(1)) as (at, _):
-                    accumulate(sums, summands(at, number, shift))
+                    accumulate(sums, *terms(builder, load(at, number), shift, zero))
                 for total, result in zip(sums, results, strict=True):
                     builder.store(_widened(builder, builder.load(total), wide), result)
             with long:
-                sums = start(vector)
+                sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(2)]
                 rest = builder.srem(size, width)
                 whole = builder.sub(last, rest)
                 with cgutils.for_range_slice(builder, first, whole, width) as (at, _):
-                    accumulate(sums, summands(at, vector, shifts))
-                # The last LANES elements once more, without those that are counted already.
-                tail = summands(builder.sub(last, width), vector, shifts)
-                lane = ir.VectorType(size.type, LANES)
+                    accumulate(sums, *terms(builder, load(at, vector), shifts, zeros))
+                # The last elements once more, a whole vector, without those that are counted already.
+                g, d = terms(builder, load(builder.sub(last, width), vector), shifts, zeros)
+                lane = ir.VectorType(size.type, lanes)
                 fresh = builder.icmp_signed(
-                    ">=", lane(list(range(LANES))), _splat(builder, builder.sub(width, rest), lane)
+                    ">=", lane(list(range(lanes))), _splat(builder, builder.sub(width, rest), lane)
                 )
-                accumulate(sums, [builder.select(fresh, value, zero(value.type)) for value in tail])
+                accumulate(sums, *(builder.select(fresh, value, zeros) for value in (g, d)))
                 for total, result in zip(sums, results, strict=True):
                     builder.store(_reduce(builder, builder.load(total)), result)
-        total, other = (builder.load(result) for result in results)
-        if exact:
-            shifted = builder.fmul(builder.sitofp(size, wide), _widened(builder, shift, wide))
-            total = builder.fsub(total, shifted)
-        return context.make_tuple(builder, signature.return_type, [total, other])
+        return context.make_tuple(
+            builder, signature.return_type, [builder.load(r) for r in results]
+        )
 
     def typed(kind, shift):
         operands = [types.Array(kind, 1, "C")] * arrays
@@ -108,13 +94,8 @@ def _two_sums(arrays, terms, mean=False):
 
 def _splat(builder, value, vector):
     first = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
-    order = ir.VectorType(ir.IntType(32), LANES)([0] * LANES)
+    order = ir.VectorType(ir.IntType(32), vector.count)([0] * vector.count)
     return builder.shuffle_vector(first, vector(ir.Undefined), order)
-
-
-def _like(form, number):
-    """The type `form`, a vector or a scalar, with elements of the type `number`."""
-    return ir.VectorType(number, form.count) if isinstance(form, ir.VectorType) else number
 
 
 def _widened(builder, value, form):
@@ -123,7 +104,7 @@ def _widened(builder, value, form):
 
 def _reduce(builder, vector):
     """Add the upper half of the lanes to the lower until one is left, the last eight in float64."""
-    width = LANES
+    width = vector.type.count
     while width > 1:
         if width == 8:
             vector = _widened(builder, vector, ir.VectorType(ir.DoubleType(), width))
@@ -137,29 +118,37 @@ def _reduce(builder, vector):
     return builder.extract_element(vector, ir.IntType(32)(0))
 
 
+def _fused(builder, a, b, c):
+    """a * b + c, rounded once."""
+    kind, count = a.type, getattr(a.type, "count", "")
+    bits = 32 if getattr(kind, "element", kind) == ir.FloatType() else 64
+    name = f"llvm.fma.{f'v{count}' if count else ''}f{bits}"
+    function = ir.FunctionType(kind, [kind] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [a, b, c])
+
+
 def _squares(builder, loaded, shift, zero):
     d = builder.fsub(loaded[0], shift)
-    return d, builder.fmul(d, d)
+    return d, d
 
 
 def _products(builder, loaded, shift, zero):
     g, x = loaded
-    return g, builder.fmul(g, builder.fsub(x, shift))
+    return g, builder.fsub(x, shift)
 
 
 def _masked_products(builder, loaded, shift, zero):
     dy, x, y = loaded
     g = builder.select(builder.fcmp_ordered(">", y, zero), dy, zero)
-    return g, builder.fmul(g, builder.fsub(x, shift))
+    return g, builder.fsub(x, shift)
 
 
 def _scaled_products(builder, loaded, shift, zero):
     dy, scale, x = loaded
-    g = builder.fmul(dy, scale)
-    return g, builder.fmul(g, builder.fsub(x, shift))
+    return builder.fmul(dy, scale), builder.fsub(x, shift)
 
 
-_SQUARES = _two_sums(1, _squares, mean=True)
+_SQUARES = _two_sums(1, _squares)
 _PRODUCTS = _two_sums(2, _products)
 _MASKED_PRODUCTS = _two_sums(3, _masked_products)
 _SCALED_PRODUCTS = _two_sums(3, _scaled_products)
@@ -176,7 +165,7 @@ def _sums_in_python(g, d):
 
 @_or_in_python(lambda x, i, k, shift: _sums_in_python(x[i:k] - shift, x[i:k] - shift))
 def sum_squares(typingctx, x, first, last, shift):
-    """sum(x - shift), its lanes in float64, and sum((x - shift)**2) over first..last."""
+    """sum(x - shift) and sum((x - shift)**2) over first..last."""
     return _SQUARES(x.dtype, shift)
 
 

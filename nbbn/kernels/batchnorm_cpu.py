@@ -1,10 +1,10 @@
 """Batch normalization on the CPU, forward and backward, for `(M, C)` rows and `(N, C, S)` planes.
 
 Training forward: one pass for the statistics, one that normalizes. Statistics are sums about a
-value near the mean, in the array's own precision over a short run (eight rows, or each of 32 lanes
-over 1024 elements of a plane) and in float64 from there up; all in float64 where a channel has few
-values, or where the value turns out to lie far from the mean. Blocks merge by Chan's formula in an
-order that the shape alone fixes. Hence the same bits for every number of threads.
+value near the mean, of planes in float64, of rows in the array's own precision over eight rows and
+in float64 from there up; all in float64 where a channel has few values, or where the value turns
+out to lie far from the mean. Blocks merge by Chan's formula in an order that the shape alone fixes.
+Hence the same bits for every number of threads.
 
 Normalizing computes `(x - shift) * scale + offset`, where `shift` is the mean rounded to x's type
 and the rest of the mean goes into `offset`: no cancellation even for |mean| >> std.
