@@ -41,11 +41,11 @@ Relative error of the variance, and error of the mean in standard deviations. nb
 statistics and PyTorch float32 ones.
 """
 TAIL = """
-How: sums are taken about a value near the mean, of planes in float64, of rows a few values at a time
-in float32 and from there up in float64, and merge by Chan's formula; a channel of few values, or
-whose values lie far from the first ones, is summed in float64 throughout. The normalization subtracts the mean in two parts, one
-that float32 holds exactly and the rest. A constant channel has a variance of exactly 0 and an
-output of exactly beta, whatever its value."""
+How: sums are taken about a value near the mean, of planes in float64, of rows a few values at a
+time in float32 and from there up in float64, and merge by Chan's formula; a channel of few values,
+or whose values lie far from the first ones, is summed in float64 throughout. The normalization
+subtracts the mean in two parts, one that float32 holds exactly and the rest. A constant channel has
+a variance of exactly 0 and an output of exactly beta, whatever its value."""
 LAYOUTS = {
     "rows (4096, 64)": ((4096, 64), 1),
     "channels last (64, 8, 8, 32)": ((64, 8, 8, 32), 3),

@@ -71,7 +71,7 @@ def _two_sums(arrays, terms):
                 whole = builder.sub(last, rest)
                 with cgutils.for_range_slice(builder, first, whole, width) as (at, _):
                     accumulate(sums, *terms(builder, load(at, vector), shifts, zeros))
-                # The last elements once more, a whole vector, without those that are counted already.
+                # The last whole vector once more, without the elements that are counted already.
                 g, d = terms(builder, load(builder.sub(last, width), vector), shifts, zeros)
                 lane = ir.VectorType(size.type, lanes)
                 fresh = builder.icmp_signed(
