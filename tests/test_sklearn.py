@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -291,6 +293,18 @@ def test_pipelines_grids_and_clones():
     model = quick(class_weight="balanced").fit(x, y)
     assert clone(model).get_params() == model.get_params()
     assert not hasattr(clone(model), "model_")
+
+
+def test_without_scikit_learn_the_import_says_what_to_install():
+    script = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import nbbn\n"
+        "try:\n    nbbn.sklearn\nexcept ImportError as error:\n    print(error)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'nbbn[sklearn]'" in found.stdout
 
 
 def test_verbose_prints_a_line_for_each_epoch(capsys):
