@@ -20,9 +20,8 @@ WIDE = 16_384
 @Kernel
 def _sparse_linear(values, indices, indptr, weight, threads, y):
     """y = x @ weight.T; weight (O, F), y (N, O)."""
-    O = weight.shape[0]
     for t in prange(threads):
-        first, last = bounds(t, threads, O)
+        first, last = bounds(t, threads, weight.shape[0])
         # Four units at once: their sums do not wait for each other.
         for o in range(first, last, 4):
             rest = min(last - o, 4) - 1
@@ -44,9 +43,8 @@ def _sparse_linear(values, indices, indptr, weight, threads, y):
 @Kernel
 def _sparse_gradient(dy, values, indices, indptr, threads, dweight):
     """dweight = dy.T @ x; dy (N, O), dweight (O, F)."""
-    O = dweight.shape[0]
     for t in prange(threads):
-        first, last = bounds(t, threads, O)
+        first, last = bounds(t, threads, dweight.shape[0])
         # Four units at once, as long as they fit into a cache.
         whole = first + (last - first) // 4 * 4 if dweight.shape[1] <= WIDE else first
         for o in range(first, whole, 4):
