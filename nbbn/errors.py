@@ -53,7 +53,7 @@ def label_advice(labels: Any) -> str:
     try:
         # Objects by what they are: a column of a table may hold integers as such.
         kind = np.asarray(getattr(labels, "tolist", lambda: labels)()).dtype.kind
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # a class, or rows of several lengths
         kind = "O"
     if kind in "biuf":
         return "numpy.asarray(labels, numpy.int64)"

@@ -67,7 +67,7 @@ def sources(value: Any, name: str) -> tuple[str, ...]:
     for part in value:
         instance(part, str, f"a part of {name}")
         if not part:
-            raise ArgumentError(f"{name} must name data, got {value!r}")
+            raise ArgumentError(f"a part of {name} is empty, got {value!r}")
     return tuple(value)
 
 
