@@ -307,6 +307,12 @@ def test_without_scikit_learn_the_import_says_what_to_install():
     assert "pip install 'nbbn[sklearn]'" in found.stdout
 
 
+def test_logistic_is_the_sigmoid():
+    x, y = blobs()
+    found = [quick(activation=a).fit(x, y).predict_proba(x) for a in ("logistic", "sigmoid")]
+    np.testing.assert_array_equal(*found)
+
+
 def test_verbose_prints_a_line_for_each_epoch(capsys):
     x, y = blobs()
     quick(max_iter=3, verbose=True, early_stopping=True).fit(x, y)
@@ -318,7 +324,7 @@ def test_verbose_prints_a_line_for_each_epoch(capsys):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"activation": "logistic"}, ArgumentError, "activation"),
+        ({"activation": "identity"}, ArgumentError, "activation"),
         ({"solver": "newton"}, ArgumentError, "solver"),
         ({"learning_rate": "invscaling"}, ArgumentError, "learning_rate"),
         ({"batch_size": 0}, ArgumentError, "batch_size"),
