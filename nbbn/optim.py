@@ -771,7 +771,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
 
 
 def _norm(gradients: Iterable[np.ndarray]) -> Any:
-    return np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in gradients))
+    return np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients))
 
 
 def _clip(limit: float, *gradients: np.ndarray) -> None:

@@ -261,7 +261,8 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         hidden = hidden if isinstance(hidden, Iterable) else (hidden,)
         self.model_ = mlp(
             (x.shape[1], *hidden, self._outputs), batch_norm=self.batch_norm, rng=self._rng,
-            activation=self.activation, dropout=self.dropout, dtype=x.dtype,
+            activation="sigmoid" if self.activation == "logistic" else self.activation,
+            dropout=self.dropout, dtype=x.dtype,
         )  # fmt: skip
         for layer in self.model_:
             if isinstance(layer, BatchNorm):
@@ -366,6 +367,7 @@ class NbbnClassifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
     hidden_layer_sizes : int or sequence of int, default (100,)
         Widths of the hidden layers.
     activation : {"relu", "sigmoid", "tanh"}, default "relu"
+        "logistic", scikit-learn's name, is the sigmoid.
     batch_norm : bool, default True
         Whether to normalize batches in front of each activation.
     dropout : float, default 0

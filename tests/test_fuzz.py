@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import pytest
+from scipy import sparse
 
 import nbbn
 from nbbn import data, losses, optim, pool
@@ -361,6 +362,7 @@ WRONG: list[Callable[[], Any]] = [
     lambda: Anything, lambda: Anything(), lambda: np.float32,
     lambda: np.dtype("i8"), lambda: np.random.default_rng(0), lambda: np.random.RandomState(0),
     lambda: nbbn.Tensor(np.ones((6, 4), np.float32)), lambda: nbbn.Parameter([1.0, 2.0]),
+    lambda: sparse.csr_matrix(np.eye(6, 4, dtype=np.float32)), lambda: sparse.csc_array(np.eye(4)),
     lambda: nbbn.ReLU(), lambda: nbbn.BatchNorm, model, batches, lambda: optim.SGD,
 ]  # fmt: skip
 

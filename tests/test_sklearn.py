@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -293,6 +295,24 @@ def test_pipelines_grids_and_clones():
     assert not hasattr(clone(model), "model_")
 
 
+def test_without_scikit_learn_the_import_says_what_to_install():
+    script = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import nbbn\n"
+        "try:\n    nbbn.sklearn\nexcept ImportError as error:\n    print(error)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'nbbn[sklearn]'" in found.stdout
+
+
+def test_logistic_is_the_sigmoid():
+    x, y = blobs()
+    found = [quick(activation=a).fit(x, y).predict_proba(x) for a in ("logistic", "sigmoid")]
+    np.testing.assert_array_equal(*found)
+
+
 def test_verbose_prints_a_line_for_each_epoch(capsys):
     x, y = blobs()
     quick(max_iter=3, verbose=True, early_stopping=True).fit(x, y)
@@ -304,7 +324,7 @@ def test_verbose_prints_a_line_for_each_epoch(capsys):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"activation": "logistic"}, ArgumentError, "activation"),
+        ({"activation": "identity"}, ArgumentError, "activation"),
         ({"solver": "newton"}, ArgumentError, "solver"),
         ({"learning_rate": "invscaling"}, ArgumentError, "learning_rate"),
         ({"batch_size": 0}, ArgumentError, "batch_size"),

@@ -30,7 +30,7 @@ def twins(x):
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(9, 13), (1, 1), (40, 3), (3, 500), (0, 4)])
+@pytest.mark.parametrize("shape", [(9, 13), (1, 1), (40, 3), (3, 500), (0, 4), (4, 17_000)])
 def test_outputs_and_gradients_are_those_of_the_dense_layer(shape, dtype, index, rng):
     x = matrix(rng, *shape, dtype=dtype, index=index)
     weight, bias = rng.normal(size=(6, shape[1])), rng.normal(size=6)

@@ -10,6 +10,7 @@ import pytest
 import nbbn
 from nbbn import backend, data, optim, train
 from nbbn.backend.recorder import Arena, GraphPlan, Recorder
+from nbbn.train.callbacks import EMA
 
 IMAGES, TESTED = 256, 50
 
@@ -124,3 +125,19 @@ def test_arrays_of_a_recorded_step_are_aligned_as_cuda_aligns_its_own():
     arena = Arena(recorder)
     assert len(kept) == len(set(arena.offsets)) == 4
     assert not any(offset % 256 for offset in arena.offsets)
+
+
+def test_clipping_and_averages_are_those_of_the_cpu(mnist):
+    states = []
+    for device in ("cpu", "cuda"):
+        model = nbbn.mlp((784, 8, 10), rng=4).to(device)
+        images, labels = mnist.train_images[:160], mnist.train_labels[:160]
+        batches = data.Batches(images, labels, 32, rng=5, device=device)
+        optimizer = optim.SGD(model.parameters(), 0.5)
+        optimizer.max_norm = 0.2
+        average = EMA(0.5)
+        train.fit(model, batches, optimizer, epochs=1, callbacks=[average])
+        assert optimizer.gradient_norm() == pytest.approx(0.2, rel=1e-5)
+        states.append(average.state_dict())
+    for name, array in states[0].items():
+        np.testing.assert_allclose(states[1][name], array, rtol=2e-3, atol=2e-3)
