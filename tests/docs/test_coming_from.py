@@ -25,8 +25,9 @@ def test_from_pytorch(tmp_path, capsys):
     assert float(capsys.readouterr().out) < 1
 
 
-def test_from_keras(tmp_path, capsys):
+def test_from_keras(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     pytest.importorskip("keras")
     run("Keras", tmp_path)
     assert float(capsys.readouterr().out) > 0.85

@@ -148,7 +148,7 @@ test_refusals = refusing(
         ("Conv2d(3, 4, 3, groups=2)", ArgumentError, "groups=2 must divide both.*=3 and.*=4"),
         ("Conv2d(4, 3, 3, groups=2)", ArgumentError, "groups=2 must divide both.*=4 and.*=3"),
         ("Conv2d(3, 4, 3, axis=2)", ArgumentError, "axis must be 1.*got 2"),
-        ("Conv2d(3, 4, 3, init='ones')", ArgumentError, "init must be one of"),
+        ("Conv2d(3, 4, 3, init='one')", ArgumentError, "init must be one of"),
         ("Conv2d(3, 4, 3.0)", DTypeError, "kernel_size must be an integer, got float"),
         ("Conv2d(3, 10**9, 999)", ArgumentError, "a convolution with a weight of shape"),
         ("ConvTranspose2d(3, 4, 3, padding='same')", ArgumentError, 'no padding "same"'),
