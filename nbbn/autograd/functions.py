@@ -37,6 +37,7 @@ from .ops.joining import Concatenate, Maximum, Pad, Where
 from .ops.linear import Linear
 from .ops.losses import CrossEntropy, Huber
 from .ops.matmul import MatMul
+from .ops.recurrent import Recurrent
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
@@ -46,10 +47,10 @@ from .tensor import Tensor, apply, apply_with_stats, as_tensor
 __all__ = [
     "Add", "BatchNormInfer", "BatchNormTrain", "Concatenate", "CrossEntropy", "Divide", "Dropout",
     "Exp", "Huber", "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "Maximum", "Mean",
-    "Multiply", "Pad", "Power", "ReLU", "Reshape", "Scatter", "Sigmoid", "Softmax", "Softplus",
+    "Multiply", "Pad", "Power", "ReLU", "Recurrent", "Reshape", "Scatter", "Sigmoid", "Softmax", "Softplus",
     "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "batch_norm_infer", "batch_norm_train",
     "concatenate", "cross_entropy", "dropout", "einsum", "gather", "huber", "linear", "log_softmax",
-    "maximum", "minimum", "pad", "relu", "scatter_add", "sigmoid", "softmax", "softplus", "split",
+    "maximum", "minimum", "pad", "recurrent", "relu", "scatter_add", "sigmoid", "softmax", "softplus", "split",
     "stack", "tanh", "where",
 ]  # fmt: skip
 
@@ -169,6 +170,15 @@ def batch_norm_infer(
         BatchNormInfer, x, mean, var, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation,
     )  # fmt: skip
+
+
+def recurrent(
+    projected: Any, weight: Any, bias: Any = None, initial: Any = None, *,
+    kind: str, lengths: np.ndarray | None = None, reverse: bool = False,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.recurrent`; returns the states alone."""
+    options = {"kind": kind, "lengths": lengths, "reverse": reverse}
+    return apply(Recurrent, projected, weight, bias, initial, **options)
 
 
 # ---------------------------------------------------------------- several tensors in one

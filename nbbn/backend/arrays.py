@@ -181,6 +181,8 @@ def kernels(op: str, name: str = "cpu") -> Any:
             from ..kernels import matmul_cpu as module
         case "optim":
             from ..kernels import optim_cpu as module
+        case "recurrent":
+            from ..kernels import recurrent_cpu as module
         case "softmax":
             from ..kernels import softmax_cpu as module
         case "weighted":
@@ -200,6 +202,8 @@ def _cuda_kernels(op: str) -> Any:
             from ..kernels import gather_cuda as module
         case "optim":
             from ..kernels import optim_cuda as module
+        case "recurrent":
+            from ..kernels import recurrent_cuda as module
         case "softmax":
             from ..kernels import softmax_cuda as module
     return module

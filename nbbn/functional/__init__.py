@@ -12,6 +12,7 @@ from .batchnorm import (
     batch_norm_train,
     update_running_stats,
 )
+from .recurrent import RecurrentGradients, RecurrentStates, recurrent, recurrent_backward
 from .softmax import (
     cross_entropy,
     cross_entropy_backward,
@@ -24,9 +25,9 @@ from .stats import BatchNormStats, WeightedStats, merge_stats
 from .weighted import weighted_batch_norm_backward, weighted_batch_norm_train
 
 __all__ = [
-    "BatchNormStats", "WeightedStats", "batch_norm", "batch_norm_backward", "batch_norm_infer",
+    "BatchNormStats", "RecurrentGradients", "RecurrentStates", "WeightedStats", "batch_norm", "batch_norm_backward", "batch_norm_infer",
     "batch_norm_infer_backward", "batch_norm_train", "cross_entropy", "cross_entropy_backward",
-    "log_softmax", "log_softmax_backward", "merge_stats", "relu", "relu_backward", "sigmoid",
+    "log_softmax", "log_softmax_backward", "merge_stats", "recurrent", "recurrent_backward", "relu", "relu_backward", "sigmoid",
     "sigmoid_backward", "softmax", "softmax_backward", "tanh", "tanh_backward",
     "update_running_stats", "weighted_batch_norm_backward", "weighted_batch_norm_train",
 ]  # fmt: skip
