@@ -234,7 +234,7 @@ class _Run:
             )
         self.T, self.N, _ = shape
         self.weight = backend.contiguous(weight, self.dtype)
-        self.lengths = _lengths(lengths, self.T, self.N, self.device)
+        self.lengths = checked_lengths(lengths, self.T, self.N, self.device)
         self.kernels = backend.kernels("recurrent", self.device)
 
     def empty(self, *leading: int) -> np.ndarray:
@@ -247,7 +247,7 @@ class _Run:
         return [(t, t, t + 1) for t in range(self.T)]
 
 
-def _lengths(lengths: Any, T: int, N: int, device: str) -> np.ndarray:
+def checked_lengths(lengths: Any, T: int, N: int, device: str) -> np.ndarray:
     """Return lengths (N,) as int64, or an empty array for None."""
     if lengths is None:
         return backend.zeros(0, np.int64, device)

@@ -16,10 +16,10 @@ from .elementwise_cpu import _tanh, exp
 
 
 @device_function
-def _sigmoid_of(x, first, last):
-    """x = 1 / (1 + exp(-x)) in place, from first to last."""
+def _sigmoid_of(x):
+    """x = 1 / (1 + exp(-x)) in place."""
     one = x.dtype.type(1)
-    for j in range(first, last):
+    for j in range(x.size):
         e = exp(-abs(x[j]))
         x[j] = (e if x[j] < 0 else one) / (one + e)
 
@@ -61,11 +61,11 @@ def _lstm_step(gates, product, h, c, lengths, t, threads, saved, h_after, c_afte
             own, other, before, s = gates[n], product[n], c[n], saved[n]
             for j in range(s.size):
                 s[j] = own[j] + other[j]
-            _sigmoid_of(s, 0, 2 * H)
-            for j in range(2 * H, 3 * H):
-                s[j] = _tanh(s[j])
-            _sigmoid_of(s, 3 * H, 4 * H)
             i, f, g, o = s[:H], s[H : 2 * H], s[2 * H : 3 * H], s[3 * H :]
+            _sigmoid_of(s[: 2 * H])
+            for j in range(H):
+                g[j] = _tanh(g[j])
+            _sigmoid_of(o)
             for j in range(H):
                 cell[j] = f[j] * before[j] + i[j] * g[j]
             for j in range(H):
@@ -121,7 +121,7 @@ def _gru_step(gates, product, h, lengths, t, threads, saved, h_after):
             own, other, before, s = gates[row], product[row], h[row], saved[row]
             for j in range(2 * H):
                 s[j] = own[j] + other[j]
-            _sigmoid_of(s, 0, 2 * H)
+            _sigmoid_of(s[: 2 * H])
             r, z, n, m = s[:H], s[H : 2 * H], s[2 * H : 3 * H], s[3 * H :]
             new_own, new_other = own[2 * H :], other[2 * H :]
             for j in range(H):
