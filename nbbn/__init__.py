@@ -25,21 +25,75 @@ if TYPE_CHECKING:
     from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
     from .nn.batchnorm import BatchNorm, Convention
+    from .nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from .nn.inspect import inspect
     from .nn.layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
     from .nn.module import Module
+    from .nn.recurrent import GRU, LSTM, RNN
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
     from .train import callbacks, checkpoint, config, inference, logs, metrics, plots, progress
     from .train.trust import recordable
 
 __all__ = [
-    "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "InPlaceBatchNorm", "Module", "NbbnError", "Op", "Parameter", "Ramp", "ReLU", "Sequential",
-    "Sigmoid", "Softmax", "Tanh", "Tape", "Tensor", "__version__", "apply", "callbacks",
-    "checkpoint", "config", "convert", "data", "errors", "fold", "functional", "grad", "gradcheck",
-    "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics",
-    "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable",
-    "threads", "train", "warmup",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "BatchNorm",
+    "BatchRenorm",
+    "Convention",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GhostBatchNorm",
+    "GroupNorm",
+    "InPlaceBatchNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "Module",
+    "NbbnError",
+    "Op",
+    "Parameter",
+    "RMSNorm",
+    "Ramp",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "Tape",
+    "Tensor",
+    "__version__",
+    "apply",
+    "callbacks",
+    "checkpoint",
+    "config",
+    "convert",
+    "data",
+    "errors",
+    "fold",
+    "functional",
+    "grad",
+    "gradcheck",
+    "gradgradcheck",
+    "inference",
+    "initializers",
+    "inspect",
+    "jit",
+    "logs",
+    "losses",
+    "metrics",
+    "mlp",
+    "onnx",
+    "ops",
+    "optim",
+    "plots",
+    "pool",
+    "progress",
+    "recalibrate",
+    "recordable",
+    "threads",
+    "train",
+    "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -51,10 +105,12 @@ _DEFINED = {
     "export.fold": ("fold",),
     "functional.warmup": ("warmup",),
     "nn.batchnorm": ("BatchNorm", "Convention"),
+    "nn.groupnorm": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"),
     "nn.inspect": ("inspect",),
     "nn.layers": ("Dense", "Dropout", "Flatten", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
                   "mlp"),
     "nn.module": ("Module",),
+    "nn.recurrent": ("GRU", "LSTM", "RNN"),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip

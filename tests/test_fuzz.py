@@ -44,6 +44,11 @@ def x() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 
+def deep() -> np.ndarray:
+    """Give channels positions."""
+    return x().reshape(1, 4, 6)
+
+
 def vector() -> np.ndarray:
     return np.random.default_rng(1).uniform(0.5, 2, 4).astype(np.float32)
 
@@ -98,6 +103,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "epochs": lambda: 1, "every": lambda: 5, "features": lambda: 4, "classes": lambda: 2,
     "first": lambda: 1, "folder": lambda: "run", "fraction": lambda: 0.25,
     "framework": lambda: "torch", "function": lambda: lambda a: (a * a).sum(), "gamma": vector,
+    "groups": lambda: 2,
     "image": lambda: x()[0], "images": x, "in_features": lambda: 4, "inputs": lambda: [np.ones(3)],
     "labels": labels, "last": lambda: 9, "layer": lambda: nbbn.BatchNorm(4),
     "layers": lambda: [nbbn.Dense(4, 3), nbbn.ReLU()], "logits": x,
@@ -126,6 +132,9 @@ VALUES: dict[str, Callable[[], Any]] = {
 OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Batches.load_state_dict": lambda: {"state": batches().state_dict()},
     "BatchNormState.assign": lambda: {"self": batch_norm_state(), "layer": nbbn.BatchNorm(4)},
+    "InstanceNorm.__call__": lambda: {"x": deep()},
+    "LayerNorm": lambda: {"shape": 4},
+    "RMSNorm": lambda: {"shape": 4},
     "BatchRenorm": lambda: {"r_max": 2.0, "d_max": 1.0},
     "Classifier.batches": lambda: {"self": classifier()},
     "Classifier.load": lambda: {"path": "classifier.safetensors"},
@@ -156,6 +165,15 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "data.load_fashion_mnist": lambda: {"data_dir": "empty", "download": False},
     "data.load_mnist": lambda: {"data_dir": "empty", "download": False},
     "data.read_idx": lambda: {"source": "labels.idx"},
+    "functional.group_norm_backward": lambda: {"stats": F.group_norm(x(), groups=2)[1]},
+    "functional.instance_norm": lambda: {"x": deep()},
+    "functional.instance_norm_backward": lambda: {
+        "dy": deep(),
+        "x": deep(),
+        "stats": F.instance_norm(deep())[1],
+    },
+    "functional.layer_norm_backward": lambda: {"stats": F.layer_norm(x(), axis=1)[1]},
+    "functional.rms_norm_backward": lambda: {"stats": F.rms_norm(x(), axis=1)[1]},
     "functional.weighted_batch_norm_backward": lambda: {
         "stats": F.weighted_batch_norm_train(x(), VALUES["weights"]())[1]
     },
@@ -168,6 +186,7 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "mlp": lambda: {"rng": 0},
     "onnx.load": lambda: {"source": "model.onnx"},
     "ops.concatenate": lambda: {"tensors": [x(), x()]},
+    "ops.instance_norm": lambda: {"x": deep()},
     "ops.dropout": lambda: {"rng": np.random.default_rng(0)},
     "ops.einsum": lambda: {"subscripts": "ij,ij->i", "a": x(), "b": x()},
     "ops.gather": lambda: {"index": np.zeros((6, 2), np.int64)},

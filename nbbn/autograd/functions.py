@@ -32,6 +32,7 @@ from .ops.batchnorm_variants import (
     WeightedBatchNorm,
 )
 from .ops.dropout import Dropout
+from .ops.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .ops.index import Index, Scatter
 from .ops.joining import Concatenate, Maximum, Pad, Where
 from .ops.linear import Linear
@@ -46,12 +47,13 @@ from .tensor import Tensor, apply, apply_with_stats, as_tensor
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
     "Add", "BatchNormInfer", "BatchNormTrain", "Concatenate", "CrossEntropy", "Divide", "Dropout",
-    "Exp", "Huber", "Index", "Linear", "Log", "LogSoftmax", "MatMul", "Max", "Maximum", "Mean",
-    "Multiply", "Pad", "Power", "ReLU", "Recurrent", "Reshape", "Scatter", "Sigmoid", "Softmax", "Softplus",
-    "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "batch_norm_infer", "batch_norm_train",
-    "concatenate", "cross_entropy", "dropout", "einsum", "gather", "huber", "linear", "log_softmax",
-    "maximum", "minimum", "pad", "recurrent", "relu", "scatter_add", "sigmoid", "softmax", "softplus", "split",
-    "stack", "tanh", "where",
+    "Exp", "GroupNorm", "Huber", "Index", "InstanceNorm", "LayerNorm", "Linear", "Log",
+    "LogSoftmax", "MatMul", "Max", "Maximum", "Mean", "Multiply", "Pad", "Power", "RMSNorm", "ReLU",
+    "Recurrent", "Reshape", "Scatter", "Sigmoid", "Softmax", "Softplus", "Subtract", "Sum", "Tanh",
+    "To", "Transpose", "Where", "batch_norm_infer", "batch_norm_train", "concatenate",
+    "cross_entropy", "dropout", "einsum", "gather", "group_norm", "huber", "instance_norm",
+    "layer_norm", "linear", "log_softmax", "maximum", "minimum", "pad", "recurrent", "relu",
+    "rms_norm", "scatter_add", "sigmoid", "softmax", "softplus", "split", "stack", "tanh", "where",
 ]  # fmt: skip
 
 
@@ -436,6 +438,32 @@ def _along(shape: tuple[int, ...], index: Any, axis: int) -> tuple[Any, ...]:
         raise ShapeError(f"index must have the rank of x, {shape}, got shape {index.shape}")
     grid = np.ogrid[tuple(slice(n) for n in shape)]
     return tuple(index if d == axis else places for d, places in enumerate(grid))
+
+
+def layer_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, axis: int = -1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.layer_norm`; the result alone."""
+    return apply(LayerNorm, x, gamma, beta, axis=axis, eps=eps)
+
+
+def rms_norm(x: Any, gamma: Any = None, *, axis: int = -1, eps: float | None = None) -> Tensor:
+    """Differentiable `nbbn.functional.rms_norm`; the result alone."""
+    return apply(RMSNorm, x, gamma, axis=axis, eps=eps)
+
+
+def group_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, groups: int, axis: int = 1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.group_norm`; the result alone."""
+    return apply(GroupNorm, x, gamma, beta, groups=groups, axis=axis, eps=eps)
+
+
+def instance_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, axis: int = 1, eps: float = 1e-5
+) -> Tensor:
+    """Differentiable `nbbn.functional.instance_norm`; the result alone."""
+    return apply(InstanceNorm, x, gamma, beta, axis=axis, eps=eps)
 
 
 # The variants, for their layers; options and their defaults are those of the operations.

@@ -177,6 +177,8 @@ def kernels(op: str, name: str = "cpu") -> Any:
             from ..kernels import elementwise_cpu as module
         case "gather":
             from ..kernels import gather_cpu as module
+        case "groupnorm":
+            from ..kernels import groupnorm_cpu as module
         case "matmul":
             from ..kernels import matmul_cpu as module
         case "optim":
@@ -200,6 +202,8 @@ def _cuda_kernels(op: str) -> Any:
             from ..kernels import elementwise_cuda as module
         case "gather":
             from ..kernels import gather_cuda as module
+        case "groupnorm":
+            from ..kernels import groupnorm_cuda as module
         case "optim":
             from ..kernels import optim_cuda as module
         case "recurrent":

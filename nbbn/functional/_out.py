@@ -101,3 +101,22 @@ def copied(vector: np.ndarray) -> np.ndarray:
     copy = backend.empty(vector.shape, vector.dtype, backend.device_of(vector))
     backend.run(np.copyto, copy, vector)
     return copy
+
+
+def gradient(
+    out: np.ndarray | None, shape: tuple[int, ...], layout: Layout, name: str, *inputs: np.ndarray
+) -> np.ndarray:
+    """Return what receives dgamma or dbeta: `out`, unless writing it would change an input."""
+    if out is not None:
+        checks.output(out, shape, layout.dtype, name, layout.device)
+        if out.flags.c_contiguous and not any(share(out, array) for array in inputs):
+            return out
+    return backend.empty(shape, layout.dtype, layout.device)
+
+
+def hand_over(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """Return the result in `out`, where given."""
+    if out is None or found is out:
+        return found
+    backend.run(np.copyto, out, found)
+    return out

@@ -37,7 +37,7 @@ from .._validation import choice, fraction, integer, number, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
-from ._out import Target, share, unchanged_by
+from ._out import Target, gradient, hand_over, unchanged_by
 from .layout import Layout, channel_layout, fold, nothing
 from .stats import BatchNormStats, WeightedStats, check_stats
 
@@ -480,22 +480,6 @@ def _optional(array: Any, x: np.ndarray, layout: Layout, name: str) -> np.ndarra
     return fold(array, layout)
 
 
-def _gradient(out: np.ndarray | None, layout: Layout, name: str, *inputs: np.ndarray) -> np.ndarray:
-    """Return what receives dgamma or dbeta: `out`, unless writing it would change an input."""
-    if out is not None:
-        checks.output(out, (layout.shape[1],), layout.dtype, name, layout.device)
-        if not any(share(out, array) for array in inputs):
-            return out
-    return backend.empty(layout.shape[1], layout.dtype, layout.device)
-
-
-def _hand_over(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    if out is None or found is out:
-        return found
-    backend.run(np.copyto, out, found)
-    return out
-
-
 def _backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -515,8 +499,8 @@ def _backward(
     mask = _optional(y, x, layout, "y")
     target = Target(out, x, layout, dy, x, y)
     read = x, dy, mask, gamma, mean, inv_std
-    dgamma = _gradient(out_dgamma, layout, "out_dgamma", *read)
-    dbeta = _gradient(out_dbeta, layout, "out_dbeta", *read)
+    dgamma = gradient(out_dgamma, (channels,), layout, "out_dgamma", *read)
+    dbeta = gradient(out_dbeta, (channels,), layout, "out_dbeta", *read)
     if out_dgamma is not None or out_dbeta is not None:
         checks.separate(out_dgamma, out_dbeta, "out_dgamma and out_dbeta")
         checks.separate(out, out_dgamma, "out and out_dgamma")
@@ -531,7 +515,7 @@ def _backward(
     else:
         dgamma.fill(0)
         dbeta.fill(0)
-    return target.finish(), _hand_over(dgamma, out_dgamma), _hand_over(dbeta, out_dbeta)
+    return target.finish(), hand_over(dgamma, out_dgamma), hand_over(dbeta, out_dbeta)
 
 
 def _check_running(

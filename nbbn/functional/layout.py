@@ -110,6 +110,45 @@ def row_layout(x: Any, axis: int, name: str) -> Layout:
     return _placed(x, order, (math.prod(rest), shape[last]), dtype)
 
 
+def trailing_layout(x: Any, axis: int) -> Layout:
+    """Find how `x` folds into (rows, 1, K, 1), the axes from `axis` on being one run of K."""
+    dtype = checks.floating(x, "x")
+    first = axis_index(axis, x)
+    size = math.prod(x.shape[first:])
+    if size == 0:
+        raise ShapeError(
+            f"there is nothing to normalize: the axes of x from {axis} on have shape "
+            f"{x.shape[first:]}"
+        )
+    return _placed(x, None, (math.prod(x.shape[:first]), 1, size, 1), dtype)
+
+
+def group_layout(x: Any, groups: int | None, axis: int) -> Layout:
+    """Find how `x` folds into (N, groups, C / groups, S); None makes each channel a group.
+
+    The examples are along the first axis that is not the channels'.
+    """
+    dtype = checks.floating(x, "x")
+    # A channel without positions is one value.
+    least, form = (3, "(N, C, L, ...)") if groups is None else (2, "(N, C, ...)")
+    if x.ndim < least:
+        raise ShapeError(f"x must have {least} dimensions or more, {form}, got shape {x.shape}")
+    channel = axis_index(axis, x)
+    channels = x.shape[channel]
+    if channels == 0:
+        raise ShapeError(f"x has no channels: axis {axis} of shape {x.shape} has length 0")
+    groups = channels if groups is None else groups
+    if channels % groups:
+        raise ShapeError(
+            f"the {channels} channels of x with shape {x.shape} do not divide into {groups} groups"
+        )
+    others = [d for d in range(x.ndim) if d != channel]
+    order = (others[0], channel, *others[1:])
+    inner = math.prod(x.shape[d] for d in others[1:])
+    shape = x.shape[others[0]], groups, channels // groups, inner
+    return _placed(x, None if channel == 1 else order, shape, dtype)
+
+
 def flat_layout(x: Any, name: str) -> Layout:
     """Find how `x` folds into a flat array (size,)."""
     dtype = checks.floating(x, name)

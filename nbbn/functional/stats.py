@@ -12,7 +12,7 @@ from .._validation import integer, iterate, real
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 
-__all__ = ["BatchNormStats", "WeightedStats", "merge_stats"]
+__all__ = ["BatchNormStats", "GroupStats", "WeightedStats", "merge_stats"]
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -53,6 +53,25 @@ class WeightedStats(NamedTuple):
     inv_std: np.ndarray
     count: np.ndarray  # type: ignore[assignment]
     weight: np.ndarray
+
+
+class GroupStats(NamedTuple):
+    """Statistics of each example's groups, from `layer_norm`, `rms_norm`, `group_norm` and others.
+
+    Attributes
+    ----------
+    mean, var, inv_std : ndarray of float64
+        Mean, biased variance and 1 / sqrt(var + eps), of the shape that the function says. Of
+        `rms_norm`, 0 and the mean of the squares. float64 whatever the input's type; on a device
+        float32, unless the input is float64.
+    count : int
+        Values per group.
+    """
+
+    mean: np.ndarray
+    var: np.ndarray
+    inv_std: np.ndarray
+    count: int  # type: ignore[assignment]
 
 
 def check_stats(stats: BatchNormStats | WeightedStats) -> str:

@@ -85,6 +85,9 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
         weighted.subtract(x, weights, wide, wide, wide, x)
     for skipped in (None, np.zeros(1, np.int64)):
         F.update_running_stats(vector, vector.copy(), stats, skipped=skipped)
+    for x in (rows, np.zeros((2, 3, 4), dtype)):
+        y, groups = F.group_norm(x, vector, vector, groups=1)
+        F.group_norm_backward(y, x, groups, vector, groups=1)
     for forward, backward in (
         (F.relu, F.relu_backward), (F.sigmoid, F.sigmoid_backward), (F.tanh, F.tanh_backward),
         (F.softmax, F.softmax_backward), (F.log_softmax, F.log_softmax_backward),

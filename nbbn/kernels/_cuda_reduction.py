@@ -17,7 +17,20 @@ from numba import cuda, int64, uint32
 
 from . import _cuda
 from ._cuda import Kernel, accumulator, device_function, scratch, vector_width
-from ._cuda_lanes import lane, lanes, load, load_any, load_fresh, spread, store, store_any, width
+from ._cuda_lanes import (
+    finite_part,
+    lane,
+    lane_sum,
+    lanes,
+    load,
+    load_any,
+    load_fresh,
+    positive_part,
+    spread,
+    store,
+    store_any,
+    width,
+)
 
 # Elements of a thread that are summed in one go, before their sum goes into the next.
 RUN = 128
@@ -134,6 +147,36 @@ def merge_moments(n, mean, m2, other_n, other_mean, other_m2):
 def merge_sums(n, a, b, other_n, other_a, other_b):
     """Counts and sums add up."""
     return n + other_n, a + other_a, b + other_b
+
+
+@device_function
+def walk_moments(x, i, count, inner, step, jump, reference):
+    """(mean - reference, M2) of a walk through x."""
+    zero = spread(0, reference)
+    n, b, mean, m2 = 0, 0, zero, zero
+    while n < count:
+        length = min(count - n, RUN)
+        shift = finite_part(load(x, i, zero))
+        total, square = zero, zero
+        for _ in range(length):
+            d = load(x, i, zero) - shift
+            total = total + d
+            square = square + d * d
+            i, b = step_on(i, b, inner, step, jump)
+        offset = total / spread(length, zero)
+        spread_out = positive_part(square - total * offset)
+        center = (shift - reference) + offset
+        n, mean, m2 = merge_moments(n, mean, m2, length, center, spread_out)
+    return mean, m2
+
+
+@device_function
+def merge_lanes(n, mean, m2):
+    """Moments of all lanes together, each of n elements."""
+    V = lane_sum(spread(1, mean))
+    center = lane_sum(mean) / V
+    delta = mean - center
+    return center, lane_sum(m2 + delta * delta * spread(n, mean))
 
 
 def shared_memory(V, acc):

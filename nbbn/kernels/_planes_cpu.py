@@ -63,7 +63,7 @@ def slabs_of_channels(x, arrays, threads):
 
 
 @device_function
-def _center(plane, s0, s1):
+def center_of(plane, s0, s1):
     """Return a value near the mean of plane[s0:s1]: exactly it where all are the same."""
     head = plane[s0]
     samples = min(ELEMENTS_IN_SHIFT, s1 - s0)
@@ -104,7 +104,7 @@ def stats_planes(x, n0, n1, c0, c1, s0, s1, shift, mean, m2):
     """
     count = float((n1 - n0) * (s1 - s0))
     for j in range(c1 - c0):
-        shift[j] = _center(x[n0, c0 + j], s0, s1)
+        shift[j] = center_of(x[n0, c0 + j], s0, s1)
     # The sums, until they are made mean and M2.
     total, square = mean, m2
     if count < FEW_ELEMENTS:

@@ -153,9 +153,16 @@ def _masked_products(builder, loaded, shift, zero):
     return g, builder.fmul(g, builder.fsub(x, shift))
 
 
+def _scaled_products(builder, loaded, shift, zero):
+    dy, scale, x = loaded
+    g = builder.fmul(dy, scale)
+    return g, builder.fmul(g, builder.fsub(x, shift))
+
+
 _SQUARES = _two_sums(1, _squares, mean=True)
 _PRODUCTS = _two_sums(2, _products)
 _MASKED_PRODUCTS = _two_sums(3, _masked_products)
+_SCALED_PRODUCTS = _two_sums(3, _scaled_products)
 
 
 def _or_in_python(plain):
@@ -185,6 +192,12 @@ def sum_products(typingctx, dy, x, first, last, shift):
 def sum_masked_products(typingctx, dy, x, y, first, last, shift):
     """sum(dy) and sum(dy * (x - shift)) over the elements of first..last where y > 0."""
     return _MASKED_PRODUCTS(x.dtype, shift)
+
+
+@_or_in_python(lambda dy, s, x, i, k, shift: _sums_in_python(dy[i:k] * s[i:k], x[i:k] - shift))
+def sum_scaled_products(typingctx, dy, scale, x, first, last, shift):
+    """sum(dy * scale) and sum(dy * scale * (x - shift)) over first..last."""
+    return _SCALED_PRODUCTS(x.dtype, shift)
 
 
 @_or_in_python(lambda x, first, nbytes: None)

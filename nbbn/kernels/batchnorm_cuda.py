@@ -36,7 +36,7 @@ from ._cuda_lanes import (
 from ._cuda_reduction import (
     RUN,
     last_index,
-    merge_moments,
+    merge_lanes,
     moments_over_grid,
     planes_grid,
     position,
@@ -44,6 +44,7 @@ from ._cuda_reduction import (
     shared_memory,
     step_on,
     sums_over_grid,
+    walk_moments,
     walk_planes,
     walk_rows,
 )
@@ -70,36 +71,6 @@ def _keep(values, c, planes, v):
         values[c] = lane(v, 0)
     else:
         store_any(values, c, v)
-
-
-@device_function
-def _moments(x, i, count, inner, step, jump, reference):
-    """(mean - reference, M2) of a walk through x."""
-    zero = spread(0, reference)
-    n, b, mean, m2 = 0, 0, zero, zero
-    while n < count:
-        length = min(count - n, RUN)
-        shift = finite_part(load(x, i, zero))
-        total, square = zero, zero
-        for _ in range(length):
-            d = load(x, i, zero) - shift
-            total = total + d
-            square = square + d * d
-            i, b = step_on(i, b, inner, step, jump)
-        offset = total / spread(length, zero)
-        spread_out = positive_part(square - total * offset)
-        center = (shift - reference) + offset
-        n, mean, m2 = merge_moments(n, mean, m2, length, center, spread_out)
-    return mean, m2
-
-
-@device_function
-def _merge_lanes(n, mean, m2):
-    """Moments of all lanes together, each of n elements."""
-    V = lane_sum(spread(1, mean))
-    center = lane_sum(mean) / V
-    delta = mean - center
-    return center, lane_sum(m2 + delta * delta * spread(n, mean))
 
 
 @device_function
@@ -209,13 +180,13 @@ def _train(V, acc, planes):
             reference = spread(lane(finite_part(load(x, c * S, zero)), 0), zero)
         elif c < C:
             reference = finite_part(load(x, c, zero))
-        a, b = _moments(x, i, count, inner, step, jump, reference)
+        a, b = walk_moments(x, i, count, inner, step, jump, reference)
         stop = 1 if planes else cuda.blockDim.x
         last, n, a, b = moments_over_grid(memory, stop, partials, tickets, count, a, b)
         if not last or c >= C:
             return
         if planes:
-            a, b = _merge_lanes(n, a, b)
+            a, b = merge_lanes(n, a, b)
         total = spread(N * S, zero)
         center, variance = reference + a, b / total
         inverse = spread(1, zero) / sqrt(variance + eps)

@@ -132,9 +132,7 @@ def _gru_step(gates, product, h, lengths, t, threads, saved, h_after):
 
 
 @Kernel
-def _gru_step_backward(
-    dh, dproduct, saved, h, lengths, t, threads, carried, dgates, dproducts
-):
+def _gru_step_backward(dh, dproduct, saved, h, lengths, t, threads, carried, dgates, dproducts):
     """Gradients of both products (N, 3 H), and in `carried` what h gets besides its product."""
     H = h.shape[1]
     for k in prange(threads):
@@ -228,9 +226,7 @@ def gru_step(gates, product, h, lengths, t, saved, h_after):
     _gru_step(threads, gates, product, h, lengths, t, threads, saved, h_after)
 
 
-def gru_step_backward(
-    dh, dproduct, saved, h, h_after, lengths, t, carried, dgates, dproducts
-):
+def gru_step_backward(dh, dproduct, saved, h, h_after, lengths, t, carried, dgates, dproducts):
     """Gradients of the gates and of the hidden product; `carried` as in `lstm_step_backward`."""
     threads = workers(saved.size)
     given = dh, dproduct, saved, h, lengths, t

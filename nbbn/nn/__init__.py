@@ -1,12 +1,35 @@
 """What a model is made of: modules, layers, batch normalization and its variants, losses."""
 
 from .batchnorm import BatchNorm, Convention
+from .groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
 from .module import Module
+from .recurrent import GRU, LSTM, RNN
 from .variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
 
 __all__ = [
-    "BatchNorm", "BatchRenorm", "Convention", "Dense", "Dropout", "Flatten", "GhostBatchNorm",
-    "InPlaceBatchNorm", "Module", "Ramp", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh", "mlp",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "BatchNorm",
+    "BatchRenorm",
+    "Convention",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GhostBatchNorm",
+    "GroupNorm",
+    "InPlaceBatchNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "Module",
+    "RMSNorm",
+    "Ramp",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "mlp",
     "recalibrate",
 ]  # fmt: skip

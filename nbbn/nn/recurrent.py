@@ -9,12 +9,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import backend
-from .._validation import choice, float_type, generator, positive, possible, switch
+from .._validation import (
+    choice,
+    float_type,
+    fraction,
+    generator,
+    positive,
+    possible,
+    real,
+    switch,
+)
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import DTypeError, ShapeError
-from ..functional import update_running_stats
+from ..functional import checks, update_running_stats
 from ..functional.recurrent import KINDS, checked_lengths
+from .groupnorm import LayerNorm
 from .module import Module
 
 __all__ = ["GRU", "LSTM", "RNN", "StepBatchNorm"]
@@ -83,7 +93,7 @@ class Recurrent(Module):
         "weight_ih_l0", "weight_ih_l0_reverse", "weight_ih_l1".
     """
 
-    kind: ClassVar[str]
+    kind: str
 
     def __init__(
         self,
@@ -129,9 +139,7 @@ class Recurrent(Module):
                 head, dot, rest = name.partition(".")
                 yield f"{prefix}{head}{suffix}{dot}{rest}", array
 
-    def forward(
-        self, x: Tensor, initial: Any = None, lengths: np.ndarray | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, initial: Any = None, lengths: np.ndarray | None = None) -> Tensor:
         """Map x (N, T, F) to hidden states (N, T, D * H) in D directions, or the last (N, D * H).
 
         `initial` and `lengths` are those of `with_state`.
@@ -237,28 +245,205 @@ def _beside(parts: list[Tensor]) -> Tensor:
 class GRU(Recurrent):
     """Gated recurrent units, as PyTorch's (and Keras' with reset_after=True).
 
-    Otherwise as `nbbn.nn.recurrent.Recurrent`; the formulas are in `nbbn.functional.recurrent`.
+    Otherwise as `nbbn.nn.recurrent.Recurrent`.
     """
 
     kind = "gru"
 
 
 class RNN(Recurrent):
-    """Elman networks, h' = tanh(W x + U h + b).
-
-    Otherwise as `nbbn.nn.recurrent.Recurrent`.
+    """Elman networks, ``h' = tanh(W x + U h + b)``.
 
     Parameters
     ----------
+    input_size, hidden_size : int
     nonlinearity : {"tanh", "relu"}, default "tanh"
+    **options
+        As of `Recurrent`.
     """
 
     def __init__(
         self, input_size: int, hidden_size: int, *, nonlinearity: str = "tanh", **options: Any
     ) -> None:
-        self.kind = choice(nonlinearity, ("tanh", "relu"), "nonlinearity")  # type: ignore[misc]
+        self.kind = choice(nonlinearity, ("tanh", "relu"), "nonlinearity")
         super().__init__(input_size, hidden_size, **options)
 
 
 class LSTM(Recurrent):
+    """Long short-term memory, as PyTorch's; on request with normalization in the recurrence.
+
+    With ``normalization="batch"`` it is that of Cooijmans et al.: the products of the input and of
+    the hidden state are normalized apart, by statistics of each step, and so is the cell state that
+    the output looks at. ``"layer"`` normalizes the same three over the units of an example. All
+    scales start at 0.1, so that tanh does not saturate; the products have no shift of their own.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+    normalization : {None, "batch", "layer"}, default None
+    max_steps : int, default 100
+        Steps that have running statistics of their own; later steps have the last one's.
+    **options
+        As of `Recurrent`.
+
+    References
+    ----------
+    Cooijmans et al., "Recurrent Batch Normalization" (2016), arXiv:1603.09025. Ba, Kiros and
+    Hinton, "Layer Normalization" (2016), arXiv:1607.06450.
+    """
+
     kind = "lstm"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        normalization: str | None = None,
+        max_steps: int = 100,
+        **options: Any,
+    ) -> None:
+        self.normalization = choice(normalization, (None, "batch", "layer"), "normalization")
+        self.max_steps = positive(max_steps, "max_steps")
+        super().__init__(input_size, hidden_size, **options)
+
+    def _direction(self, sizes: tuple[int, int], *rest: Any) -> Direction:
+        if self.normalization is None:
+            return super()._direction(sizes, *rest)
+        return NormalizedDirection(self.normalization, self.max_steps, sizes, *rest)
+
+
+class NormalizedDirection(Direction):
+    """A direction of an LSTM with normalization, step by step."""
+
+    def __init__(
+        self, normalization: str, max_steps: int, sizes: tuple[int, int], reverse: bool, bias: bool,
+        rng: np.random.Generator, dtype: Any,
+    ) -> None:  # fmt: skip
+        super().__init__("lstm", sizes, reverse, bias, rng, dtype)
+
+        def norm(channels: int, shift: bool) -> StepNorm:
+            if normalization == "batch":
+                return StepBatchNorm(channels, max_steps, shift=shift, dtype=dtype)
+            return StepLayerNorm(channels, shift=shift, dtype=dtype)
+
+        hidden = sizes[1]
+        self.norm_ih, self.norm_hh = norm(4 * hidden, False), norm(4 * hidden, False)
+        self.norm_cell = norm(hidden, True)
+
+    def run(
+        self, x: Tensor, initial: Tensor | None, lengths: np.ndarray | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As of `Direction`."""
+        T, N, _ = x.shape
+        H = self.weight_hh.shape[1]
+        if initial is None:
+            initial = Tensor(backend.zeros((2, N, H), x.dtype, x.device))
+        h, c = initial[0], initial[1]
+        bias = None if self.bias_ih is None else self.bias_ih + self.bias_hh
+        y: list[Any] = [None] * T
+        for step, t in enumerate(reversed(range(T)) if self.reverse else range(T)):
+            runs = None if lengths is None else lengths > t
+            gates = self.norm_ih.at(step, ops.linear(x[t], self.weight_ih), runs)
+            gates = gates + self.norm_hh.at(step, ops.linear(h, self.weight_hh), runs)
+            gates = gates if bias is None else gates + bias
+            opened = ops.sigmoid(gates)
+            i, f, o = (opened[:, k * H : (k + 1) * H] for k in (0, 1, 3))
+            cell = f * c + i * ops.tanh(gates[:, 2 * H : 3 * H])
+            hidden = o * ops.tanh(self.norm_cell.at(step, cell, runs))
+            if runs is None:
+                h, c = hidden, cell
+            else:
+                h, c = (ops.where(runs[:, None], a, b) for a, b in ((hidden, h), (cell, c)))
+            y[t] = h
+        return ops.stack(y), [h, c]
+
+
+class StepBatchNorm(Module):
+    """Batch normalization with statistics of its own for each of several steps.
+
+    Scale and shift are those of all steps. Running variances are biased, and move as a BatchNorm's;
+    a batch of one example is normalized to the shift.
+
+    Parameters
+    ----------
+    channels : int
+    max_steps : int
+        Later steps use, and move, the statistics of the last one.
+    scale : float, default 0.1
+        Where gamma starts.
+    shift : bool, default True
+        Learn beta.
+    eps : float, default 1e-5
+    momentum : float, default 0.1
+        Weight of a batch in the running statistics.
+    dtype : {float32, float64}
+
+    Attributes
+    ----------
+    gamma, beta : Parameter, shape (C,); beta may be None
+        "weight" and "bias" in the state dict.
+    running_mean, running_var : ndarray, shape (max_steps, C)
+    """
+
+    buffers = ("running_mean", "running_var")
+    state_names: ClassVar[Mapping[str, str]] = {"gamma": "weight", "beta": "bias"}
+
+    def __init__(
+        self,
+        channels: int,
+        max_steps: int,
+        *,
+        scale: float = 0.1,
+        shift: bool = True,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        dtype: Any = np.float32,
+    ) -> None:
+        shape = positive(max_steps, "max_steps"), positive(channels, "channels")
+        dtype = float_type(dtype)
+        possible(shape, dtype, "running statistics")
+        self.gamma = Parameter(np.full(shape[1], real(scale, "scale"), dtype))
+        self.beta = Parameter(np.zeros(shape[1], dtype)) if switch(shift, "shift") else None
+        self.eps = checks.epsilon(eps, zero_allowed=False)
+        self.momentum = fraction(momentum, "momentum")
+        self.running_mean, self.running_var = np.zeros(shape, dtype), np.ones(shape, dtype)
+
+    def at(self, step: int, x: Tensor, weights: np.ndarray | None = None) -> Tensor:
+        """Normalize `x` (N, C) of a step; in training `weights`, a mask, weigh its examples."""
+        row = min(step, len(self.running_mean) - 1)
+        mean, var = self.running_mean[row], self.running_var[row]
+        if not self.training:
+            return ops.batch_norm_infer(x, mean, var, self.gamma, self.beta, eps=self.eps)
+        stats: Any
+        if weights is None:
+            y, stats = ops.batch_norm_train(x, self.gamma, self.beta, eps=self.eps, single=True)
+        else:
+            y, stats = ops.weighted_batch_norm(
+                x, weights, self.gamma, self.beta, eps=self.eps, single=True
+            )
+        update_running_stats(mean, var, stats, momentum=self.momentum, unbiased=False)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize as in the first step."""
+        return self.at(0, x)
+
+    def __repr__(self) -> str:
+        steps, channels = self.running_mean.shape
+        return f"StepBatchNorm({channels}, {steps})"
+
+
+class StepLayerNorm(LayerNorm):
+    """Layer normalization whose scale starts at 0.1, the same in every step."""
+
+    def __init__(self, channels: int, *, shift: bool, dtype: Any) -> None:
+        super().__init__(channels, shift=shift, dtype=dtype)
+        self.gamma.data[...] = 0.1
+
+    def at(self, step: int, x: Tensor, weights: np.ndarray | None = None) -> Tensor:
+        """As of `StepBatchNorm`; neither the step nor other examples matter."""
+        return self.forward(x)
+
+
+StepNorm = StepBatchNorm | StepLayerNorm

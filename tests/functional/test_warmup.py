@@ -53,6 +53,10 @@ for dtype in (np.float32, np.float64):
         weights = np.ones(shape[0])
         stats = F.weighted_batch_norm_train(x, weights, gamma)[1]
         F.weighted_batch_norm_backward(x, x, weights, stats, gamma)
+        y, stats = F.group_norm(x, gamma, gamma, groups=1)
+        F.group_norm_backward(y, x, stats, gamma, groups=1)
+        y, stats = F.rms_norm(x)
+        F.rms_norm_backward(y, x, stats)
     labels = rng.integers(0, 2, 8)
     logits = rng.normal(size=(8, 2)).astype(dtype)
     for op in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):

@@ -17,7 +17,7 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 HERE = Path(__file__).parent
 COMPILED = ["test_cuda_compile.py", "test_cuda_launch.py", "test_ptx.py", "test_ptx_kernels.py"]
 # The same tests in the simulator and in the interpreter.
-BOTH = ["test_cuda_batchnorm.py", "test_cuda_elementwise.py"]
+BOTH = ["test_cuda_batchnorm.py", "test_cuda_elementwise.py", "test_cuda_groupnorm.py"]
 
 
 def compiler_found() -> bool:
@@ -35,7 +35,7 @@ if importlib.util.find_spec("numba_cuda") is None:
 elif not SIMULATED and not compiler_found():
     collect_ignore_glob = ["test_*.py"]
 else:
-    from nbbn.kernels import _cuda, _cuda_reduction, batchnorm_cuda
+    from nbbn.kernels import _cuda, _cuda_reduction, batchnorm_cuda, groupnorm_cuda
     from tests.gpu.order import schedule as schedule_of
 
     # A small machine, so that small arrays take every path: several tiles, runs and parts.
@@ -54,6 +54,7 @@ else:
             (_cuda, "THREADS", 16),
             (_cuda_reduction, "RUN", 4),
             (batchnorm_cuda, "RUN", 4),
+            (groupnorm_cuda, "RUN", 4),
             (_cuda_reduction, "_TILE", 4),
             (_cuda_reduction, "_NARROW_TILE", 2),
         ]

@@ -12,6 +12,7 @@ from nbbn.kernels import (
     dropout_cuda,
     elementwise_cuda,
     gather_cuda,
+    groupnorm_cuda,
     optim_cuda,
     softmax_cuda,
 )
@@ -71,6 +72,17 @@ def _softmax(dtype: str) -> None:
     softmax_cuda.scaled_sum(loss, 1.0, loss)
 
 
+def _groupnorm(dtype: str) -> None:
+    wide = statistics_type(dtype)
+    for shape in ((4, 1, 64, 1), (4, 1, 63, 1), (2, 2, 4, 64), (2, 2, 4, 63)):
+        x, vector = _empty(dtype, *shape), np.ones(shape[1] * shape[2], wide)
+        runs = np.ones(4, wide)
+        for centered in (True, False):
+            affine = vector, vector, 1e-5, centered
+            groupnorm_cuda.normalize(x, *affine, x, runs, runs, runs)
+            groupnorm_cuda.normalize_backward(x, x, vector, runs, runs, centered, x, vector, vector)
+
+
 def _data() -> None:
     for dtype in (np.uint8, np.float32, np.float64):
         for features in (16, 15):
@@ -102,6 +114,7 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
             _batchnorm(dtype)
             _elementwise(dtype)
             _softmax(dtype)
+            _groupnorm(dtype)
         _data()
     return found
 

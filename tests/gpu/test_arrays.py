@@ -123,6 +123,38 @@ def test_activations_of_any_type(op, dtype, rng):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        ("layer_norm", {}),
+        ("layer_norm", {"axis": 1}),
+        ("rms_norm", {"eps": 1e-6}),
+        ("group_norm", {"groups": 2, "axis": -1}),
+        ("instance_norm", {}),
+    ],
+)
+def test_normalization_of_groups_of_any_type(op, options, dtype, rng):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    x, dy = rng.normal(0, 2, (2, 5, 3, 4)).astype(dtype)
+    compute = np.float64 if x.dtype.itemsize == 8 else np.float32
+    shape = {"layer_norm": x.shape[options.get("axis", -1) :], "instance_norm": (3,)}.get(op, (4,))
+    gamma = rng.normal(1, 0.3, shape).astype(compute)
+    where = {name: value for name, value in options.items() if name != "eps"}
+    y, stats = getattr(F, op)(x, gamma, **options)
+    expected = y, *getattr(F, f"{op}_backward")(dy, x, stats, gamma, **where)
+    xd, dyd, gd = map(cuda, (x, dy, gamma))
+    y, stats = getattr(F, op)(xd, gd, **options)
+    assert stats.mean.dtype == compute
+    got = y, *getattr(F, f"{op}_backward")(dyd, xd, stats, gd, **where)
+    tolerance = {2: 3e-2, 4: 1e-5, 8: 1e-12}[x.dtype.itemsize]
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        a, b = (np.asarray(c, np.float64) for c in (backend.host(a), b))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
 def test_cross_entropy_of_any_type(reduction, dtype, rng):

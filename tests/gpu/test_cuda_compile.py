@@ -25,6 +25,9 @@ CEILINGS = {
     "_backward": 104,
     "_normalize": 72,
     "_input_gradient": 80,
+    "_forward_runs": 96,
+    "_backward_runs": 88,
+    "_channel_gradients": 96,
     "_column_sums": 72,
     "_cross_entropy_backward": 72,
 }

@@ -314,7 +314,8 @@ def test_every_launch_has_run(request):
     """After the whole case table: no variant has been compiled only."""
     files = {item.path.name for item in request.session.items}
     options = request.config.option
-    if not {"test_cuda_batchnorm.py", "test_cuda_elementwise.py"} <= files or (
+    tables = {f"test_cuda_{name}.py" for name in ("batchnorm", "elementwise", "groupnorm")}
+    if not tables <= files or (
         options.keyword or options.markexpr or any("::" in arg for arg in request.config.args)
     ):
         pytest.skip("needs all tests of the kernels in one session")

@@ -474,6 +474,52 @@ CASES = [
          lambda x, g, b: reference.in_place_batch_norm(x, g, b, 0.1, MEAN, VAR),
          ((6, 3, 2), (3,), (3,)),
          lambda torch, x, g, b: _torch_in_place(torch, x, g, b, MEAN, VAR), nonzero),
+    # ---- normalization of examples by themselves
+    Case("ops.layer_norm", ops.layer_norm, reference.layer_norm, ((5, 7), (7,), (7,)),
+         lambda torch, x, g, b: torch.nn.functional.layer_norm(x, (7,), g, b),
+         misfits=(((5, 7), (6,), (7,)), ((5, 7), (7,), (1, 7)), ((5, 0), (0,), (0,)),
+                  ((), (1,), (1,)))),
+    Case("ops.layer_norm, several axes", lambda x, g, b: ops.layer_norm(x, g, b, axis=1),
+         lambda x, g, b: reference.layer_norm(x, g, b, axis=1), ((4, 3, 5), (3, 5), (3, 5)),
+         lambda torch, x, g, b: torch.nn.functional.layer_norm(x, (3, 5), g, b),
+         misfits=(((4, 3, 5), (5, 3), (3, 5)), ((4, 3, 5), (3, 5), (15,)))),
+    Case("ops.layer_norm, no affine", lambda x: ops.layer_norm(x, eps=0.1),
+         lambda x: reference.layer_norm(x, eps=0.1), ((2, 3, 5),),
+         lambda torch, x: torch.nn.functional.layer_norm(x, (5,), eps=0.1)),
+    Case("ops.layer_norm, shift alone", lambda x, b: ops.layer_norm(x, None, b),
+         lambda x, b: reference.layer_norm(x, None, b), ((3, 300), (300,)),
+         lambda torch, x, b: torch.nn.functional.layer_norm(x, (300,), None, b)),
+    Case("ops.rms_norm", lambda x, g: ops.rms_norm(x, g, eps=1e-6),
+         lambda x, g: reference.rms_norm(x, g, eps=1e-6), ((5, 7), (7,)),
+         lambda torch, x, g: torch.nn.functional.rms_norm(x, (7,), g, 1e-6),
+         misfits=(((5, 7), (6,)), ((5, 7), (1, 7)), ((5, 0), (0,)))),
+    Case("ops.rms_norm, default eps, several axes", lambda x: ops.rms_norm(x, axis=-2),
+         lambda x: reference.rms_norm(x, axis=-2), ((2, 3, 100),),
+         lambda torch, x: torch.nn.functional.rms_norm(x, (3, 100))),
+    Case("ops.group_norm", lambda x, g, b: ops.group_norm(x, g, b, groups=2),
+         lambda x, g, b: reference.group_norm(x, g, b, groups=2), ((3, 6, 4, 5), (6,), (6,)),
+         lambda torch, x, g, b: torch.nn.functional.group_norm(x, 2, g, b),
+         misfits=(((3, 5, 4), (5,), (5,)), ((3, 6, 4), (3,), (6,)), ((3, 6, 4), (6,), (2,)),
+                  ((6,), (6,), (6,)), ((3, 0, 4), (0,), (0,)), ((1, 2), (2,), (2,)))),
+    Case("ops.group_norm, rows, no affine", lambda x: ops.group_norm(x, groups=3),
+         lambda x: reference.group_norm(x, groups=3), ((4, 12),),
+         lambda torch, x: torch.nn.functional.group_norm(x, 3)),
+    Case("ops.group_norm, rows", lambda x, g, b: ops.group_norm(x, g, b, groups=2),
+         lambda x, g, b: reference.group_norm(x, g, b, groups=2), ((20, 8), (8,), (8,)),
+         lambda torch, x, g, b: torch.nn.functional.group_norm(x, 2, g, b)),
+    Case("ops.group_norm, channels last",
+         lambda x, g, b: ops.group_norm(x, g, b, groups=2, axis=-1),
+         lambda x, g, b: reference.group_norm(x, g, b, groups=2, axis=-1),
+         ((3, 4, 5, 6), (6,), (6,)),
+         lambda torch, x, g, b: torch.nn.functional.group_norm(
+             x.movedim(-1, 1), 2, g, b).movedim(1, -1)),
+    Case("ops.instance_norm", ops.instance_norm, reference.instance_norm,
+         ((3, 2, 4, 5), (2,), (2,)),
+         lambda torch, x, g, b: torch.nn.functional.instance_norm(x, weight=g, bias=b),
+         misfits=(((3, 2), (2,), (2,)), ((3, 2, 1), (2,), (2,)), ((3, 2, 4), (3,), (2,)))),
+    Case("ops.instance_norm, channels first of all", lambda x: ops.instance_norm(x, axis=0),
+         lambda x: reference.instance_norm(x, axis=0), ((2, 3, 300),),
+         lambda torch, x: torch.nn.functional.instance_norm(x.movedim(0, 1)).movedim(0, 1)),
     *(
         _cross_entropy_case("", (5, 4), LABELS, how)._replace(
             name=f"ops.cross_entropy, {how}",
@@ -638,6 +684,28 @@ REFUSED = [
             ("activation", {"activation": "gelu"}, ArgumentError, ("relu", "gelu")),
         )
     ),
+    *(
+        Refused(f"{name}, {what}", lambda f=f, options=options: f(X, **options), error, words)
+        for name, f in (("layer_norm", ops.layer_norm), ("rms_norm", ops.rms_norm))
+        for what, options, error, words in (
+            ("axis", {"axis": 2}, ShapeError, ("axis 2", "(2, 3)")),
+            ("axis type", {"axis": 1.0}, DTypeError, ("axis", "float")),
+            ("eps 0", {"eps": 0}, ArgumentError, ("eps", "> 0", "0")),
+            ("eps text", {"eps": "a"}, DTypeError, ("eps", "str")),
+        )
+    ),
+    *(
+        Refused(f"group_norm, {what}", lambda options=options: ops.group_norm(X, **options),
+                error, words)
+        for what, options, error, words in (
+            ("groups", {"groups": 2}, ShapeError, ("3 channels", "(2, 3)", "2 groups")),
+            ("no groups", {"groups": 0}, ArgumentError, ("groups", "1", "0")),
+            ("groups type", {"groups": 1.0}, DTypeError, ("groups", "float")),
+            ("axis", {"groups": 1, "axis": -3}, ShapeError, ("axis -3", "(2, 3)")),
+            ("eps nan", {"groups": 1, "eps": float("nan")}, ArgumentError, ("eps", "nan")),
+        )
+    ),
+    Refused("instance_norm, rank", lambda: ops.instance_norm(X), ShapeError, ("3", "(2, 3)")),
     Refused("batch norm, inference, no statistics", lambda: ops.batch_norm_infer(X, None, None),
             DTypeError, ("mean", "None")),
     Refused("batch norm, inference, eps < 0",

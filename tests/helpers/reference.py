@@ -164,6 +164,53 @@ def batch_norm_infer_backward(dy, x, mean, var, gamma=None, *, eps=1e-5, axis=1,
     return narrow(factor * g), narrow(channel_sum(g * x_hat, axis)), narrow(channel_sum(g, axis))
 
 
+# ------------------------------------------------------- normalization of examples by themselves
+
+
+def over_axes(x, axes, gamma=None, beta=None, *, eps, centered=True) -> np.ndarray:
+    """Normalize over `axes`, about the mean or 0; gamma and beta broadcast against `x`."""
+    x = wide(x)
+    with np.errstate(invalid="ignore"):
+        x = x - x.mean(axes, keepdims=True) if centered else x
+        x_hat = x / np.sqrt((x**2).mean(axes, keepdims=True) + WIDE(eps))
+    y = x_hat if gamma is None else x_hat * wide(gamma)
+    return narrow(y if beta is None else y + wide(beta))
+
+
+def group_gradient(x, h, x_hat, *, eps, centered=True) -> np.ndarray:
+    """Return dx of rows, which are a group each, for the gradient h of x_hat."""
+    x, h, x_hat = wide(x), wide(h), wide(x_hat)
+    center = x.mean(1, keepdims=True) if centered else 0
+    inv_std = 1 / np.sqrt(((x - center) ** 2).mean(1, keepdims=True) + WIDE(eps))
+    pull = x_hat * (h * x_hat).mean(1, keepdims=True)
+    return narrow(inv_std * (h - pull - (h.mean(1, keepdims=True) if centered else 0)))
+
+
+def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5) -> np.ndarray:
+    axes = tuple(range(axis % np.ndim(x), np.ndim(x)))
+    return over_axes(x, axes, gamma, beta, eps=eps)
+
+
+def rms_norm(x, gamma=None, *, axis=-1, eps=None) -> np.ndarray:
+    axes = tuple(range(axis % np.ndim(x), np.ndim(x)))
+    eps = np.finfo(np.asarray(x).dtype).eps if eps is None else eps
+    return over_axes(x, axes, gamma, eps=eps, centered=False)
+
+
+def group_norm(x, gamma=None, beta=None, *, groups, axis=1, eps=1e-5) -> np.ndarray:
+    x = np.moveaxis(wide(x), axis, 1)
+    N, C, *rest = x.shape
+    shape = (1, groups, C // groups, *(1 for _ in rest))
+    gamma, beta = (None if v is None else wide(v).reshape(shape) for v in (gamma, beta))
+    parts = x.reshape(N, groups, C // groups, *rest)
+    y = over_axes(parts, tuple(range(2, parts.ndim)), gamma, beta, eps=eps)
+    return np.moveaxis(y.reshape(x.shape), 1, axis)
+
+
+def instance_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5) -> np.ndarray:
+    return group_norm(x, gamma, beta, groups=np.shape(x)[axis], axis=axis, eps=eps)
+
+
 def running_stats(running_mean, running_var, stats: Stats, momentum=0.1, unbiased=True):
     """Return the new (running_mean, running_var); `momentum` weighs the new value."""
     correction = WIDE(stats.count) / (stats.count - 1) if unbiased else 1

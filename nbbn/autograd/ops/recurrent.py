@@ -42,7 +42,9 @@ class Recurrent(RecordableOp):
         before, after = (slice(T), slice(1, None))[:: -1 if reverse else 1]
         hidden = output[0, before]
         product = hidden @ weight.T if bias is None else hidden @ weight.T + bias
-        slopes = _SLOPES[ctx.options["kind"]](projected, product, output[:, before], output[:, after])
+        slopes = _SLOPES[ctx.options["kind"]](
+            projected, product, output[:, before], output[:, after]
+        )
         carried: list[Any] = [0.0] * len(output)
         dgates: list[Any] = [None] * T
         dproducts: list[Any] = [None] * T
