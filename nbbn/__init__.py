@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from .functional.warmup import warmup
     from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
+    from .nn.attention import (
+        Embedding,
+        MultiheadAttention,
+        PositionalEmbedding,
+        TransformerEncoderLayer,
+    )
     from .nn.batchnorm import BatchNorm, Convention
     from .nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from .nn.inspect import inspect
@@ -43,6 +49,7 @@ __all__ = [
     "Convention",
     "Dense",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GhostBatchNorm",
     "GroupNorm",
@@ -50,9 +57,11 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "Module",
+    "MultiheadAttention",
     "NbbnError",
     "Op",
     "Parameter",
+    "PositionalEmbedding",
     "RMSNorm",
     "Ramp",
     "ReLU",
@@ -62,6 +71,7 @@ __all__ = [
     "Tanh",
     "Tape",
     "Tensor",
+    "TransformerEncoderLayer",
     "__version__",
     "apply",
     "callbacks",
@@ -104,6 +114,8 @@ _DEFINED = {
     "errors": ("NbbnError",),
     "export.fold": ("fold",),
     "functional.warmup": ("warmup",),
+    "nn.attention": ("Embedding", "MultiheadAttention", "PositionalEmbedding",
+                     "TransformerEncoderLayer"),
     "nn.batchnorm": ("BatchNorm", "Convention"),
     "nn.groupnorm": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"),
     "nn.inspect": ("inspect",),

@@ -1,5 +1,11 @@
 """What a model is made of: modules, layers, batch normalization and its variants, losses."""
 
+from .attention import (
+    Embedding,
+    MultiheadAttention,
+    PositionalEmbedding,
+    TransformerEncoderLayer,
+)
 from .batchnorm import BatchNorm, Convention
 from .groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .layers import Dense, Dropout, Flatten, ReLU, Sequential, Sigmoid, Softmax, Tanh, mlp
@@ -16,6 +22,7 @@ __all__ = [
     "Convention",
     "Dense",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GhostBatchNorm",
     "GroupNorm",
@@ -23,6 +30,8 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "Module",
+    "MultiheadAttention",
+    "PositionalEmbedding",
     "RMSNorm",
     "Ramp",
     "ReLU",
@@ -30,6 +39,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Tanh",
+    "TransformerEncoderLayer",
     "mlp",
     "recalibrate",
 ]  # fmt: skip
