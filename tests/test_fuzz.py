@@ -91,6 +91,23 @@ def batch_norm_state() -> BatchNormState:
     return BatchNormState(vector(), vector(), vector(), vector())
 
 
+def sequences() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+
+
+def through_time() -> dict[str, Any]:
+    return {"projected": sequences(), "weight": np.ones((4, 1), np.float32), "kind": "lstm",
+            "initial": np.zeros((2, 3, 1), np.float32), "lengths": np.array([5, 1, 3]),
+            "bias": vector()}  # fmt: skip
+
+
+def back_through_time() -> dict[str, Any]:
+    given = through_time()
+    states = F.recurrent(**given)
+    del given["projected"], given["initial"]
+    return {**given, "states": states, "dstates": np.ones_like(states.states)}
+
+
 # ----------------------------------------------------------------------------- valid arguments
 
 # By name, for every function; what has a default and no value here is called with its default.
@@ -113,7 +130,10 @@ VALUES: dict[str, Callable[[], Any]] = {
     "index": lambda: (1, slice(0, 2)), "axes": lambda: [1, 0], "k": lambda: 2, "other": x,
     "out_features": lambda: 3, "position": lambda: 0, "reason": lambda: "enough",
     "step": lambda: 1, "generators": dict, "settings": dict, "version": lambda: "1",
-    "p": lambda: 0.5, "output": x, "parameters": lambda: model().parameters(),
+    "embed_dim": lambda: 4, "embedding_dim": lambda: 4, "num_heads": lambda: 2,
+    "num_embeddings": lambda: 4, "d_model": lambda: 4, "nhead": lambda: 2, "input_size": lambda: 4,
+    "hidden_size": lambda: 3, "max_steps": lambda: 4, "p": lambda: 0.5, "output": x,
+    "parameters": lambda: model().parameters(),
     "parts": lambda: [F.batch_norm_train(x())[1], F.batch_norm_train(x())[1]],
     "path": lambda: "saved.safetensors", "patience": lambda: 2,
     "predicted": lambda: np.array([0, 1, 1, 1, 1, 0]), "probabilities": lambda: F.softmax(x()),
@@ -142,7 +162,23 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Config.build_model": lambda: {"rng": 0},
     "Config.from_dict": lambda: {"values": Config().to_dict()},
     "Config.prepare": lambda: {"self": Config(data=("own.npz",))},
+    "Embedding.__call__": lambda: {"x": labels()},
     "Flatten.__call__": lambda: {"x": np.ones((2, 3, 4), np.float32)},
+    **{
+        name: lambda: {"x": sequences(), "lengths": np.array([3, 1, 2, 3, 3])}
+        for name in (
+            "GRU.__call__",
+            "LSTM.__call__",
+            "RNN.__call__",
+            "Recurrent.with_state",
+            "MultiheadAttention.__call__",
+            "MultiheadAttention.with_weights",
+        )
+    },
+    **{
+        f"{kind}.__call__": lambda: {"x": sequences()}
+        for kind in ("PositionalEmbedding", "TransformerEncoderLayer")
+    },
     "Module.load_state_dict": lambda: {"state": nbbn.BatchNorm(4).state_dict()},
     "Optimizer.add_param_group": lambda: {"group": {"params": [nbbn.Parameter([1.0])]}},
     "Optimizer.expected": lambda: {"state": sgd(model()).state_dict()},
@@ -174,6 +210,8 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "functional.layer_norm_backward": lambda: {"stats": F.layer_norm(x(), axis=1)[1]},
     "functional.rms_norm_backward": lambda: {"stats": F.rms_norm(x(), axis=1)[1]},
+    "functional.recurrent": through_time,
+    "functional.recurrent_backward": back_through_time,
     "functional.weighted_batch_norm_backward": lambda: {
         "stats": F.weighted_batch_norm_train(x(), VALUES["weights"]())[1]
     },
@@ -193,6 +231,7 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "ops.maximum": lambda: {"a": x(), "b": x()},
     "ops.minimum": lambda: {"a": x(), "b": x()},
     "ops.pad": lambda: {"widths": ((1, 0), (0, 2))},
+    "ops.recurrent": through_time,
     "ops.scatter_add": lambda: {"index": np.zeros((6, 4), np.int64), "size": 3},
     "ops.split": lambda: {"sections": 3},
     "ops.stack": lambda: {"tensors": [x(), x()]},
@@ -235,7 +274,7 @@ OPERATORS = {
 # It downloads what is missing.
 KEPT = {"download"}
 # As many as are asked for, however long that takes.
-PATIENT = {"directions", "dtypes", "epochs"}
+PATIENT = {"directions", "dtypes", "epochs", "num_layers"}
 
 
 # ---------------------------------------------------------------------------- wrong arguments

@@ -158,10 +158,12 @@ def recurrent_backward(
     ----------
     dstates : ndarray of float, shape (S, T + 1, N, H)
         Gradient of the loss with respect to all states.
-    weight, bias : ndarray of float
+    weight : ndarray of float
         As in the forward.
     states : RecurrentStates
         What the forward returned.
+    bias : ndarray of float, optional
+        As in the forward.
     kind, lengths, reverse
         As in the forward.
 
@@ -176,12 +178,22 @@ def recurrent_backward(
     """
     if not isinstance(states, RecurrentStates):
         raise DTypeError(f"states must be RecurrentStates, got {type(states).__name__}")
-    _, steps, N, _ = np.shape(states.states)
+    checks.floating(states.states, "states")
+    shape = states.states.shape
     gates = np.shape(weight)[0] if np.ndim(weight) else 0
-    run = _Run(kind, weight, lengths, reverse, (steps - 1, N, gates), states.states)
+    sizes = (shape[1] - 1, shape[2], gates) if len(shape) == 4 else shape
+    run = _Run(kind, weight, lengths, reverse, sizes, states.states)
+    N, own = run.N, run.kind
+    expected = (own.states, run.T + 1, N, run.H), (run.T, N, own.saved * run.H)
+    if (shape, np.shape(states.saved)) != expected:
+        raise ShapeError(
+            f"states of {kind} for this weight must have shapes {expected[0]} and {expected[1]}, "
+            f"got {shape} and {np.shape(states.saved)}"
+        )
+    checks.same_shape(states.saved, states.saved, "saved")
     checks.same_shape(dstates, states.states, "dstates", like="the states")
     checks.channel_vector(bias, run.gates, run.dtype, "bias", run.device)
-    dstates, (outputs, saved) = backend.contiguous(dstates, run.dtype), states
+    dstates, outputs, saved = (backend.contiguous(a, run.dtype) for a in (dstates, *states))
     dgates = backend.empty((run.T, N, run.gates), run.dtype, run.device)
     dproducts = backend.empty(dgates.shape, run.dtype, run.device) if kind == "gru" else dgates
     product, carried = run.empty(), run.empty(run.kind.states)

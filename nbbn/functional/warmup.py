@@ -94,6 +94,10 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     ):  # fmt: skip
         forward(rows)
         backward(rows, rows)
+    for kind, gates in (("lstm", 8), ("gru", 6), ("tanh", 2)):
+        weight, lengths = np.zeros((gates, 2), dtype), np.ones(3, np.int64)
+        states = F.recurrent(np.zeros((1, 3, gates), dtype), weight, kind=kind, lengths=lengths)
+        F.recurrent_backward(states.states, weight, states, kind=kind)
     # Not through `F`, which looks at the verdict on the labels, and no kernel has written it.
     softmax.first_bad_label(labels, 3, -1, labels)
     softmax.cross_entropy(rows, labels, vector, -1, 0.0, vector)

@@ -68,7 +68,8 @@ class Embedding(Module):
         find = backend.kernels("softmax", device).first_bad_label
         backend.run(find, index.reshape(-1), V, checks.NO_LABEL, bad)
         backend.verify(bad, _bad_token, tokens, V)
-        return self.weight[index]
+        y: Tensor = self.weight[index]
+        return y
 
     def __call__(self, x: Any) -> Tensor:
         """Apply `forward` to an array of integers, or a Tensor."""
@@ -141,7 +142,8 @@ class PositionalEmbedding(Module):
             raise ShapeError(
                 f"{self!r} takes x of shape (..., T, {features}) with T <= {steps}, got {x.shape}"
             )
-        return x + positions[: x.shape[-2]]
+        y: Tensor = x + positions[: x.shape[-2]]
+        return y
 
     def __repr__(self) -> str:
         positions: Any = self.table if self.weight is None else self.weight
@@ -292,7 +294,7 @@ class MultiheadAttention(Module):
     def _allowed(self, scores: Tensor, mask: Any, lengths: Any) -> Any:
         """Where scores (N, heads, T, S) count; None for everywhere."""
         N, _, T, S = scores.shape
-        allowed = np.tri(T, S, dtype=bool) if self.causal else None
+        allowed: Any = np.tri(T, S, dtype=bool) if self.causal else None
         if mask is None and lengths is None:
             # It follows from shapes alone.
             return None if allowed is None else backend.constant(backend.to(allowed, scores.device))

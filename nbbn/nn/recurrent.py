@@ -49,13 +49,15 @@ class Direction(Module):
             return Parameter(rng.uniform(-bound, bound, shape).astype(dtype))
 
         self.weight_ih, self.weight_hh = draw(gates, inputs), draw(gates, hidden)
-        self.bias_ih, self.bias_hh = (draw(gates), draw(gates)) if bias else (None, None)
+        self.bias_ih = draw(gates) if bias else None
+        self.bias_hh = draw(gates) if bias else None
 
     def run(
         self, x: Tensor, initial: Tensor | None, lengths: np.ndarray | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the hidden states (T, N, H) and the last states, each (N, H)."""
-        bias, inside = self.bias_ih, self.bias_hh
+        bias: Tensor | None = self.bias_ih
+        inside = self.bias_hh
         if bias is not None and inside is not None and self.kind != "gru":
             # The two only ever add up; a GRU's gate n scales the second.
             bias, inside = bias + inside, None
@@ -439,6 +441,7 @@ class StepLayerNorm(LayerNorm):
 
     def __init__(self, channels: int, *, shift: bool, dtype: Any) -> None:
         super().__init__(channels, shift=shift, dtype=dtype)
+        assert self.gamma is not None
         self.gamma.data[...] = 0.1
 
     def at(self, step: int, x: Tensor, weights: np.ndarray | None = None) -> Tensor:

@@ -17,7 +17,10 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 HERE = Path(__file__).parent
 COMPILED = ["test_cuda_compile.py", "test_cuda_launch.py", "test_ptx.py", "test_ptx_kernels.py"]
 # The same tests in the simulator and in the interpreter.
-BOTH = ["test_cuda_batchnorm.py", "test_cuda_elementwise.py", "test_cuda_groupnorm.py"]
+BOTH = [
+    "test_cuda_batchnorm.py", "test_cuda_elementwise.py", "test_cuda_groupnorm.py",
+    "test_cuda_recurrent.py",
+]  # fmt: skip
 
 
 def compiler_found() -> bool:
