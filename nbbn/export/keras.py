@@ -1,7 +1,8 @@
 """Weights of Keras models, as ``model.get_weights()`` lists them.
 
 A Keras Dense has a kernel (in, out), the transpose of ours, and a bias. A BatchNormalization has
-gamma (if it scales), beta (if it centers), moving_mean, moving_variance.
+gamma (if it scales), beta (if it centers), moving_mean, moving_variance. An LSTM, a GRU or an RNN
+goes by itself: the module `recurrent` says how.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import numpy as np
 from .._validation import iterate
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..nn.layers import BatchNorm, Dense, Module
+from ..nn.recurrent import Recurrent
 from .conventions import BatchNormState, as_array, variance
+from .recurrent import load_keras_recurrent, to_keras_recurrent
 from .walk import Layer, Loader, layers_of
 
 __all__ = ["load_keras", "to_keras"]
@@ -58,6 +61,9 @@ def load_keras(
         as_array(value, f"weights[{i}]")
         for i, value in enumerate(iterate(weights, "weights", "arrays"))
     ]
+    if isinstance(model, Recurrent):
+        load_keras_recurrent(model, arrays)
+        return
     layers = layers_of(model)
     loader = Loader(model, "keras", eps, momentum, count)
     for segment, found in _segments(layers, arrays):
@@ -105,6 +111,8 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
     ArgumentError
         A BatchNorm without running statistics, which Keras does not have.
     """
+    if isinstance(model, Recurrent):
+        return to_keras_recurrent(model)
     found: list[np.ndarray] = []
     for name, layer in layers_of(model).items():
         if isinstance(layer, Dense):

@@ -376,7 +376,9 @@ class StepBatchNorm(Module):
         Where gamma starts.
     shift : bool, default True
         Learn beta.
-    eps : float, default 1e-5
+    eps : float, default 1e-3
+        Keras' and not PyTorch's: where a step is constant in most batches, an example in which it is
+        not must not become enormous.
     momentum : float, default 0.1
         Weight of a batch in the running statistics.
     dtype : {float32, float64}
@@ -398,7 +400,7 @@ class StepBatchNorm(Module):
         *,
         scale: float = 0.1,
         shift: bool = True,
-        eps: float = 1e-5,
+        eps: float = 1e-3,
         momentum: float = 0.1,
         dtype: Any = np.float32,
     ) -> None:
