@@ -21,7 +21,7 @@ from .._validation import (
 )
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
-from ..errors import DTypeError, ShapeError
+from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks, update_running_stats
 from ..functional.recurrent import KINDS, checked_lengths
 from .groupnorm import LayerNorm
@@ -364,8 +364,10 @@ class NormalizedDirection(Direction):
 class StepBatchNorm(Module):
     """Batch normalization with statistics of its own for each of several steps.
 
-    Scale and shift are those of all steps. Running variances are biased, and move as a BatchNorm's;
-    a batch of one example is normalized to the shift.
+    Scale and shift are those of all steps. Running variances are biased; a batch of one example is
+    normalized to the shift. What a running mean is off by adds up over the steps, so these average
+    over many batches, from nothing and not from 0 and 1: the k-th batch of a step has the weight
+    ``a / (1 - (1 - a)**k)`` with a the momentum.
 
     Parameters
     ----------
@@ -377,10 +379,10 @@ class StepBatchNorm(Module):
     shift : bool, default True
         Learn beta.
     eps : float, default 1e-3
-        Keras' and not PyTorch's: where a step is constant in most batches, an example in which it is
-        not must not become enormous.
-    momentum : float, default 0.1
-        Weight of a batch in the running statistics.
+        Keras' and not PyTorch's: where a step is constant in most batches, an example in which it
+        is not must not become enormous.
+    momentum : float, default 0.01
+        Weight of a batch in the running statistics, once there are many.
     dtype : {float32, float64}
 
     Attributes
@@ -388,9 +390,11 @@ class StepBatchNorm(Module):
     gamma, beta : Parameter, shape (C,); beta may be None
         "weight" and "bias" in the state dict.
     running_mean, running_var : ndarray, shape (max_steps, C)
+    num_batches_tracked : ndarray of int64, shape (max_steps,)
     """
 
-    buffers = ("running_mean", "running_var")
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    host_buffers = ("num_batches_tracked",)
     state_names: ClassVar[Mapping[str, str]] = {"gamma": "weight", "beta": "bias"}
 
     def __init__(
@@ -401,7 +405,7 @@ class StepBatchNorm(Module):
         scale: float = 0.1,
         shift: bool = True,
         eps: float = 1e-3,
-        momentum: float = 0.1,
+        momentum: float = 0.01,
         dtype: Any = np.float32,
     ) -> None:
         shape = positive(max_steps, "max_steps"), positive(channels, "channels")
@@ -411,7 +415,10 @@ class StepBatchNorm(Module):
         self.beta = Parameter(np.zeros(shape[1], dtype)) if switch(shift, "shift") else None
         self.eps = checks.epsilon(eps, zero_allowed=False)
         self.momentum = fraction(momentum, "momentum")
+        if not self.momentum:
+            raise ArgumentError("momentum 0 never gives the running statistics a value")
         self.running_mean, self.running_var = np.zeros(shape, dtype), np.ones(shape, dtype)
+        self.num_batches_tracked = np.zeros(shape[0], np.int64)
 
     def at(self, step: int, x: Tensor, weights: np.ndarray | None = None) -> Tensor:
         """Normalize `x` (N, C) of a step; in training `weights`, a mask, weigh its examples."""
@@ -426,7 +433,9 @@ class StepBatchNorm(Module):
             y, stats = ops.weighted_batch_norm(
                 x, weights, self.gamma, self.beta, eps=self.eps, single=True
             )
-        update_running_stats(mean, var, stats, momentum=self.momentum, unbiased=False)
+        weight: Any = backend.empty((), np.float64)
+        backend.run(_count, self.num_batches_tracked[row:], self.momentum, weight)
+        update_running_stats(mean, var, stats, momentum=weight, unbiased=False)
         return y
 
     def forward(self, x: Tensor) -> Tensor:
@@ -436,6 +445,13 @@ class StepBatchNorm(Module):
     def __repr__(self) -> str:
         steps, channels = self.running_mean.shape
         return f"StepBatchNorm({channels}, {steps})"
+
+
+def _count(counter: np.ndarray, momentum: float, weight: np.ndarray) -> None:
+    """Count a batch in the first place, and write its weight."""
+    counter[0] += 1
+    # Rounding must not carry the first weight, which is 1, beyond it.
+    weight[...] = min(momentum / (1.0 - (1.0 - momentum) ** int(counter[0])), 1.0)
 
 
 class StepLayerNorm(LayerNorm):

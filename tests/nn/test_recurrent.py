@@ -219,6 +219,7 @@ def test_batch_norm_is_that_of_cooijmans(rng):
     def sigmoid(a):
         return 1 / (1 + np.exp(-a))
 
+    counts = {name: [0] * 4 for name in ("ih", "hh", "cell")}
     running = {name: (np.zeros((4, size)), np.ones((4, size)))
                for name, size in (("ih", 4 * H), ("hh", 4 * H), ("cell", H))}  # fmt: skip
 
@@ -226,8 +227,10 @@ def test_batch_norm_is_that_of_cooijmans(rng):
         mean, var = (array[min(step, 3)] for array in running[name])
         if training:
             batch = a.mean(0), a.var(0)
-            mean += 0.1 * (batch[0] - mean)
-            var += 0.1 * (batch[1] - var)
+            counts[name][min(step, 3)] += 1
+            weight = 0.01 / (1 - 0.99 ** counts[name][min(step, 3)])
+            mean += weight * (batch[0] - mean)
+            var += weight * (batch[1] - var)
             mean, var = batch
         a = (a - mean) / np.sqrt(var + 1e-3) * state[f"norm_{name}_l0.weight"]
         return a + state.get(f"norm_{name}_l0.bias", 0)
