@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 SUITE = Path(__file__).resolve().parents[1] / "asv_benchmarks"
-MODULES = ("accuracy", "batchnorm", "ops", "startup", "training")
+MODULES = ("accuracy", "batchnorm", "ops", "recurrent", "startup", "training")
 # A cold compile takes its time.
 SLOW = ("FirstCallBenchmark",)
 
