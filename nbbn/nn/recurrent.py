@@ -365,8 +365,8 @@ class StepBatchNorm(Module):
     """Batch normalization with statistics of its own for each of several steps.
 
     Scale and shift are those of all steps. Running variances are biased; a batch of one example is
-    normalized to the shift. What a running mean is off by adds up over the steps, so these average
-    over many batches, from nothing and not from 0 and 1: the k-th batch of a step has the weight
+    normalized to the shift. The running statistics start from nothing and not from 0 and 1, from
+    which a small variance would be far for long: the k-th batch of a step has the weight
     ``a / (1 - (1 - a)**k)`` with a the momentum.
 
     Parameters
@@ -381,7 +381,7 @@ class StepBatchNorm(Module):
     eps : float, default 1e-3
         Keras' and not PyTorch's: where a step is constant in most batches, an example in which it
         is not must not become enormous.
-    momentum : float, default 0.01
+    momentum : float, default 0.1
         Weight of a batch in the running statistics, once there are many.
     dtype : {float32, float64}
 
@@ -405,7 +405,7 @@ class StepBatchNorm(Module):
         scale: float = 0.1,
         shift: bool = True,
         eps: float = 1e-3,
-        momentum: float = 0.01,
+        momentum: float = 0.1,
         dtype: Any = np.float32,
     ) -> None:
         shape = positive(max_steps, "max_steps"), positive(channels, "channels")

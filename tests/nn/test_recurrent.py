@@ -228,7 +228,7 @@ def test_batch_norm_is_that_of_cooijmans(rng):
         if training:
             batch = a.mean(0), a.var(0)
             counts[name][min(step, 3)] += 1
-            weight = 0.01 / (1 - 0.99 ** counts[name][min(step, 3)])
+            weight = 0.1 / (1 - 0.9 ** counts[name][min(step, 3)])
             mean += weight * (batch[0] - mean)
             var += weight * (batch[1] - var)
             mean, var = batch
