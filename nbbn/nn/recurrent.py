@@ -378,9 +378,9 @@ class StepBatchNorm(Module):
         Where gamma starts.
     shift : bool, default True
         Learn beta.
-    eps : float, default 1e-3
-        Keras' and not PyTorch's: where a step is constant in most batches, an example in which it
-        is not must not become enormous.
+    eps : float, default 1e-2
+        More than a BatchNorm's. At a step where nearly all examples are equal, what a running mean
+        is off by is divided by little more than sqrt(eps), for all of them, and goes on from there.
     momentum : float, default 0.1
         Weight of a batch in the running statistics, once there are many.
     dtype : {float32, float64}
@@ -404,7 +404,7 @@ class StepBatchNorm(Module):
         *,
         scale: float = 0.1,
         shift: bool = True,
-        eps: float = 1e-3,
+        eps: float = 1e-2,
         momentum: float = 0.1,
         dtype: Any = np.float32,
     ) -> None:
