@@ -1,4 +1,4 @@
-"""Recurrent layers between Keras and here."""
+"""Recurrent layers between Keras, PyTorch, ONNX and here."""
 
 from __future__ import annotations
 
@@ -75,3 +75,31 @@ def test_models_take_torchs_state_dict_as_it_is(kind, rng):
     with torch.no_grad():
         expected = other[1](other[0](torch.from_numpy(x))[0])
     np.testing.assert_allclose(model(x).data, expected.numpy(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("num_layers", "bias"), [(1, True), (2, False)])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnxruntime_computes_the_same(kind, bidirectional, num_layers, bias, last, rng):
+    """What `verify` compares, and again by hand on another number of examples."""
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    own, _, options, _ = KINDS[kind]
+    layer = own(3, 4, bidirectional=bidirectional, num_layers=num_layers, bias=bias, last=last,
+                rng=1, **options)  # fmt: skip
+    model = nbbn.Sequential(layer, nbbn.Flatten(), nbbn.Tanh())
+    exported = nbbn.onnx.export(model, input_shape=(6, 3))
+    session = runtime.InferenceSession(
+        exported.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    np.testing.assert_allclose(session.run(["y"], {"x": x})[0], model(x).data, rtol=0, atol=1e-6)
+
+
+def test_what_onnx_cannot_express_is_refused():
+    pytest.importorskip("onnx")
+    with pytest.raises(ArgumentError, match="inside of the recurrence"):
+        nbbn.onnx.export(LSTM(3, 4, normalization="layer"), input_shape=(6, 3))
+    with pytest.raises(ShapeError, match=r"\(T, 3\)"):
+        nbbn.onnx.export(LSTM(3, 4), input_shape=(6, 2))

@@ -19,6 +19,7 @@ from ..._version import __version__
 from ...errors import ArgumentError, DTypeError, ShapeError
 from ...nn.layers import unnested
 from .extra import require
+from .recurrent import EXPORTERS as RECURRENT
 
 __all__ = ["export"]
 
@@ -216,6 +217,7 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.Softmax: _softmax,
     nn.Flatten: _flatten,
     nn.Dropout: lambda graph, name, layer: None,
+    **RECURRENT,
 }
 
 
