@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from .jit import cuda as jit_cuda  # noqa: F401 - loads where numba-cuda is
     from .nn import initializers, losses
     from .nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+    from .nn.attention import (
+        Embedding,
+        MultiheadAttention,
+        PositionalEmbedding,
+        TransformerEncoderLayer,
+    )
     from .nn.batchnorm import BatchNorm, Convention
     from .nn.convolution import Conv2d, ConvTranspose2d
     from .nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from .nn.models import cnn, mlp
     from .nn.module import Module
     from .nn.pooling import AvgPool2d, GlobalAvgPool2d, GlobalMaxPool2d, MaxPool2d
+    from .nn.recurrent import GRU, LSTM, RNN
     from .nn.reweighted import SpectralNorm, WeightStandardization
     from .nn.summary import summary
     from .nn.variants import BatchRenorm, GhostBatchNorm, InPlaceBatchNorm, Ramp, recalibrate
@@ -41,16 +48,17 @@ if TYPE_CHECKING:
     from .train.trust import recordable
 
 __all__ = [
-    "GELU", "AvgPool2d", "BatchNorm", "BatchRenorm", "Conv2d", "ConvTranspose2d", "Convention",
-    "Dense", "Dropout", "Flatten", "GhostBatchNorm", "GlobalAvgPool2d", "GlobalMaxPool2d",
-    "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "LeakyReLU", "LocalResponseNorm",
-    "MaxPool2d", "Module", "NbbnError", "Op", "Parameter", "RMSNorm", "Ramp", "ReLU", "Sequential",
-    "SiLU", "Sigmoid", "Softmax", "SpectralNorm", "Tanh", "Tape", "Tensor", "Unflatten",
-    "WeightStandardization", "__version__", "apply", "callbacks", "checkpoint", "cnn", "config",
-    "convert", "data", "errors", "fold", "functional", "grad", "gradcheck", "gradgradcheck",
-    "inference", "initializers", "inspect", "jit", "logs", "losses", "metrics", "mlp", "onnx",
-    "ops", "optim", "plots", "pool", "progress", "recalibrate", "recordable", "summary", "threads",
-    "train", "warmup",
+    "GELU", "GRU", "LSTM", "RNN", "AvgPool2d", "BatchNorm", "BatchRenorm", "Conv2d",
+    "ConvTranspose2d", "Convention", "Dense", "Dropout", "Embedding", "Flatten", "GhostBatchNorm",
+    "GlobalAvgPool2d", "GlobalMaxPool2d", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm",
+    "LayerNorm", "LeakyReLU", "LocalResponseNorm", "MaxPool2d", "Module", "MultiheadAttention",
+    "NbbnError", "Op", "Parameter", "PositionalEmbedding", "RMSNorm", "Ramp", "ReLU", "Sequential",
+    "SiLU", "Sigmoid", "Softmax", "SpectralNorm", "Tanh", "Tape", "Tensor",
+    "TransformerEncoderLayer", "Unflatten", "WeightStandardization", "__version__", "apply",
+    "callbacks", "checkpoint", "cnn", "config", "convert", "data", "errors", "fold", "functional",
+    "grad", "gradcheck", "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs",
+    "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate",
+    "recordable", "summary", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -62,6 +70,8 @@ _DEFINED = {
     "export.fold": ("fold",),
     "functional.warmup": ("warmup",),
     "nn.activation": ("GELU", "LeakyReLU", "ReLU", "Sigmoid", "SiLU", "Tanh"),
+    "nn.attention": ("Embedding", "MultiheadAttention", "PositionalEmbedding",
+                     "TransformerEncoderLayer"),
     "nn.batchnorm": ("BatchNorm", "Convention"),
     "nn.convolution": ("Conv2d", "ConvTranspose2d"),
     "nn.groupnorm": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"),
@@ -73,6 +83,7 @@ _DEFINED = {
     "nn.pooling": ("AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"),
     "nn.summary": ("summary",),
     "nn.reweighted": ("SpectralNorm", "WeightStandardization"),
+    "nn.recurrent": ("GRU", "LSTM", "RNN"),
     "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
     "train.trust": ("recordable",),
 }  # fmt: skip

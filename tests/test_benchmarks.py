@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 SUITE = Path(__file__).resolve().parents[1] / "asv_benchmarks"
-MODULES = ("accuracy", "batchnorm", "norms", "ops", "startup", "training")
+MODULES = ("accuracy", "batchnorm", "norms", "ops", "startup", "training", "recurrent")
 # A cold compile takes its time.
 SLOW = ("FirstCallBenchmark",)
 

@@ -56,6 +56,23 @@ def deep() -> np.ndarray:
     return x().reshape(1, 4, 6)
 
 
+def sequences() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+
+
+def through_time() -> dict[str, Any]:
+    return {"projected": sequences(), "weight": np.ones((4, 1), np.float32), "kind": "lstm",
+            "initial": np.zeros((2, 3, 1), np.float32), "lengths": np.array([5, 1, 3]),
+            "bias": vector()}  # fmt: skip
+
+
+def back_through_time() -> dict[str, Any]:
+    given = through_time()
+    states = F.recurrent(**given)
+    del given["projected"], given["initial"]
+    return {**given, "states": states, "dstates": np.ones_like(states.states)}
+
+
 def vector() -> np.ndarray:
     return np.random.default_rng(1).uniform(0.5, 2, 4).astype(np.float32)
 
@@ -140,6 +157,9 @@ VALUES: dict[str, Callable[[], Any]] = {
     "index": lambda: (1, slice(0, 2)), "axes": lambda: [1, 0], "k": lambda: 2, "other": x,
     "out_features": lambda: 3, "position": lambda: 0, "reason": lambda: "enough",
     "step": lambda: 1, "generators": dict, "settings": dict, "version": lambda: "1",
+    "embed_dim": lambda: 4, "embedding_dim": lambda: 4, "num_heads": lambda: 2,
+    "num_embeddings": lambda: 4, "d_model": lambda: 4, "nhead": lambda: 2, "input_size": lambda: 4,
+    "hidden_size": lambda: 3, "max_steps": lambda: 4,
     "p": lambda: 0.5, "output": x, "parameters": lambda: model().parameters(),
     "parts": lambda: [F.batch_norm_train(x())[1], F.batch_norm_train(x())[1]],
     "path": lambda: "saved.safetensors", "patience": lambda: 2,
@@ -181,6 +201,22 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "Conv2d.__call__": lambda: {"x": convolved()},
     "ConvTranspose2d.__call__": lambda: {"x": convolved()},
     "EMA.apply": lambda: {"self": averaged(), "batches": batches()},
+    "Embedding.__call__": lambda: {"x": labels()},
+    **{
+        name: lambda: {"x": sequences(), "lengths": np.array([3, 1, 2, 3, 3])}
+        for name in (
+            "GRU.__call__",
+            "LSTM.__call__",
+            "RNN.__call__",
+            "Recurrent.with_state",
+            "MultiheadAttention.__call__",
+            "MultiheadAttention.with_weights",
+        )
+    },
+    **{
+        f"{kind}.__call__": lambda: {"x": sequences()}
+        for kind in ("PositionalEmbedding", "TransformerEncoderLayer")
+    },
     "Flatten.__call__": lambda: {"x": np.ones((2, 3, 4), np.float32)},
     "Module.load_state_dict": lambda: {
         "self": nbbn.BatchNorm(4),
@@ -255,6 +291,9 @@ OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "logs.read_log": lambda: {"path": "log.jsonl"},
     "mlp": lambda: {"rng": 0},
     "onnx.load": lambda: {"source": "model.onnx"},
+    "functional.recurrent": through_time,
+    "functional.recurrent_backward": back_through_time,
+    "ops.recurrent": through_time,
     "ops.concatenate": lambda: {"tensors": [x(), x()]},
     "ops.local_response_norm": lambda: {"x": deep()},
     "ops.instance_norm": lambda: {"x": deep()},
@@ -319,7 +358,7 @@ OPERATORS = {
 # It downloads what is missing.
 KEPT = {"download"}
 # As many as are asked for, however long that takes.
-PATIENT = {"directions", "dtypes", "epochs", "steps"}
+PATIENT = {"directions", "dtypes", "epochs", "num_layers", "steps"}
 
 
 # ---------------------------------------------------------------------------- wrong arguments

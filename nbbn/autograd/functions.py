@@ -42,6 +42,7 @@ from .ops.localresponse import LocalResponseNorm
 from .ops.losses import CrossEntropy, Huber
 from .ops.matmul import MatMul
 from .ops.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from .ops.recurrent import Recurrent
 from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
@@ -54,13 +55,14 @@ __all__ = [
     "ConvTranspose2d", "CrossEntropy", "Divide", "Dropout", "Exp", "GlobalAvgPool2d", "GroupNorm",
     "Huber", "Index", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LocalResponseNorm",
     "Log", "LogSoftmax", "MatMul", "Max", "MaxPool2d", "Maximum", "Mean", "Multiply", "Pad",
-    "Power", "RMSNorm", "ReLU", "Reshape", "Scatter", "SiLU", "Sigmoid", "Softmax", "Softplus",
-    "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "avg_pool2d", "batch_norm_infer",
-    "batch_norm_train", "concatenate", "conv2d", "conv_transpose2d", "cross_entropy", "dropout",
-    "einsum", "gather", "gelu", "global_avg_pool2d", "global_max_pool2d", "group_norm", "huber",
-    "instance_norm", "layer_norm", "leaky_relu", "linear", "local_response_norm", "log_softmax",
-    "max_pool2d", "maximum", "minimum", "pad", "relu", "rms_norm", "scatter_add", "sigmoid", "silu",
-    "softmax", "softplus", "split", "stack", "tanh", "where",
+    "Power", "RMSNorm", "ReLU", "Recurrent", "Reshape", "Scatter", "SiLU", "Sigmoid", "Softmax",
+    "Softplus", "Subtract", "Sum", "Tanh", "To", "Transpose", "Where", "avg_pool2d",
+    "batch_norm_infer", "batch_norm_train", "concatenate", "conv2d", "conv_transpose2d",
+    "cross_entropy", "dropout", "einsum", "gather", "gelu", "global_avg_pool2d",
+    "global_max_pool2d", "group_norm", "huber", "instance_norm", "layer_norm", "leaky_relu",
+    "linear", "local_response_norm", "log_softmax", "max_pool2d", "maximum", "minimum", "pad",
+    "recurrent", "relu", "rms_norm", "scatter_add", "sigmoid", "silu", "softmax", "softplus",
+    "split", "stack", "tanh", "where",
 ]  # fmt: skip
 
 
@@ -254,6 +256,15 @@ def batch_norm_infer(
         BatchNormInfer, x, mean, var, gamma, beta, residual,
         eps=eps, axis=axis, activation=activation,
     )  # fmt: skip
+
+
+def recurrent(
+    projected: Any, weight: Any, bias: Any = None, initial: Any = None, *,
+    kind: str, lengths: np.ndarray | None = None, reverse: bool = False,
+) -> Tensor:  # fmt: skip
+    """Differentiable `nbbn.functional.recurrent`; returns the states alone."""
+    options = {"kind": kind, "lengths": lengths, "reverse": reverse}
+    return apply(Recurrent, projected, weight, bias, initial, **options)
 
 
 # ---------------------------------------------------------------- several tensors in one

@@ -189,6 +189,8 @@ def kernels(op: str, name: str = "cpu") -> Any:
             from ..kernels import optim_cpu as module
         case "pooling":
             from ..kernels import pooling_cpu as module
+        case "recurrent":
+            from ..kernels import recurrent_cpu as module
         case "softmax":
             from ..kernels import softmax_cpu as module
         case "sparse":
@@ -218,6 +220,8 @@ def _cuda_kernels(op: str) -> Any:
             from ..kernels import optim_cuda as module
         case "pooling":
             from ..kernels import pooling_cuda as module
+        case "recurrent":
+            from ..kernels import recurrent_cuda as module
         case "softmax":
             from ..kernels import softmax_cuda as module
     return module

@@ -4,7 +4,8 @@ A Keras Dense has a kernel (in, out), the transpose of ours, and a bias. The ker
 (height, width, in / groups, out), of a Conv2DTranspose (height, width, out, in), of a
 DepthwiseConv2D (height, width, in, filters of each). A BatchNormalization has gamma (if it
 scales), beta (if it centers), moving_mean, moving_variance; a LayerNormalization and a
-GroupNormalization have gamma and beta, an RMSNormalization has its scale.
+GroupNormalization have gamma and beta, an RMSNormalization has its scale. An LSTM, a GRU or an
+RNN goes by itself: the module `recurrent` says how.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from ..nn.convolution import Conv2d
 from ..nn.groupnorm import InstanceNorm, LayerNorm, RMSNorm
 from ..nn.layers import BatchNorm, Module
+from ..nn.recurrent import Recurrent
 from .conventions import BatchNormState, as_array, variance
+from .recurrent import load_keras_recurrent, to_keras_recurrent
 from .walk import Layer, Loader, Norm, Weighted, layers_of
 
 __all__ = ["load_keras", "to_keras"]
@@ -72,6 +75,9 @@ def load_keras(
         as_array(value, f"weights[{i}]")
         for i, value in enumerate(iterate(weights, "weights", "arrays"))
     ]
+    if isinstance(model, Recurrent):
+        load_keras_recurrent(model, arrays)
+        return
     layers = layers_of(model)
     loader = Loader(model, "keras", eps, momentum, count)
     for segment, found in _segments(layers, arrays):
@@ -124,6 +130,8 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
     ArgumentError
         A BatchNorm without running statistics, which Keras does not have.
     """
+    if isinstance(model, Recurrent):
+        return to_keras_recurrent(model)
     found: list[np.ndarray] = []
     for name, layer in layers_of(model).items():
         if isinstance(layer, Weighted):

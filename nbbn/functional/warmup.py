@@ -102,6 +102,10 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
         getattr(elementwise, f"{name}_backward")(vector, vector, vector.copy())
     elementwise.leaky_relu(vector, 0.1, vector.copy())
     elementwise.leaky_relu_backward(vector, vector, 0.1, vector.copy())
+    for kind, gates in (("lstm", 8), ("gru", 6), ("tanh", 2)):
+        weight, lengths = np.zeros((gates, 2), dtype), np.ones(3, np.int64)
+        states = F.recurrent(np.zeros((1, 3, gates), dtype), weight, kind=kind, lengths=lengths)
+        F.recurrent_backward(states.states, weight, states, kind=kind)
     # Not through `F`, which looks at the verdict on the labels, and no kernel has written it.
     softmax.first_bad_label(labels, 3, -1, labels)
     softmax.cross_entropy(rows, labels, vector, -1, 0.0, vector)
@@ -124,8 +128,8 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     image, kernel, bias = np.zeros((1, 1, 2, 2), dtype), np.zeros((1, 1, 1, 1), dtype), vector[:1]
     y = F.conv2d(image, kernel, bias)
     F.conv2d_backward(y, image, kernel)
-    for kind in (np.int32, np.int64):
-        places = np.zeros(5, kind)
+    for integers in (np.int32, np.int64):
+        places = np.zeros(5, integers)
         sparse.sparse_linear(vector, places, places, rows, np.zeros((4, 4), dtype))
         sparse.sparse_gradient(rows, vector, places, places, rows)
     hyper = np.zeros(9, dtype)

@@ -63,6 +63,10 @@ for dtype in (np.float32, np.float64):
         F.rms_norm_backward(y, x, stats)
         if x.ndim > 2:
             F.local_response_norm_backward(x, F.local_response_norm(x, size=3), size=3)
+    for kind, gates in (("lstm", 12), ("gru", 9), ("relu", 3)):
+        weight, bias = np.zeros((gates, 3), dtype), np.zeros(gates, dtype)
+        states = F.recurrent(np.zeros((4, 5, gates), dtype), weight, bias, kind=kind)
+        F.recurrent_backward(states.states, weight, states, bias, kind=kind)
     labels = rng.integers(0, 2, 8)
     logits = rng.normal(size=(8, 2)).astype(dtype)
     for op in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):

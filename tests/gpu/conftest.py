@@ -17,7 +17,9 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 HERE = Path(__file__).parent
 COMPILED = ["test_cuda_compile.py", "test_cuda_launch.py", "test_ptx.py", "test_ptx_kernels.py"]
 # The same tests in the simulator and in the interpreter.
-KERNELS = "batchnorm", "convolution", "elementwise", "groupnorm", "localresponse", "pooling"
+KERNELS = (
+    "batchnorm", "convolution", "elementwise", "groupnorm", "localresponse", "pooling", "recurrent",
+)  # fmt: skip
 BOTH = [f"test_cuda_{name}.py" for name in KERNELS]
 
 

@@ -17,6 +17,7 @@ from nbbn.kernels import (
     localresponse_cuda,
     optim_cuda,
     pooling_cuda,
+    recurrent_cuda,
     softmax_cuda,
 )
 from tests.gpu.storage import DTYPES, shifted, statistics_type
@@ -129,6 +130,23 @@ def _localresponse(dtype: str) -> None:
         localresponse_cuda.combine(x, p, x, p, 1.0, x)
 
 
+def _recurrent(dtype: str) -> None:
+    for H in (16, 15):
+        state, gates = _empty(dtype, 4, H), {n: _empty(dtype, 4, n * H) for n in (1, 3, 4)}
+        ends = INTEGERS[:4], 0
+        recurrent_cuda.lstm_step(gates[4], gates[4], state, state, *ends, gates[4], state, state)
+        recurrent_cuda.lstm_step_backward(
+            *[state] * 3, gates[4], *[state] * 4, *ends, state, state, gates[4]
+        )
+        recurrent_cuda.gru_step(gates[3], gates[3], state, *ends, gates[4], state)
+        recurrent_cuda.gru_step_backward(
+            state, state, gates[4], state, state, *ends, state, gates[3], gates[3]
+        )
+        for name in ("tanh", "relu"):
+            getattr(recurrent_cuda, f"{name}_step")(*[state] * 3, *ends, state, state)
+            getattr(recurrent_cuda, f"{name}_step_backward")(*[state] * 5, *ends, state, state)
+
+
 def _data() -> None:
     for dtype in (np.uint8, np.float32, np.float64):
         for features in (16, 15):
@@ -160,6 +178,8 @@ def every_launch(patch: Any) -> dict[str, tuple[Any, Any]]:
             _batchnorm(dtype)
             _convolution(dtype)
             _elementwise(dtype)
+            if dtype in WIDE:
+                _recurrent(dtype)
             _softmax(dtype)
             _pooling(dtype)
             _groupnorm(dtype)

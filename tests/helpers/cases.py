@@ -197,6 +197,44 @@ def _reduced(loss: Any, how: str) -> Any:
     return loss if how == "none" else getattr(loss, how)()
 
 
+LENGTHS = np.array([3, 1, 4])
+
+
+def _recurrent(*operands: Any, kind: str, lengths: Any = None, reverse: bool = False) -> Tensor:
+    """What `reference.recurrent` returns."""
+    states = ops.recurrent(*operands, kind=kind, lengths=lengths, reverse=reverse)
+    y = states[0, :-1] if reverse else states[0, 1:]
+    last = states[1:, 0] if reverse else states[1:, -1]
+    return ops.concatenate([y, last]) if kind == "lstm" else y
+
+
+def _torch_recurrent(
+    torch: Any, projected: Any, weight: Any, bias: Any = None, initial: Any = None, *,
+    kind: str, lengths: Any = None, reverse: bool = False,
+) -> Any:  # fmt: skip
+    """PyTorch's layer, whose input weight is the identity, on one sequence after the other."""
+    gates, H = weight.shape
+    kinds = {"lstm": torch.lstm, "gru": torch.gru, "tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
+    zero = projected.new_zeros(gates)
+    weights = [torch.eye(gates, dtype=weight.dtype), weight, zero, zero if bias is None else bias]
+    found = []
+    for n in range(projected.shape[1]):
+        length = projected.shape[0] if lengths is None else lengths[n]
+        x = projected[:length, n : n + 1]
+        start = projected.new_zeros(2, 1, H) if initial is None else initial[:, n : n + 1]
+        state = tuple(start.split(1)) if kind == "lstm" else start[:1]
+        x = x.flip(0) if reverse else x
+        y, *last = kinds[kind](x, state, weights, True, 1, 0.0, False, False, False)
+        # Beyond its end a sequence keeps its state.
+        rest = projected.shape[0] - length
+        if reverse:
+            y = torch.cat([y.flip(0), start[:1].expand(rest, 1, H)])
+        else:
+            y = torch.cat([y, y[-1:].expand(rest, 1, H)])
+        found.append(torch.cat([y, last[-1]]) if kind == "lstm" else y)
+    return torch.cat(found, 1)
+
+
 GROUPS = ((0, 2), (2, 4), (4, 6), (6, 9))
 
 
@@ -506,6 +544,27 @@ CASES = [
              x, MEAN, VAR, g, b, activation="relu", residual=r),
          ((4, 3, 5), (3,), (3,), (4, 3, 5)),
          lambda torch, x, g, b, r: torch.relu(_torch_batch_norm_infer(torch, x, g, b) + r)),
+    # ---- through time: 4 steps of 3 sequences, 2 hidden units
+    *(
+        Case(f"ops.recurrent, {kind}, {name}",
+             lambda *a, options=options, kind=kind: _recurrent(*a, kind=kind, **options),
+             lambda *a, options=options, kind=kind: reference.recurrent(*a, kind=kind, **options),
+             shapes[:count],
+             lambda torch, *a, options=options, kind=kind: _torch_recurrent(
+                 torch, *a, kind=kind, **options),
+             misfits=misfits if name == "all operands" else ())
+        for kind, gates, states in (("lstm", 8, 2), ("gru", 6, 1), ("tanh", 2, 1), ("relu", 2, 1))
+        for shapes in [((4, 3, gates), (gates, 2), (gates,), (states, 3, 2))]
+        for misfits in [(((4, 3), *shapes[1:]), ((4, 3, gates + 1), *shapes[1:]),
+                         (shapes[0], (gates, 3), *shapes[2:]), (*shapes[:2], (9,), shapes[3]),
+                         (*shapes[:3], (states, 3, 1)))]
+        for name, count, options in (
+            ("two operands", 2, {}),
+            ("all operands", 4, {}),
+            ("reverse, lengths", 4, {"reverse": True, "lengths": LENGTHS}),
+            ("lengths", 4, {"lengths": LENGTHS}),
+        )
+    ),
     # ---- variants of batch normalization
     Case("variants.weighted_batch_norm, rows",
          lambda x, g, b: ops.weighted_batch_norm(x, EXAMPLES, g, b)[0],

@@ -518,3 +518,33 @@ def central_difference(
         x[index] = middle
         gradient[index] = (above - below) / (2 * step)
     return gradient
+
+
+def recurrent(projected, weight, bias=None, initial=None, *, kind, lengths=None, reverse=False):
+    """Hidden states after every step (T, N, H), and the last of an LSTM's cell states (1, N, H)."""
+    projected, weight = wide(projected), wide(weight)
+    T, N, _ = projected.shape
+    H = weight.shape[1]
+    lengths = np.full(N, T) if lengths is None else lengths
+    state = np.zeros((2, N, H), wide(0).dtype)
+    if initial is not None:
+        state[: len(initial)] = initial
+    y = np.empty((T, N, H), state.dtype)
+    for t in reversed(range(T)) if reverse else range(T):
+        h, c = state
+        p = h @ weight.T + (0 if bias is None else wide(bias))
+        x = np.split(projected[t], weight.shape[0] // H, axis=1)
+        p = np.split(p, len(x), axis=1)
+        if kind == "lstm":
+            i, f, g, o = (a + b for a, b in zip(x, p, strict=True))
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            after = np.stack([sigmoid(o) * np.tanh(c), c])
+        elif kind == "gru":
+            r, z = (sigmoid(a + b) for a, b in zip(x[:2], p[:2], strict=True))
+            after = np.stack([(1 - z) * np.tanh(x[2] + r * p[2]) + z * h, c])
+        else:
+            total = x[0] + p[0]
+            after = np.stack([np.tanh(total) if kind == "tanh" else np.maximum(total, 0), c])
+        state = np.where((t < lengths)[:, None], after, state)
+        y[t] = state[0]
+    return np.concatenate([y, state[1:]]) if kind == "lstm" else y

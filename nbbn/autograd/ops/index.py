@@ -81,4 +81,8 @@ def _scatter(dy: np.ndarray, shape: tuple[int, ...], index: Any) -> np.ndarray:
 
 def _put(dy: np.ndarray, dx: np.ndarray, *index: Any) -> None:
     dx[...] = 0
-    backend.add_at(dx, index, dy)
+    if all(part is None or part is ... or isinstance(part, int | slice) for part in index):
+        # No place twice, and several times faster.
+        dx[index] = dy
+    else:
+        backend.add_at(dx, index, dy)

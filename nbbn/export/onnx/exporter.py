@@ -23,6 +23,7 @@ from ...errors import ArgumentError, DTypeError, ShapeError
 from ...functional.convolution import Convolution
 from ...nn.layers import unnested
 from .extra import require
+from .recurrent import EXPORTERS as RECURRENT
 
 __all__ = ["export"]
 
@@ -411,6 +412,7 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
     nn.Dropout: lambda graph, name, layer: None,
+    **RECURRENT,
 }
 
 

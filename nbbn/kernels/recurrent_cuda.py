@@ -1,0 +1,240 @@
+"""One time step of recurrent cells on a CUDA device, forward and backward: see `recurrent_cpu`.
+
+Each thread treats 16 bytes of neighbouring hidden units of one sequence, with all of their gates.
+Arithmetic is in float32, in float64 for float64 arrays.
+"""
+
+from ._cuda import Elementwise, device_function
+from ._cuda_lanes import choose, exp, load, positive_part, spread, store
+from ._cuda_lanes import tanh as tanh_of
+
+# ---------------------------------------------------------------- kernels
+
+
+@device_function
+def _sigmoid_of(x, like):
+    """1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow."""
+    one = spread(1, like)
+    e = exp(choose(x, spread(0, like) - x, x))
+    return choose(x, one, e) / (one + e)
+
+
+@device_function
+def _gate(gates, product, at, like):
+    """Sum of both products at a place."""
+    return load(gates, at, like) + load(product, at, like)
+
+
+@device_function
+def _slope(y, like):
+    """y (1 - y)."""
+    return y * (spread(1, like) - y)
+
+
+@device_function
+def _ended(lengths, n, t):
+    """Whether sequence n is over at time t."""
+    return lengths.size > 0 and t >= lengths[n]
+
+
+@Elementwise
+def _lstm_step(i, like, operands):
+    """c' = f c + i g, h' = o tanh(c'); saved (N, 4 H) is i, f, g, o; states (N, H)."""
+    gates, product, h, c, lengths, saved, h_after, c_after, H, t = operands
+    n = i // H
+    if _ended(lengths, n, t):
+        store(h_after, i, load(h, i, like))
+        store(c_after, i, load(c, i, like))
+    else:
+        at = n * 4 * H + i % H
+        into = _sigmoid_of(_gate(gates, product, at, like), like)
+        kept = _sigmoid_of(_gate(gates, product, at + H, like), like)
+        new = tanh_of(_gate(gates, product, at + 2 * H, like))
+        out = _sigmoid_of(_gate(gates, product, at + 3 * H, like), like)
+        store(saved, at, into)
+        store(saved, at + H, kept)
+        store(saved, at + 2 * H, new)
+        store(saved, at + 3 * H, out)
+        cell = kept * load(c, i, like) + into * new
+        store(c_after, i, cell)
+        store(h_after, i, out * tanh_of(cell))
+
+
+@Elementwise
+def _lstm_step_backward(i, like, operands):
+    """Gradients of the gates (N, 4 H), and of c in dc_carried; dh_carried is of ended rows."""
+    dh, dc, dproduct, saved, c, c_after, lengths, dgates, dh_carried, dc_carried, H, t = operands
+    n = i // H
+    at = n * 4 * H + i % H
+    one, zero = spread(1, like), spread(0, like)
+    whole = load(dh, i, like) + load(dproduct, i, like) + load(dh_carried, i, like)
+    cell = load(dc_carried, i, like) + load(dc, i, like)
+    if _ended(lengths, n, t):
+        store(dh_carried, i, whole)
+        store(dc_carried, i, cell)
+        store(dgates, at, zero)
+        store(dgates, at + H, zero)
+        store(dgates, at + 2 * H, zero)
+        store(dgates, at + 3 * H, zero)
+    else:
+        into, kept = load(saved, at, like), load(saved, at + H, like)
+        new, out = load(saved, at + 2 * H, like), load(saved, at + 3 * H, like)
+        squashed = tanh_of(load(c_after, i, like))
+        cell = cell + whole * out * (one - squashed * squashed)
+        store(dh_carried, i, zero)
+        store(dgates, at, cell * new * _slope(into, like))
+        store(dgates, at + H, cell * load(c, i, like) * _slope(kept, like))
+        store(dgates, at + 2 * H, cell * into * (one - new * new))
+        store(dgates, at + 3 * H, whole * squashed * _slope(out, like))
+        store(dc_carried, i, cell * kept)
+
+
+@Elementwise
+def _gru_step(i, like, operands):
+    """n = tanh(x_n + r m), h' = (1 - z) n + z h; m is the product of n; saved is r, z, n, m."""
+    gates, product, h, lengths, saved, h_after, H, t = operands
+    row = i // H
+    before = load(h, i, like)
+    if _ended(lengths, row, t):
+        store(h_after, i, before)
+    else:
+        at, to = row * 3 * H + i % H, row * 4 * H + i % H
+        r = _sigmoid_of(_gate(gates, product, at, like), like)
+        z = _sigmoid_of(_gate(gates, product, at + H, like), like)
+        m = load(product, at + 2 * H, like)
+        n = tanh_of(load(gates, at + 2 * H, like) + r * m)
+        store(saved, to, r)
+        store(saved, to + H, z)
+        store(saved, to + 2 * H, n)
+        store(saved, to + 3 * H, m)
+        store(h_after, i, n + z * (before - n))
+
+
+@Elementwise
+def _gru_step_backward(i, like, operands):
+    """Gradients of both products (N, 3 H), and in `carried` what h gets besides its product."""
+    dh, dproduct, saved, h, lengths, dgates, dproducts, carried, H, t = operands
+    row = i // H
+    at, to = row * 3 * H + i % H, row * 4 * H + i % H
+    one, zero = spread(1, like), spread(0, like)
+    whole = load(dh, i, like) + load(dproduct, i, like) + load(carried, i, like)
+    dr, dz, dn, through = zero, zero, zero, zero
+    if not _ended(lengths, row, t):
+        r, z = load(saved, to, like), load(saved, to + H, like)
+        n, m = load(saved, to + 2 * H, like), load(saved, to + 3 * H, like)
+        dz = whole * (load(h, i, like) - n) * _slope(z, like)
+        dn = whole * (one - z) * (one - n * n)
+        dr = dn * m * _slope(r, like)
+        through = dn * r
+        whole = whole * z
+    store(carried, i, whole)
+    store(dgates, at, dr)
+    store(dgates, at + H, dz)
+    store(dgates, at + 2 * H, dn)
+    store(dproducts, at, dr)
+    store(dproducts, at + H, dz)
+    store(dproducts, at + 2 * H, through)
+
+
+@Elementwise
+def _elman_step(i, like, operands):
+    """h' = tanh(gates + product), or max(., 0); all (N, H)."""
+    gates, product, h, lengths, h_after, H, t, rectified = operands
+    if _ended(lengths, i // H, t):
+        store(h_after, i, load(h, i, like))
+    elif rectified:
+        store(h_after, i, positive_part(_gate(gates, product, i, like)))
+    else:
+        store(h_after, i, tanh_of(_gate(gates, product, i, like)))
+
+
+@Elementwise
+def _elman_step_backward(i, like, operands):
+    """Gradient of the sum inside, dh (1 - h'^2) or dh where h' > 0; all (N, H)."""
+    dh, dproduct, h_after, lengths, dgates, carried, H, t, rectified = operands
+    one, zero = spread(1, like), spread(0, like)
+    whole = load(dh, i, like) + load(dproduct, i, like) + load(carried, i, like)
+    hidden = load(h_after, i, like)
+    if _ended(lengths, i // H, t):
+        store(carried, i, whole)
+        store(dgates, i, zero)
+    else:
+        store(carried, i, zero)
+        if rectified:
+            store(dgates, i, choose(hidden, whole, zero))
+        else:
+            store(dgates, i, whole * (one - hidden * hidden))
+
+
+def _elman(gates, product, h, lengths, t, rectified, h_after):
+    arrays = gates, product, h, h_after
+    H = h.shape[1]
+    _elman_step(gates, product, h, lengths, h_after, H, t, rectified, aligned=arrays, length=H)
+
+
+def _elman_backward(dh, dproduct, h_after, lengths, t, rectified, carried, dgates):
+    arrays = dh, dproduct, h_after, dgates, carried
+    H = h_after.shape[1]
+    _elman_step_backward(
+        dh, dproduct, h_after, lengths, dgates, carried, H, t, rectified, aligned=arrays, length=H
+    )
+
+
+# ---------------------------------------------------------------- launchers
+
+
+def lstm_step(gates, product, h, c, lengths, t, saved, h_after, c_after):
+    """Hidden and cell state after one more step."""
+    arrays = gates, product, h, c, saved, h_after, c_after
+    H = h.shape[1]
+    _lstm_step(
+        gates, product, h, c, lengths, saved, h_after, c_after, H, t, aligned=arrays, length=H
+    )
+
+
+def lstm_step_backward(
+    dh, dc, dproduct, saved, h, c, h_after, c_after, lengths, t, dh_carried, dc_carried, dgates
+):
+    """Gradients of the gates; what is `carried` comes from the step behind, for the one before."""
+    arrays = dh, dc, dproduct, saved, c, c_after, dgates, dh_carried, dc_carried
+    H = c.shape[1]
+    _lstm_step_backward(
+        dh, dc, dproduct, saved, c, c_after, lengths, dgates, dh_carried, dc_carried, H, t,
+        aligned=arrays, length=H,
+    )  # fmt: skip
+
+
+def gru_step(gates, product, h, lengths, t, saved, h_after):
+    """Hidden state after one more step."""
+    arrays = gates, product, h, saved, h_after
+    H = h.shape[1]
+    _gru_step(gates, product, h, lengths, saved, h_after, H, t, aligned=arrays, length=H)
+
+
+def gru_step_backward(dh, dproduct, saved, h, h_after, lengths, t, carried, dgates, dproducts):
+    """Gradients of the gates and of the hidden product; `carried` as in `lstm_step_backward`."""
+    arrays = dh, dproduct, saved, h, dgates, dproducts, carried
+    H = h.shape[1]
+    _gru_step_backward(
+        dh, dproduct, saved, h, lengths, dgates, dproducts, carried, H, t, aligned=arrays, length=H
+    )
+
+
+def tanh_step(gates, product, h, lengths, t, saved, h_after):
+    """Hidden state after one more step."""
+    _elman(gates, product, h, lengths, t, 0, h_after)
+
+
+def tanh_step_backward(dh, dproduct, saved, h, h_after, lengths, t, carried, dgates):
+    """Gradient of the one gate; `carried` as in `lstm_step_backward`."""
+    _elman_backward(dh, dproduct, h_after, lengths, t, 0, carried, dgates)
+
+
+def relu_step(gates, product, h, lengths, t, saved, h_after):
+    """Hidden state after one more step."""
+    _elman(gates, product, h, lengths, t, 1, h_after)
+
+
+def relu_step_backward(dh, dproduct, saved, h, h_after, lengths, t, carried, dgates):
+    """Gradient of the one gate; `carried` as in `lstm_step_backward`."""
+    _elman_backward(dh, dproduct, h_after, lengths, t, 1, carried, dgates)
