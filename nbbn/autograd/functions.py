@@ -271,12 +271,35 @@ def recurrent(
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors along an axis that they have, as ``numpy.concatenate``."""
+    """Join tensors along an axis that they have, as ``numpy.concatenate``.
+
+    Parameters
+    ----------
+    tensors : list or tuple of Tensor or ndarray
+        One or more, of the same shape but for that axis.
+    axis : int, default 0
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(Concatenate, *_several(tensors), axis=axis)
 
 
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors of one shape along a new axis, as ``numpy.stack``."""
+    """Join tensors of one shape along a new axis, as ``numpy.stack``.
+
+    Parameters
+    ----------
+    tensors : list or tuple of Tensor or ndarray
+        One or more.
+    axis : int, default 0
+        Where the new axis is in the result.
+
+    Returns
+    -------
+    Tensor
+    """
     several = [_tensor(x, "a tensor") for x in _several(tensors)]
     shape = several[0].shape
     position = integer(axis, "axis")
@@ -372,12 +395,22 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
 
 def maximum(a: Any, b: Any) -> Tensor:
-    """Larger of two elements, as ``numpy.maximum``; equal ones share the gradient."""
+    """Larger of two elements, as ``numpy.maximum``.
+
+    Parameters
+    ----------
+    a, b : Tensor, ndarray or float
+        They broadcast together. Where both are the same, each gets half of the gradient.
+
+    Returns
+    -------
+    Tensor
+    """
     return apply(Maximum, _operand(a, "a"), _operand(b, "b"))
 
 
 def minimum(a: Any, b: Any) -> Tensor:
-    """Smaller of two elements, as ``numpy.minimum``; equal ones share the gradient."""
+    """Smaller of two elements, as ``numpy.minimum``. Otherwise as `maximum`."""
     return -maximum(*(-x for x in (_operand(a, "a"), _operand(b, "b"))))
 
 

@@ -21,7 +21,6 @@ from .module import Module
 
 __all__ = [
     "BatchNorm", "Dense", "Dropout", "Flatten", "Module", "Sequential", "Softmax", "Unflatten",
-    "unnested",
 ]  # fmt: skip
 
 _log = logging.getLogger("nbbn")
