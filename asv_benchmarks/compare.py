@@ -272,6 +272,9 @@ def run_once(command, **more):
     return {"wall": wall, **json.loads(done.stdout.splitlines()[-1])}
 
 
+TABLES = "bn", "norms", "step", "cnn", "process"
+
+
 def cpu_name():
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -282,8 +285,7 @@ def cpu_name():
 
 def arguments_of(argv):
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
-    choices = "bn", "norms", "step", "cnn", "process", "all"
-    parser.add_argument("--what", choices=choices, default="all")
+    parser.add_argument("--what", choices=(*TABLES, "all"), default="all")
     parser.add_argument("--shapes", help=f"comma-separated, of {', '.join(SHAPES)} or others")
     parser.add_argument("--norms", help=f"comma-separated, of {', '.join(NORMS)}")
     parser.add_argument("--nets", help=f"comma-separated, of {', '.join(NETS)}")
@@ -325,9 +327,7 @@ def main(argv=None):
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
         say(f"the machine is busy (load {load:.1f}): threads wait for each other, quote nothing")
     versions = {}
-    wanted = (
-        ("bn", "step", "cnn", "process") if arguments.what == "all" else (arguments.what, "norms")
-    )
+    wanted = TABLES if arguments.what == "all" else (arguments.what,)
     result = {
         "command": shlex.join(["python", "asv_benchmarks/compare.py", *(argv or sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
@@ -356,8 +356,7 @@ def main(argv=None):
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.plot:
         report.plot(result, arguments.plot)
-    tables = "bn", "norms", "step", "cnn"
-    timed = [case["seconds"] for what in tables for case in result.get(what, ())]
+    timed = [case["seconds"] for what in TABLES[:-1] for case in result.get(what, ())]
     # A smoke run must notice when nbbn itself could not be timed.
     complete = all(math.isfinite(s.get("nbbn", math.nan)) for s in timed)
     return 0 if complete or "nbbn" not in arguments.contenders else 1
