@@ -196,7 +196,7 @@ def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
 def sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Check padding, and return ((top, bottom), (left, right))."""
     if isinstance(padding, tuple | list) and any(isinstance(p, tuple | list) for p in padding):
-        if len(padding) != 2:
+        if len(padding) != 2 or not all(isinstance(p, tuple | list) for p in padding):
             raise ArgumentError(
                 "padding must be ((top, bottom), (left, right)) where it has pairs, "
                 f"got {padding!r:.80}"

@@ -118,6 +118,11 @@ def device_function(function: Callable[..., Any]) -> Any:
     return njit(error_model="numpy", nogil=True)(function)
 
 
+def inlined_device_function(function: Callable[..., Any]) -> Any:
+    """As `device_function`, for what must be part of a user's own loop, whatever is in the cache."""
+    return njit(error_model="numpy", nogil=True, forceinline=True)(function)
+
+
 @device_function
 def bounds(part, parts, total):
     """First and last + 1 of `part` when `total` items are split evenly into `parts`."""

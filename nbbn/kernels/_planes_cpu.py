@@ -20,7 +20,7 @@ from ._channels_cpu import (
     pieces_of,
     sum_parts,
 )
-from ._jit import Kernel, bounds, device_function
+from ._jit import Kernel, bounds, device_function, inlined_device_function
 from ._vector import sum_masked_products, sum_products, sum_squares
 
 ELEMENTS_PER_RUN = 1024
@@ -123,7 +123,7 @@ def variances_planes(x, c0, mean, m2):
             mean[j], m2[j] = moments(x[:, c0 + j])
 
 
-@device_function
+@inlined_device_function
 def normalize_planes(x, residual, relu, narrow, c0, y, start, stop):
     """Normalize elements start..stop of x in C order; narrow (3 * channels,) begins at c0."""
     _, C, S = x.shape

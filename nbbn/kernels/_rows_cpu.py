@@ -18,7 +18,7 @@ from ._channels_cpu import (
     pieces_of,
     sum_parts,
 )
-from ._jit import Kernel, bounds, device_function
+from ._jit import Kernel, bounds, device_function, inlined_device_function
 from ._vector import prefetch
 
 ROWS_PER_RUN = 128
@@ -180,7 +180,7 @@ def variances_rows(x, mean, m2):
             mean[j], m2[j] = moments(x[:, j : j + 1])
 
 
-@device_function
+@inlined_device_function
 def normalize_rows(x, residual, relu, narrow, y, first, last):
     """Normalize rows first..last."""
     C = x.shape[1]

@@ -218,6 +218,7 @@ class Config:
         """
         from ..nn.models import cnn, mlp
 
+        shape = tuple(positive(n, "shape") for n in iterate(shape, "shape", "integers"))
         options: dict[str, Any] = {
             "batch_norm": self.batch_norm,
             "dropout": self.dropout,

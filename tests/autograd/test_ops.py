@@ -46,7 +46,8 @@ def test_every_operation_has_a_case(rng):
         with Tape() as tape:
             case.function(*map(Parameter, case.arrays(rng)))
         used |= {node.op for node in tape._nodes}
-    assert catalogue - {ops.BatchRenorm} == used
+    # Sparse rows are no tensor: tests of their own.
+    assert catalogue - {ops.BatchRenorm, ops.SparseLinear} == used
 
 
 def test_every_public_function_of_ops_has_a_case():

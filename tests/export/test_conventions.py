@@ -532,9 +532,9 @@ class Scaled(nbbn.Module):
 
 REFUSED = [
     ("convert.to_torch(Scaled())",
-     ArgumentError, "1 parameters outside of its Dense and BatchNorm"),
+     ArgumentError, "1 parameters outside of the layers"),
     ("convert.to_keras(nbbn.Sequential(nbbn.ReLU()))",
-     ArgumentError, "neither Dense nor BatchNorm layers"),
+     ArgumentError, "no layers whose weights"),
     ("convert.to_torch(nbbn.Sequential(nbbn.InPlaceBatchNorm(3)))",
      ArgumentError, r"scales by \|gamma\| \+ eps"),
     ("convert.load_keras([], [])", DTypeError, "model must be a Module, got list"),
