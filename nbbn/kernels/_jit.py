@@ -119,7 +119,7 @@ def device_function(function: Callable[..., Any]) -> Any:
 
 
 def inlined_device_function(function: Callable[..., Any]) -> Any:
-    """As `device_function`, for what must be part of a user's own loop, whatever is in the cache."""
+    """As `device_function`, for what must become part of its caller, from the cache too."""
     return njit(error_model="numpy", nogil=True, forceinline=True)(function)
 
 
