@@ -138,6 +138,11 @@ def iterate(value: Any, name: str, what: str) -> Iterator[Any]:
     raise DTypeError(f"{name} must be a list of {what}, got {type(value).__name__}")
 
 
+def positives(value: Any, name: str) -> tuple[int, ...]:
+    """Check that `value` holds integers of at least 1, and return them."""
+    return tuple(positive(number, name) for number in iterate(value, name, "integers"))
+
+
 def mapping(value: Any, name: str, what: str) -> None:
     """Check that `value` maps names to things."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):

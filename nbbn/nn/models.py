@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import choice, generator, iterate, positive, real, switch
+from .._validation import choice, generator, iterate, positive, positives, real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional.layout import image_axis
 from .activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
@@ -139,7 +139,7 @@ def cnn(
         shape = (1, *shape) if axis == 1 else (*shape, 1)
     if len(shape) != 3:
         raise ShapeError(f"an image has 2 or 3 dimensions, got shape {shape}")
-    widths = [positive(width, "channels") for width in iterate(channels, "channels", "integers")]
+    widths = positives(channels, "channels")
     rng, batch_norm = generator(rng), switch(batch_norm, "batch_norm")
     features, height, width = shape if axis == 1 else (shape[2], *shape[:2])
     if min(height, width) >> len(widths) == 0:

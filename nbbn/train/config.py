@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._validation import choice, instance, integer, iterate, mapping, positive, real, switch
+from .._validation import (
+    choice,
+    instance,
+    integer,
+    mapping,
+    positive,
+    positives,
+    real,
+    switch,
+)  # fmt: skip
 from ..errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
@@ -77,10 +86,6 @@ def sources(value: Any, name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _widths(value: Any, name: str) -> tuple[int, ...]:
-    return tuple(positive(width, name) for width in iterate(value, name, "integers"))
-
-
 def _one_of(allowed: tuple[str, ...]) -> Callable[[Any, str], Any]:
     return lambda value, name: choice(value, allowed, name)
 
@@ -91,8 +96,8 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "validation": _below_one,
     "standardize": _one_of(STANDARDIZE),
     "model": _one_of(MODELS),
-    "channels": _widths,
-    "hidden": _widths,
+    "channels": positives,
+    "hidden": positives,
     "batch_norm": switch,
     "dropout": _below_one,
     "epochs": positive,
@@ -218,7 +223,7 @@ class Config:
         """
         from ..nn.models import cnn, mlp
 
-        shape = tuple(positive(n, "shape") for n in iterate(shape, "shape", "integers"))
+        shape = positives(shape, "shape")
         options: dict[str, Any] = {
             "batch_norm": self.batch_norm,
             "dropout": self.dropout,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import data, functional
-from .._validation import as_array, as_path, data_type, instance, iterate, positive
+from .._validation import as_array, as_path, data_type, instance, positives
 from ..data import Batches, read_idx
 from ..data._checks import check_finite, check_rows, finite
 from ..data.own import read_npy
@@ -73,7 +73,7 @@ class Classifier:
     ) -> None:
         instance(model, Module, "model")
         instance(config, Config, "config")
-        self.shape = tuple(positive(n, "shape") for n in iterate(shape, "shape", "integers"))
+        self.shape = positives(shape, "shape")
         features = math.prod(self.shape)
         self.dtype = data_type(dtype, "uint8", "float32", "float64")
         self.mean, self.std = finite(mean, "mean", features), finite(std, "std", features)
