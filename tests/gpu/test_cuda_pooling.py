@@ -87,12 +87,18 @@ def test_means_of_whole_images(shape, dtype):
 
 
 @pytest.mark.parametrize("kind", ["uint16", "uint32"])
-def test_indices_of_large_windows(kind):
-    x = np.random.default_rng(0).standard_normal((1, 20, 17, 2)).astype(np.float32)
-    window = (20, 17, 1, 1, 0, 0, 1, 1)
-    y, index = poisoned((1, 1, 1, 2), "float32"), poisoned((1, 1, 1, 2), kind)
-    dx = poisoned(x.shape, "float32")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("B", [16, 1])
+def test_indices_of_large_windows(B, dtype, kind):
+    # No two values of a window are equal, in any type.
+    numbers = np.arange(-170.0, 170)[:, None].repeat(B, axis=1)
+    numbers = np.random.default_rng(0).permuted(numbers, axis=0).reshape(1, 20, 17, B)
+    x, window = stored(numbers, dtype), (20, 17, 1, 1, 0, 0, 1, 1)
+    y, taken = poisoned((1, 1, 1, B), dtype), poisoned((1, 1, 1, B), dtype)
+    index, dx = poisoned(y.shape, kind), poisoned(x.shape, dtype)
     pooling_cuda.max_pool(x, window, y, index)
-    np.testing.assert_array_equal(index[0, 0, 0], x.reshape(-1, 2).argmax(axis=0))
+    np.testing.assert_array_equal(index[0, 0, 0], numbers.reshape(-1, B).argmax(axis=0))
+    pooling_cuda.max_pool_take(x, index, window, taken)
+    np.testing.assert_array_equal(wide(taken), wide(y))
     pooling_cuda.max_pool_backward(y, index, window, dx)
-    np.testing.assert_array_equal(dx, np.where(x == x.max(axis=(1, 2)), x, 0))
+    np.testing.assert_array_equal(wide(dx), np.where(numbers == 169, wide(x), 0))
