@@ -160,11 +160,12 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 def conv2d(
     x: Any, weight: Any, bias: Any = None, *,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, axis: int = 1,
+    activation: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Differentiable `nbbn.functional.conv2d`."""
     return apply(
-        Conv2d, x, weight, bias,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, axis=axis,
+        Conv2d, x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, axis=axis, activation=activation,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from .. import nn
 from .._validation import instance, real, switch
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, NbbnError
-from ..nn.layers import unnested
+from ..nn.layers import is_linear, unnested
 from .walk import Convolution, Weighted
 
 __all__ = ["fold"]
@@ -48,8 +48,9 @@ def fold(
 ) -> nn.Sequential:
     """Make a model for inference whose batch normalization is part of other layers.
 
-    A BatchNorm folds into the Dense or the convolution before it, its ReLU staying behind as a
-    layer, or, without a ReLU, into the Dense after it, also across a Flatten. Dropout disappears.
+    A BatchNorm folds into the Dense or the convolution before it or, without a ReLU, into the Dense
+    after it, also across a Flatten. A ReLU behind a Conv2d becomes its ``activation``; other ReLUs
+    stay as layers. Dropout disappears.
     Before it returns, every replacement is run beside what it replaces.
 
     Parameters
@@ -109,12 +110,15 @@ def fold(
 def _add(steps: list[_Step], name: str, layer: nn.Module) -> None:
     """Append a layer, folded together with the last steps where that can be."""
     steps.append(_Step(name, [layer], [layer]))
+    before = steps[-2].after[-1] if len(steps) > 1 else None
     if isinstance(layer, nn.BatchNorm):
-        before = steps[-2].after[-1] if len(steps) > 1 else None
         fits = isinstance(before, nn.Dense) or getattr(before, "axis", None) == layer.axis
-        if isinstance(before, Weighted) and fits and not _unfit(layer):
-            relu: list[nn.Module] = [nn.ReLU()] if layer.activation else []
-            _join(steps, 2, [*steps[-2].after[:-1], _behind(before, layer), *relu])
+        if before is not None and is_linear(before) and fits and not _unfit(layer):
+            folded = _behind(before, layer)
+            after = _rectified(folded) if layer.activation else [folded]
+            _join(steps, 2, [*steps[-2].after[:-1], *after])
+    elif type(layer) is nn.ReLU and type(before) is nn.Conv2d:
+        _join(steps, 2, [*steps[-2].after[:-1], *_rectified(before)])
     elif isinstance(layer, nn.Dense):
         while (found := _in_front(steps)) is not None:
             norm, between, dense = found
@@ -161,6 +165,15 @@ def _behind(layer: Weighted, norm: nn.BatchNorm) -> nn.Module:
     folded.weight.data[...] = (grouped * s.reshape(*shape, 1, 1)).reshape(weight.shape)
     folded.bias = Parameter(bias.astype(layer.weight.dtype))
     return folded
+
+
+def _rectified(layer: nn.Module) -> list[nn.Module]:
+    """Put a ReLU behind a layer: into it where it can have one."""
+    if type(layer) is not nn.Conv2d:
+        return [layer, nn.ReLU()]
+    fused = copy.copy(layer)
+    fused.activation = "relu"
+    return [fused]
 
 
 def _ahead(dense: nn.Dense, norm: nn.BatchNorm) -> nn.Dense:

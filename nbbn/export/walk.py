@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..functional import checks
 from ..nn.convolution import Conv2d, ConvTranspose2d
 from ..nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from ..nn.layers import BatchNorm, Dense, Module, Sequential
+from ..nn.layers import BatchNorm, Dense, Module, Sequential, is_linear
 from ..nn.reweighted import Reweighted
 from ..nn.variants import InPlaceBatchNorm
 from .conventions import BatchNormState, assignment, fill, fitting, with_settings
@@ -80,7 +80,7 @@ class Loader:
             for module in model.modules()
             if isinstance(module, Sequential)
             for before, after in itertools.pairwise(module)
-            if isinstance(before, Weighted) and isinstance(after, BatchNorm)
+            if is_linear(before) and isinstance(after, BatchNorm)
         }
         self._biases: dict[int, np.ndarray] = {}
 

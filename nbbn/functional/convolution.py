@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import positive, possible, switch
+from .._validation import choice, positive, possible, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
@@ -60,6 +60,7 @@ def conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
     axis: int = 1,
+    activation: str | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Convolve images, without turning the kernel over.
@@ -74,6 +75,8 @@ def conv2d(
     dilation : int or (int, int), default 1
     groups : int, default 1
     axis : {1, -1}, default 1
+    activation : {None, "relu"}, default None
+        Applied to each block of the result while it is in the cache.
     out : ndarray, shape of the result, dtype of `x`, optional
 
     Returns
@@ -82,7 +85,7 @@ def conv2d(
         With ``OH = (H + padding - dilation * (kh - 1) - 1) // stride + 1``, OW alike.
     """
     found = Convolution(x, weight, stride, padding, dilation, groups, axis)
-    return found.forward(x, weight, bias, out)
+    return found.forward(x, weight, bias, out, activation=activation)
 
 
 @in_kind
@@ -164,6 +167,8 @@ def conv_transpose2d(
     dilation : int or (int, int), default 1
     groups : int, default 1
     axis : {1, -1}, default 1
+    activation : {None, "relu"}, default None
+        Applied to each block of the result while it is in the cache.
     out : ndarray, shape of the result, dtype of `x`, optional
 
     Returns
@@ -362,13 +367,16 @@ class Convolution:
 
     # ---------------------------------------------------------------- computing
 
-    def forward(self, x: Any, weight: Any, bias: Any, out: Any = None) -> np.ndarray:
+    def forward(
+        self, x: Any, weight: Any, bias: Any, out: Any = None, *, activation: Any = None
+    ) -> np.ndarray:
         """Compute y."""
+        relu = choice(activation, (None, "relu"), "activation") is not None
         bias = self._bias(bias, self._weight_shape[0])
         operands = self._image_for_kernels(x), self._weight_for_kernels(weight), bias
 
         def launch(y: Any) -> None:
-            self._run("forward", *operands, self._geometry, y)
+            self._run("forward", *operands, relu, self._geometry, y)
 
         return self._filled(launch, out, self.y_shape, (x, weight, bias))
 

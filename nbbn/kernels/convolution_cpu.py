@@ -250,6 +250,15 @@ def _fill(array, start, pixels, bias, channels, last):
 
 
 @device_function
+def _rectify(y, at, runs, ld, P):
+    """y = max(y, 0), NaN kept, of runs of P elements that begin ld elements apart."""
+    for k in range(runs):
+        run, zero = y[at + k * ld : at + k * ld + P], y.dtype.type(0)
+        for p in range(run.size):
+            run[p] = zero if run[p] < zero else run[p]
+
+
+@device_function
 def _plain(geometry):
     """Whether the image is its own patches: kernels of one pixel, without stride and padding."""
     _, H, W, _, kh, kw, OH, OW, sh, sw, _, _, _, _, _, _ = geometry
@@ -260,8 +269,8 @@ def _plain(geometry):
 
 
 @device_function
-def _forward_blocks(gemm, one, x, w, bias, geometry, rows, first, end, patches, y):
-    """y = x * w + bias for the blocks first..end."""
+def _forward_blocks(gemm, one, x, w, bias, relu, geometry, rows, first, end, patches, y):
+    """y = x * w + bias, or max(y, 0), for the blocks first..end."""
     C, H, W, F, kh, kw, OH, OW, _, _, _, _, _, _, G, last = geometry
     K, own, plain = C // G * kh * kw, F // G, _plain(geometry)
     blocks = (OH + rows - 1) // rows
@@ -278,6 +287,8 @@ def _forward_blocks(gemm, one, x, w, bias, geometry, rows, first, end, patches, 
             if bias.size > 0:
                 _fill(y, to, P, bias, F, 1)
             _times(gemm, one, source, at, False, ld, w, 0, True, K, beta, P, F, K, y, to, F)
+            if relu:
+                _rectify(y, to, 1, 0, P * F)
             continue
         for f in range(0, F, own):
             start = (n * C + f // own * (C // G)) * H * W
@@ -294,6 +305,8 @@ def _forward_blocks(gemm, one, x, w, bias, geometry, rows, first, end, patches, 
             else:
                 _times(gemm, one, w, f * K, False, K, source, at, False, ld, beta,
                        own, P, K, y, to, OH * OW)  # fmt: skip
+            if relu:
+                _rectify(y, to, own, OH * OW, P)
 
 
 @device_function
@@ -366,13 +379,13 @@ def _weight_images(gemm, one, dy, x, geometry, rows, first, end, patches, sums, 
 
 
 @Kernel
-def _forward(gemm, one, x, w, bias, geometry, rows, units, threads, memory, y):
-    """y = x * w + bias in `units` blocks of rows; memory holds the patches of each thread."""
+def _forward(gemm, one, x, w, bias, relu, geometry, rows, units, threads, memory, y):
+    """y = x * w + bias, or max(y, 0), in `units` blocks of rows; memory: each thread's patches."""
     size = memory.size // threads
     for t in prange(threads):
         first, end = bounds(t, threads, units)
         patches = memory[t * size : (t + 1) * size]
-        _forward_blocks(gemm, one, x, w, bias, geometry, rows, first, end, patches, y)
+        _forward_blocks(gemm, one, x, w, bias, relu, geometry, rows, first, end, patches, y)
 
 
 @Kernel
@@ -447,12 +460,12 @@ def _plan(geometry, N):
 
 
 @_with_resting_blas
-def forward(x, w, bias, geometry, y):
-    """Convolve: y = x * w + bias; bias (F,) or empty."""
+def forward(x, w, bias, relu, geometry, y):
+    """Convolve: y = x * w + bias, then max(y, 0) if `relu`; bias (F,) or empty."""
     rows, blocks, threads, size = _plan(geometry, len(x))
     memory = scratch(0, size, x.dtype)[1][:size]
     _forward(
-        threads, *blas()[x.dtype], x.reshape(-1), w.reshape(-1), bias, geometry, rows,
+        threads, *blas()[x.dtype], x.reshape(-1), w.reshape(-1), bias, relu, geometry, rows,
         len(x) * blocks, threads, memory, y.reshape(-1),
     )  # fmt: skip
 

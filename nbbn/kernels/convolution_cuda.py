@@ -10,7 +10,7 @@ from numba import cuda
 
 from . import _cuda
 from ._cuda import Kernel, accumulator, device_function
-from ._cuda_lanes import lanes, load, spread, store
+from ._cuda_lanes import lanes, load, positive_part, spread, store
 from ._cuda_reduction import over_row
 
 # ---------------------------------------------------------------- places
@@ -45,9 +45,9 @@ def _place(i, C, H, W, last):
 
 @Kernel
 def _forward(acc):
-    """y = x * w + bias, a thread for each element of y."""
+    """y = x * w + bias, or max(y, 0), a thread for each element of y."""
 
-    def kernel(x, w, bias, geometry, y):
+    def kernel(x, w, bias, relu, geometry, y):
         C, H, W, F, kh, kw, OH, OW, sh, sw, ph, pw, dh, dw, G, last = geometry
         at = cuda.grid(1)
         if at < y.size:
@@ -67,7 +67,7 @@ def _forward(acc):
                         for c in range(own):
                             value = load(x, pixel + c * channel, one)
                             total = total + value * load(w, weight + c * of_channel, one)
-            store(y, at, total)
+            store(y, at, positive_part(total) if relu else total)
 
     return kernel
 
@@ -155,10 +155,11 @@ def _bias_gradient(acc):
 # ---------------------------------------------------------------- launchers
 
 
-def forward(x, w, bias, geometry, y):
-    """Convolve: y = x * w + bias; bias (F,) or empty."""
+def forward(x, w, bias, relu, geometry, y):
+    """Convolve: y = x * w + bias, then max(y, 0) if `relu`; bias (F,) or empty."""
     blocks = -(-y.size // _cuda.THREADS)
-    _forward[accumulator(x.dtype)]((blocks,), (_cuda.THREADS, 1), x, w, bias, geometry, y)
+    grid = (blocks,), (_cuda.THREADS, 1)
+    _forward[accumulator(x.dtype)](*grid, x, w, bias, int(relu), geometry, y)
 
 
 def input_gradient(dy, w, bias, geometry, dx):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import float_type, positive, switch
+from .._validation import choice, float_type, positive, switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor
 from ..errors import ArgumentError
@@ -71,6 +71,7 @@ class _OfImages(Module):
         # As it is made, without the options that are as by default.
         usual = {
             "stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1, "axis": 1,
+            "activation": None,
         }  # fmt: skip
         options = [
             f"{name}={value!r}"
@@ -108,6 +109,8 @@ class Conv2d(_OfImages):
         Leave it out in front of a BatchNorm, which subtracts it again.
     axis : {1, -1}, default 1
         The channel axis: images are (N, C, H, W), or (N, H, W, C).
+    activation : {None, "relu"}, default None
+        Applied to the result in the same pass; `nbbn.fold` sets it.
     init : str or float, default "he"
         Initializer of the weight, see `nbbn.initializers.initialize`; the bias starts at 0.
     rng : Generator, int or None
@@ -132,6 +135,7 @@ class Conv2d(_OfImages):
         groups: int = 1,
         bias: bool = True,
         axis: int = 1,
+        activation: str | None = None,
         init: str | float = "he",
         rng: np.random.Generator | int | None = None,
         dtype: Any = np.float32,
@@ -139,6 +143,7 @@ class Conv2d(_OfImages):
         in_channels, out_channels, kernel = self._set_window(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, axis
         )
+        self.activation = choice(activation, (None, "relu"), "activation")
         shape = (out_channels, in_channels // self.groups, *kernel)
         pixels = math.prod(kernel)
         fans = shape[1] * pixels, out_channels // self.groups * pixels
@@ -148,7 +153,7 @@ class Conv2d(_OfImages):
         """Convolve images."""
         return ops.conv2d(
             x, self.weight, self.bias, stride=self.stride, padding=self.padding,
-            dilation=self.dilation, groups=self.groups, axis=self.axis,
+            dilation=self.dilation, groups=self.groups, axis=self.axis, activation=self.activation,
         )  # fmt: skip
 
 

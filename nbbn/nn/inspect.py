@@ -14,8 +14,8 @@ from .. import backend
 from .._validation import function, instance, switch
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
 from .activation import ReLU
-from .convolution import Conv2d, ConvTranspose2d
-from .layers import BatchNorm, Dense, Module, Softmax
+from .convolution import Conv2d
+from .layers import BatchNorm, Module, Softmax, is_linear
 from .losses import DoubleSoftmaxWarning, cross_entropy
 from .observe import observed
 
@@ -225,8 +225,7 @@ def _forward(
         if isinstance(own, BatchNorm):
             gaps = _gaps(label, own, backend.host(x.data), texts)
             maker = makers.get(id(x))
-            weighted = Dense | Conv2d | ConvTranspose2d
-            if maker and isinstance(maker[1], weighted) and maker[1].bias is not None:
+            if maker and is_linear(maker[1]) and maker[1].bias is not None:
                 texts.append(
                     f"{_label(*maker[:2])} has a bias that {label} subtracts again: use bias=False"
                 )
@@ -251,10 +250,10 @@ def _forward(
 
 def _dead(label: str, layer: Module, output: np.ndarray, texts: list[str]) -> float | None:
     """Return the fraction of units that a ReLU kept at 0, if there is one."""
-    fused = isinstance(layer, BatchNorm) and layer.activation == "relu"
+    fused = isinstance(layer, BatchNorm | Conv2d) and layer.activation == "relu"
     if not (fused or isinstance(layer, ReLU)) or output.ndim < 2 or not output.size:
         return None
-    axis = layer.axis if isinstance(layer, BatchNorm) else 1
+    axis = layer.axis if isinstance(layer, BatchNorm | Conv2d) else 1
     dead = float(np.mean((output <= 0).all(axis=_others(output, axis))))
     if dead > _MANY_DEAD and output.size // output.shape[axis] >= _ENOUGH:
         texts.append(

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -146,6 +146,12 @@ class Unflatten(Module):
         return f"Unflatten({self.shape})"
 
 
+def is_linear(layer: Module) -> TypeGuard[Dense | Conv2d | ConvTranspose2d]:
+    """Whether a layer is linear, so that a BatchNorm behind it takes in, or subtracts, its bias."""
+    weighted = isinstance(layer, Dense | Conv2d | ConvTranspose2d)
+    return weighted and getattr(layer, "activation", None) is None
+
+
 class Sequential(Module):
     """Modules one after the other.
 
@@ -160,11 +166,7 @@ class Sequential(Module):
                 raise DTypeError(f"Sequential takes Modules, got {type(layer).__name__}")
         self.layers = layers
         for before, after in itertools.pairwise(layers):
-            if (
-                isinstance(before, Dense | Conv2d | ConvTranspose2d)
-                and before.bias is not None
-                and isinstance(after, BatchNorm)
-            ):
+            if is_linear(before) and before.bias is not None and isinstance(after, BatchNorm):
                 _log.info("%r has a bias that %r subtracts again: use bias=False", before, after)
 
     def children(self) -> Iterator[tuple[str, Module]]:

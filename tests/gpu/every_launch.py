@@ -53,7 +53,7 @@ def _convolution(dtype: str) -> None:
     geometry = 3, 4, 4, 2, 3, 3, 2, 2, 1, 1, 0, 0, 1, 1, 1, 0
     wide = statistics_type(dtype)
     x, y, w = _empty(dtype, 1, 3, 4, 4), _empty(dtype, 1, 2, 2, 2), np.ones((2, 3, 3, 3), wide)
-    convolution_cuda.forward(x, w, w[0, 0, 0], geometry, y)
+    convolution_cuda.forward(x, w, w[0, 0, 0], True, geometry, y)
     convolution_cuda.input_gradient(y, w, w[0, 0, 0], geometry, x)
     convolution_cuda.weight_gradient(y, x, geometry, w)
     convolution_cuda.bias_gradient(y.reshape(1, 2, 4), w[0, 0, 0, :2])

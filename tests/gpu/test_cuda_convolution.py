@@ -49,9 +49,11 @@ def test_every_launcher_agrees_with_its_twin(geometry, dtype):
     y, dx, dw = poisoned(dy.shape, dtype), poisoned(x.shape, dtype), poisoned(w.shape, wide)
     expected_y, expected_dx = np.empty(dy.shape), np.empty(x.shape)
     for bias, wide_bias in ((b, wide_b), (nothing, wide_b[:0])):
-        convolution_cuda.forward(x, w, bias, geometry, y)
-        convolution_cpu.forward(wide_x, wide_w, wide_bias, geometry, expected_y)
-        assert error(values(y), expected_y) < ROUNDING[dtype]
+        for relu in (False, True):
+            convolution_cuda.forward(x, w, bias, relu, geometry, y)
+            convolution_cpu.forward(wide_x, wide_w, wide_bias, relu, geometry, expected_y)
+            assert error(values(y), expected_y) < ROUNDING[dtype]
+            assert (expected_y.min() == 0) == relu
     for bias, wide_bias in ((c, wide_c), (nothing, wide_c[:0])):
         convolution_cuda.input_gradient(dy, w, bias, geometry, dx)
         convolution_cpu.input_gradient(wide_dy, wide_w, wide_bias, geometry, expected_dx)

@@ -259,20 +259,26 @@ def _convolution_case(
     last = options.get("axis", 1) == -1
     given = {name: value for name, value in options.items() if name not in ("padding", "axis")}
     given["pads"] = tuple((p, p) for p in pads)
+    relu = given.pop("activation", None) is not None
     if "output_padding" in given:
         given["more"] = given.pop("output_padding")
-    own = {name: value for name, value in options.items() if name != "axis"}
+    own = {name: value for name, value in options.items() if name not in ("axis", "activation")}
     truth = "convolution" if function == "conv2d" else "transposed_convolution"
+
+    def with_reference(*operands: Any) -> Any:
+        y = getattr(reference, truth)(*operands, last=last, **given)
+        return np.maximum(y, 0) if relu else y
 
     def with_torch(torch: Any, x: Any, *rest: Any) -> Any:
         x = x.movedim(-1, 1) if last else x
         y = getattr(torch.nn.functional, function)(x, *rest, **own)
+        y = y.relu() if relu else y
         return y.movedim(1, -1) if last else y
 
     return Case(
         f"ops.{function}, {name}",
         lambda *operands: getattr(ops, function)(*operands, **options),
-        lambda *operands: getattr(reference, truth)(*operands, last=last, **given),
+        with_reference,
         shapes,
         with_torch,
         misfits=misfits,
@@ -505,6 +511,12 @@ CASES = [
                       (((2, 3, 4, 5), (6, 2, 2, 2)), ((2, 6, 4, 5), (5, 3, 2, 2))), groups=2),
     _convolution_case("depthwise", "conv2d", ((2, 3, 5, 4), (6, 1, 3, 3), (6,)),
                       groups=3, padding=(1, 1)),
+    _convolution_case("groups and relu", "conv2d", ((2, 4, 4, 5), (6, 2, 2, 2), (6,)),
+                      groups=2, activation="relu"),
+    _convolution_case("depthwise and relu", "conv2d", ((2, 3, 5, 4), (6, 1, 3, 3), (6,)),
+                      groups=3, activation="relu"),
+    _convolution_case("channels last and relu", "conv2d", ((2, 5, 4, 2), (4, 2, 3, 2)),
+                      axis=-1, activation="relu"),
     _convolution_case("one pixel", "conv2d", ((2, 3, 2, 3), (4, 3, 1, 1), (4,))),
     _convolution_case("channels last", "conv2d", ((2, 5, 4, 4), (4, 2, 3, 2), (4,)),
                       axis=-1, groups=2, stride=(1, 2), padding=(1, 0)),

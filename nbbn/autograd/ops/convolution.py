@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...functional.activation import relu_backward
 from ...functional.convolution import Convolution
 from ._common import RecordableOp
+from .masks import through_relu
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -21,15 +23,19 @@ class Conv2d(RecordableOp):
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *,
-        stride: Any, padding: Any, dilation: Any, groups: int, axis: int,
+        stride: Any, padding: Any, dilation: Any, groups: int, axis: int, activation: Any = None,
     ) -> np.ndarray:  # fmt: skip
         found = Convolution(x, weight, stride, padding, dilation, groups, axis)
+        y = found.forward(x, weight, bias, activation=activation)
         ctx.found, ctx.x, ctx.weight = found, x, weight
-        return found.forward(x, weight, bias)
+        ctx.y = y if activation else None
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         found, (_, dweight, dbias) = ctx.found, ctx.buffers
+        if ctx.y is not None:
+            dy = relu_backward(dy, ctx.y)
         return (
             found.input_gradient(dy, ctx.weight, None) if ctx.needs[0] else None,
             found.weight_gradient(dy, ctx.x, dweight) if ctx.needs[1] else None,
@@ -39,6 +45,7 @@ class Conv2d(RecordableOp):
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         (x, weight, _), found, dx, dweight = inputs, ctx.found, None, None
+        dy = through_relu(dy, ctx.y)
         if ctx.needs[0]:
             dx = _input_gradient(dy, weight, found)
         if ctx.needs[1]:

@@ -353,6 +353,8 @@ def _convolution(graph: _Graph, name: str, layer: nn.Conv2d | nn.ConvTranspose2d
         group=layer.groups, **more,
     )  # fmt: skip
     graph.shape = shape[1:]
+    if isinstance(layer, nn.Conv2d) and layer.activation:
+        graph.add("Relu", name)
 
 
 def _softmax(graph: _Graph, name: str, layer: nn.Softmax) -> None:
