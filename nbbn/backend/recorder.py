@@ -308,6 +308,7 @@ class Plan:
             (getattr(note.launcher, "inside", note.launcher), note.arguments, note.when)
             for note in recorder.notes
         ]
+        self._calls: tuple[Any, list[Any]] = (None, [])
         self._notes = [note[:2] for note in notes]
         self._behind = [note[:2] for note in notes if note[2] != "ahead"]
         slots = [(at, place) for at, place in recorder.places.items() if place.owner == "input"]
@@ -345,12 +346,26 @@ class Plan:
             arguments[index] = inputs[number]
         try:
             with self._around:
-                for launcher, arguments in self._notes if ahead else self._behind:
-                    launcher(*arguments)
+                for launch, arguments in self._prepared(ahead):
+                    launch(*arguments)
         finally:
             for arguments, index, _ in self._slots:
                 arguments[index] = None
         return self._result
+
+    def _prepared(self, ahead: bool) -> list[tuple[Callable[..., Any], Any]]:
+        """Launches as this thread makes them: compiled code itself where a launcher has no part."""
+        from ..kernels import _jit
+
+        state, calls = self._calls
+        if state != (now := (*_jit.calling_thread(), ahead)):
+            swapped, calls = {id(arguments) for arguments, *_ in self._slots}, []
+            for note in self._notes if ahead else self._behind:
+                launcher, arguments = note
+                kept = [] if id(arguments) in swapped else _jit.calls_of(launcher, arguments)
+                calls += kept or [note]
+            self._calls = now, calls
+        return calls
 
     def value(self, result: Any) -> float:
         """Read the result of a replay."""

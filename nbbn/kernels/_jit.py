@@ -17,7 +17,7 @@ import os
 import site
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ PARALLEL_MIN = 65_536
 class _State(threading.local):
     def __init__(self) -> None:
         self.busy = False
-        self.compile_only = False
+        # What happens to a kernel and its operands in place of a call, or None.
+        self.instead: Callable[..., None] | None = None
         self.scratch: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
 
@@ -155,10 +156,14 @@ class SerialKernel:
 
     def __call__(self, *args: Any) -> None:
         """Run on `args`."""
-        if _state.compile_only:
-            self.serial.compile(tuple(numba.typeof(value) for value in args))
+        if _state.instead is not None:
+            _state.instead(self.forms(), 1, args)
         else:
             self.serial(*args)
+
+    def forms(self) -> tuple[Any, ...]:
+        """All that is compiled, the serial form first."""
+        return (self.serial,)
 
 
 class Kernel(SerialKernel):
@@ -170,9 +175,8 @@ class Kernel(SerialKernel):
 
     def __call__(self, threads: int, *args: Any) -> None:
         """Run on `args`, in parallel where `threads` (from `workers`) is more than one."""
-        if _state.compile_only:
-            self.parallel.compile(tuple(numba.typeof(value) for value in args))
-            super().__call__(*args)
+        if _state.instead is not None:
+            _state.instead(self.forms(), threads, args)
             return
         if threads == 1:
             self.serial(*args)
@@ -182,6 +186,10 @@ class Kernel(SerialKernel):
             self.parallel(*args)
         finally:
             _state.busy = False
+
+    def forms(self) -> tuple[Any, ...]:
+        """All that is compiled, the serial form first."""
+        return self.serial, self.parallel
 
 
 class CheckedKernel:
@@ -205,17 +213,63 @@ class CheckedKernel:
                     self._serial.compile(signature)
                 self._serial._can_compile = False
             found = self._found[dtype] = self._serial
-        return None if _state.compile_only else found
+        return found if _state.instead is None else None
 
 
 class compiling_only:  # noqa: N801 - reads as a statement: `with compiling_only():`
     """Let every kernel call of this thread compile both forms for its arguments and run neither."""
 
     def __enter__(self) -> None:
-        _state.compile_only = True
+        _state.instead = _compile_forms
 
     def __exit__(self, *exc: object) -> None:
-        _state.compile_only = False
+        _state.instead = None
+
+
+def _compile_forms(forms: tuple[Any, ...], threads: int, args: tuple[Any, ...]) -> None:
+    for form in forms:
+        _compiled(form, args)
+
+
+def _compiled(form: Any, args: tuple[Any, ...]) -> Any:
+    """Code for arguments of these types, which does not look at types again."""
+    return form.compile(tuple(numba.typeof(value) for value in args))
+
+
+def prepares(launcher: Callable[..., None]) -> Any:
+    """Mark a launcher that reads no array, but those of shape (), and only launches kernels.
+
+    So its kernel calls follow from the place of its arguments, and a replay may keep them.
+    """
+    launcher.prepares = True  # type: ignore[attr-defined]
+    return launcher
+
+
+def calling_thread() -> tuple[int, int]:
+    """What the calls of a launcher depend on, besides its arguments."""
+    return threading.get_ident(), workers(PARALLEL_MIN)
+
+
+def calls_of(launcher: Any, arguments: Sequence[Any]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Compiled code and arguments that a launcher would call in this thread; [] if unknown."""
+    arrays = [value for value in arguments if isinstance(value, np.ndarray)]
+    if not getattr(launcher, "prepares", False) or not all(array.ndim for array in arrays):
+        return []
+    calls = []
+
+    def note(forms: tuple[Any, ...], threads: int, args: tuple[Any, ...]) -> None:
+        calls.append((_compiled(forms[threads > 1], args), args))
+
+    _state.instead = note
+    try:
+        launcher(*arguments)
+    finally:
+        _state.instead = None
+    # A copy that the launcher has made would never change again.
+    own = [*arrays, *(array for pair in _state.scratch.values() for array in pair)]
+    passed = [a for _, args in calls for a in args if isinstance(a, np.ndarray) and a.size]
+    lasting = all(any(np.may_share_memory(a, b) for b in own) for a in passed)
+    return calls if lasting else []
 
 
 def _compile(function: Callable[..., Any], *, parallel: bool, **more: Any) -> Any:

@@ -24,7 +24,7 @@ import numpy as np
 from numba import types
 
 from ._channels_cpu import forward_affine, invert
-from ._jit import CheckedKernel, SerialKernel, device_function, scratch, workers
+from ._jit import CheckedKernel, SerialKernel, device_function, prepares, scratch, workers
 from ._planes_cpu import (
     backward_planes,
     backward_slabs,
@@ -204,6 +204,7 @@ backward_small = CheckedKernel(_backward_small, _backward_types)
 # ---------------------------------------------------------------- launchers
 
 
+@prepares
 def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
     """Normalize x with its own statistics; fills y, mean, var (biased) and inv_std."""
     threads = workers(x.size)
@@ -223,6 +224,7 @@ def train(x, residual, gamma, beta, eps, relu, y, mean, var, inv_std):
         train_planes(threads, *operands, grid, *results, wide, narrow)
 
 
+@prepares
 def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
     """Normalize x with the given statistics; fills y."""
     threads = workers(x.size)
@@ -232,6 +234,7 @@ def infer(x, residual, gamma, beta, mean, var, eps, relu, y):
     kernel(threads, x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide, narrow)
 
 
+@prepares
 def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
     """Gradients of `train`, or of `infer` where `fixed`."""
     threads = workers(x.size)
@@ -251,11 +254,13 @@ def backward(dy, x, y, gamma, mean, inv_std, fixed, dx, dgamma, dbeta):
         backward_planes(threads, *operands, grid, *results, wide, narrow)
 
 
+@prepares
 def inverse_std(var, eps, inv_std):
     """1 / sqrt(var + eps), per channel."""
     _inverse_std(var, eps, inv_std)
 
 
+@prepares
 def update_running(mean, var, count, momentum, unbiased, running_mean, running_var):
     """Running-statistics update, in place; count and momentum may be arrays (), read now."""
     if count > 0:
@@ -263,6 +268,7 @@ def update_running(mean, var, count, momentum, unbiased, running_mean, running_v
         _update_running(mean, var, *numbers, running_mean, running_var)
 
 
+@prepares
 def update_running_within(
     mean, var, count, momentum, unbiased, limit, running_mean, running_var, skipped
 ):

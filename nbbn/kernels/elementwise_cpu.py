@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ._jit import Kernel, SerialKernel, bounds, device_function, scratch, workers
+from ._jit import Kernel, SerialKernel, bounds, device_function, prepares, scratch, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -363,102 +363,119 @@ def _bias_gradient(dy, wide, dbias):
 # ---------------------------------------------------------------- launchers
 
 
+@prepares
 def relu(x, y):
     """Rectify: y = max(x, 0)."""
     threads = workers(x.size)
     _relu(threads, x, threads, y)
 
 
+@prepares
 def relu_backward(dy, y, dx):
     """Pass the gradient where the output is positive."""
     threads = workers(y.size)
     _relu_backward(threads, dy, y, threads, dx)
 
 
+@prepares
 def masked(x, mask, y):
     """Scale by a mask that is not negative; 0 where it is 0, even of NaN and Inf."""
     threads = workers(x.size)
     _masked(threads, x, mask, threads, y)
 
 
+@prepares
 def sigmoid(x, y):
     """Logistic function."""
     threads = workers(x.size)
     _sigmoid(threads, x, threads, y)
 
 
+@prepares
 def sigmoid_backward(dy, y, dx):
     """Gradient of the logistic function, from its output."""
     threads = workers(y.size)
     _sigmoid_backward(threads, dy, y, threads, dx)
 
 
+@prepares
 def tanh(x, y):
     """Hyperbolic tangent."""
     threads = workers(x.size)
     _tanh_forward(threads, x, threads, y)
 
 
+@prepares
 def tanh_backward(dy, y, dx):
     """Gradient of the hyperbolic tangent, from its output."""
     threads = workers(y.size)
     _tanh_backward(threads, dy, y, threads, dx)
 
 
+@prepares
 def gelu(x, y):
     """Gaussian error linear unit."""
     threads = workers(x.size)
     _gelu(threads, x, threads, y)
 
 
+@prepares
 def gelu_backward(dy, x, dx):
     """Gradient of the Gaussian error linear unit, from its input."""
     threads = workers(x.size)
     _gelu_backward(threads, dy, x, threads, dx)
 
 
+@prepares
 def gelu_tanh(x, y):
     """Its approximation by a hyperbolic tangent."""
     threads = workers(x.size)
     _gelu_tanh(threads, x, threads, y)
 
 
+@prepares
 def gelu_tanh_backward(dy, x, dx):
     """Gradient of the approximation, from its input."""
     threads = workers(x.size)
     _gelu_tanh_backward(threads, dy, x, threads, dx)
 
 
+@prepares
 def silu(x, y):
     """Sigmoid linear unit."""
     threads = workers(x.size)
     _silu(threads, x, threads, y)
 
 
+@prepares
 def silu_backward(dy, x, dx):
     """Gradient of the sigmoid linear unit, from its input."""
     threads = workers(x.size)
     _silu_backward(threads, dy, x, threads, dx)
 
 
+@prepares
 def leaky_relu(x, slope, y):
     """Rectify, with a slope where x is negative."""
     threads = workers(x.size)
     _leaky_relu(threads, x, slope, threads, y)
 
 
+@prepares
 def leaky_relu_backward(dy, x, slope, dx):
     """Pass the gradient where the input is positive, and slope times it elsewhere."""
     threads = workers(x.size)
     _leaky_relu_backward(threads, dy, x, slope, threads, dx)
 
 
+@prepares
 def add_bias(x, bias, y):
     """Add a bias to every row; y may be x."""
     threads = workers(x.size)
     _add_bias(threads, x, bias, threads, y)
 
 
+@prepares
 def bias_gradient(dy, dbias):
     """Sum over rows."""
     _bias_gradient(dy, scratch(dbias.size, 0, dy.dtype)[0], dbias)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import prange
 
 from ._channels_cpu import ELEMENTS_PER_BLOCK, FAR, MAX_BLOCKS, moments
-from ._jit import Kernel, bounds, device_function, scratch, workers
+from ._jit import Kernel, bounds, device_function, prepares, scratch, workers
 from ._planes_cpu import center_of
 from ._vector import sum_products, sum_scaled_products, sum_squares
 
@@ -256,12 +256,14 @@ def _parts_of(shape):
     return n_parts, min(G, max(1, MAX_BLOCKS // n_parts))
 
 
+@prepares
 def normalize(x, gamma, beta, eps, centered, y, mean, var, inv_std):
     """Normalize each run of x; fills y, mean, var (about 0 where not centered) and inv_std."""
     threads = workers(x.size)
     _forward(threads, x, gamma, beta, eps, centered, threads, y, mean, var, inv_std)
 
 
+@prepares
 def normalize_backward(dy, x, gamma, mean, inv_std, centered, dx, dgamma, dbeta):
     """Gradients of `normalize`."""
     threads, parts = workers(x.size), _parts_of(x.shape)

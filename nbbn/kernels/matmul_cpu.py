@@ -20,7 +20,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-from ._jit import PARALLEL_MIN, Kernel, bounds, workers
+from ._jit import PARALLEL_MIN, Kernel, bounds, prepares, workers
 
 # Multiplications of a product that is worth a second thread, and of a tile that is worth a third.
 _WORTH_TWO = 1 << 20
@@ -134,6 +134,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         matmul_inside(a, b, out)
 
 
+@prepares
 def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """As `matmul`, for callers that are inside `one_thread`."""
     found = blas().get(out.dtype)

@@ -8,7 +8,7 @@ import math
 
 from numba import prange
 
-from ._jit import Kernel, bounds, workers
+from ._jit import Kernel, bounds, prepares, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -52,12 +52,14 @@ def _adam(grad, hyper, threads, data, mean, square):
 _ARRAYS = 3
 
 
+@prepares
 def sgd(grad, hyper, data, velocity):
     """SGD step; hyper = (lr, momentum, weight decay, 1 for Nesterov's form)."""
     threads = workers(_ARRAYS * data.size)
     _sgd(threads, grad, hyper, threads, data, velocity)
 
 
+@prepares
 def adam(grad, hyper, data, mean, square):
     """Adam step.
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, SerialKernel, bounds, device_function, workers
+from ._jit import Kernel, SerialKernel, bounds, device_function, prepares, workers
 from .elementwise_cpu import exp
 
 # ---------------------------------------------------------------- kernels
@@ -194,36 +194,42 @@ def _first_bad_label(labels, classes, ignored, found):
 # ---------------------------------------------------------------- launchers
 
 
+@prepares
 def softmax(x, y):
     """Softmax of every row."""
     threads = workers(x.size)
     _softmax(threads, x, threads, y)
 
 
+@prepares
 def softmax_backward(dy, y, dx):
     """Gradient of softmax, from its output."""
     threads = workers(y.size)
     _softmax_backward(threads, dy, y, threads, dx)
 
 
+@prepares
 def log_softmax(x, y):
     """Logarithm of the softmax of every row."""
     threads = workers(x.size)
     _log_softmax(threads, x, threads, y)
 
 
+@prepares
 def log_softmax_backward(dy, y, dx):
     """Gradient of log-softmax, from its output."""
     threads = workers(y.size)
     _log_softmax_backward(threads, dy, y, threads, dx)
 
 
+@prepares
 def cross_entropy(logits, labels, weight, ignored, smoothing, loss):
     """Cross-entropy of every row; labels must lie in [0, K) or be `ignored`."""
     threads = workers(logits.size)
     _cross_entropy(threads, logits, labels, weight, ignored, smoothing, threads, loss)
 
 
+@prepares
 def cross_entropy_backward(logits, labels, weight, ignored, smoothing, dloss, scale, dlogits):
     """Gradient of the cross-entropy with respect to the logits."""
     threads = workers(logits.size)
@@ -231,6 +237,7 @@ def cross_entropy_backward(logits, labels, weight, ignored, smoothing, dloss, sc
     _cross_entropy_backward(threads, *operands, threads, dlogits)
 
 
+@prepares
 def scaled_sum(values, scale, total):
     """Sum of values times scale, into total (1,)."""
     _scaled_sum(values, scale, total)

@@ -7,11 +7,13 @@ import threading
 import tracemalloc
 import warnings
 
+import numba
 import numpy as np
 import pytest
 
 import nbbn
 from nbbn import Convention, losses, ops, optim
+from nbbn.kernels import _jit
 from nbbn.train.loop import record_step
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches, under
 
@@ -287,6 +289,25 @@ def test_several_steps_at_the_same_time(rng):
         pairs[0].train(batches(rng, [16]))
         pairs[1].train(batches(rng, [8], shape=(3, 2, 2)))
     assert [pair.runs for pair in pairs] == [2, 2]
+
+
+def test_replays_move_to_another_thread_and_to_fewer_of_them(rng, monkeypatch):
+    monkeypatch.setattr(_jit, "PARALLEL_MIN", 0)
+    pair, before = Pair(adam_mlp), numba.get_num_threads()
+
+    def train(threads):
+        nbbn.threads.limit(threads)
+        pair.train(batches(rng, [16] * 3))
+
+    try:
+        for threads in (2, 1, 2):
+            train(threads)
+            thread = threading.Thread(target=train, args=(threads,))
+            thread.start()
+            thread.join()
+    finally:
+        nbbn.threads.limit(before)
+    assert pair.runs == 2
 
 
 def test_a_model_made_by_another_thread_meanwhile_is_no_hindrance(rng):
