@@ -20,19 +20,20 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-from ._jit import PARALLEL_MIN, Kernel, bounds, device_function, workers
+from ._jit import PARALLEL_MIN, Kernel, bounds, device_function, scratch, workers
 
 # Multiplications of a product that is worth a second thread, and of a tile that is worth a third.
 _WORTH_TWO = 1 << 20
 _WORTH_MORE = 1 << 23
 # Packing costs a tile as much as some ten of its rows or columns: few small tiles, many large ones.
 _SHORTEST_CUT, _LONG_CUT, _SHORT_TILES, _MOST_TILES = 32, 256, 8, 64
-# OpenBLAS multiplies up to so many numbers without packing them first, on cores for which it has the
-# loops: a fifth to a third faster in such pieces than all at once, unless b alone is turned.
+# OpenBLAS multiplies up to so many numbers without packing them first, on cores that it has loops
+# for: a fifth to a third faster in such pieces than all at once, unless b alone is turned.
 _UNPACKED, _NEVER = 10**6, 2**62
 _UNPACKED_CORES = ("SkylakeX", "Cooperlake", "SapphireRapids")
-# Depth and width of such a piece.
+# Depth and width of such a piece; and rows of a for which turning b first is worth it.
 _DEPTH, _WIDTH = 128, 64
+_WORTH_TURNING = 1024
 # BLAS starts no threads for so few.
 _ALONE = 1 << 16
 _INT_MAX = np.iinfo(np.int32).max
@@ -190,7 +191,12 @@ def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         out = out.reshape(-1, M, N)
     rows, cols = grid(M, N, K)
     threads = workers(PARALLEL_MIN) if products > _WORTH_TWO else 1
-    _tiles(threads, *found, *_operand(a, out.dtype), *_operand(b, out.dtype), rows, cols, out)
+    (a, a_turned), (b, b_turned) = _operand(a, out.dtype), _operand(b, out.dtype)
+    if b_turned and b.ndim == 2 and not a_turned and M >= _WORTH_TURNING and found[0][2] < products:
+        turned = scratch(0, b.size, out.dtype)[1][: b.size].reshape(K, N)
+        np.copyto(turned, b.T)
+        b, b_turned = turned, False
+    _tiles(threads, *found, a, a_turned, b, b_turned, rows, cols, out)
 
 
 def _batched(x: np.ndarray, out: np.ndarray) -> np.ndarray:
