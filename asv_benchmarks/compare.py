@@ -20,15 +20,15 @@ import time
 from pathlib import Path
 
 import report
-from benchmarks.common import CNNS, NETS, NORMS, SHAPES, cpu_count
+from benchmarks.common import CELLS, CNNS, NETS, NORMS, SHAPES, cpu_count
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("forward", "inference", "backward")
 # Lets the OpenMP threads of the last contender stop spinning before the next one's turn.
 PAUSE_SECONDS = 0.1
 
-# Name -> module in peers/, options for its bn(), for its step() and, where it has one, its cnn();
-# None: does not take part.
+# Name -> module in peers/, options for its bn() and, where it has one, its cnn(), for its step()
+# and recurrent(); None: does not take part.
 CONTENDERS = {
     "nbbn": ("with_nbbn", {}, {}),
     "nbbn out=": ("with_nbbn", {"out": True}, None),
@@ -106,7 +106,7 @@ def start_workers(names, what, versions):
     """Start those that take part in `what` and can be imported."""
     workers = []
     known = CONTENDERS | LIMITS
-    which = 2 if what == "step" else 1
+    which = 2 if what in ("step", "recurrent") else 1
     for name in [*names, *LIMITS]:
         module, options = known[name][0], known[name][which]
         if options is None or (what == "norms" and name not in WITH_NORMS):
@@ -229,6 +229,11 @@ def cnn_cases(names):
         yield {"net": name}, {"filters": filters, "batch": batch}
 
 
+def recurrent_cases(cells):
+    for cell in cells:
+        yield {"net": cell}, {"cell": cell}
+
+
 def run_processes(rounds, epochs):
     """Whole processes from the shell to a trained net: nbbn's command and PyTorch's script."""
     recipe = ["--epochs", str(epochs)]
@@ -272,7 +277,7 @@ def run_once(command, **more):
     return {"wall": wall, **json.loads(done.stdout.splitlines()[-1])}
 
 
-TABLES = "bn", "norms", "step", "cnn", "process"
+TABLES = "bn", "norms", "step", "cnn", "recurrent", "process"
 
 
 def cpu_name():
@@ -348,6 +353,9 @@ def main(argv=None):
         # The last one alone: what a smaller one before it took would count as its own.
         names = list(CNNS)[:1] if arguments.quick else list(CNNS)[-1:]
         result["cnn"] = run_cases("cnn", cnn_cases(names), *common)
+    if "recurrent" in wanted:
+        cells = recurrent_cases(CELLS[: 1 if arguments.quick else None])
+        result["recurrent"] = run_cases("recurrent", cells, *common)
     if "process" in wanted:
         result["process"] = run_processes(min(arguments.rounds, 5), arguments.epochs)
     result["versions"] |= versions

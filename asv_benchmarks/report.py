@@ -36,7 +36,7 @@ def markdown(result):
         parts += [f"{what}, microseconds", case_table([row for row in measured if row[0] == what])]
     if result.get("busy"):
         parts.append(f"beside {result['busy']} that spin: median and worst round over quiet median")
-        tables = (result.get(what, ()) for what in ("bn", "norms", "step"))
+        tables = (result.get(what, ()) for what in ("bn", "norms", "step", "recurrent"))
         parts.append(busy_table([case for cases in tables for case in cases]))
     for case in result.get("cnn", ()):
         lines = [[name, f"{nbytes / 2**20:.0f}"] for name, nbytes in case["memory"].items()]
@@ -57,8 +57,9 @@ def rows(result):
         found += [(what, case["norm"], name, value) for name, value in seconds.items()]
     for case in result.get("step", ()):
         found += [("step", case["net"], name, value) for name, value in case["seconds"].items()]
-    for case in result.get("cnn", ()):
-        found += [("cnn", case["net"], name, value) for name, value in case["seconds"].items()]
+    for what in ("cnn", "recurrent"):
+        for case in result.get(what, ()):
+            found += [(what, case["net"], name, value) for name, value in case["seconds"].items()]
     for run in result.get("process", ()):
         found.append(("process", "MNIST", run["process"], run["seconds"]))
     return found
@@ -135,6 +136,8 @@ def group(what, case):
         return f"training step, {case}"
     if what == "cnn":
         return f"convolutional training step, {case}"
+    if what == "recurrent":
+        return f"recurrent training step, {case}"
     if what.startswith("norms "):
         return f"normalization of groups, {what.removeprefix('norms ')}"
     return f"batch norm {what}, {'above' if elements(case) > LARGE else 'up to'} 4 MiB"

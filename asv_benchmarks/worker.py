@@ -1,6 +1,6 @@
 """One contender in a process of its own: answers JSON lines on stdin with JSON lines on stdout.
 
-{"do": "prepare", "what": "bn", "step", "cnn", "case": {...}}   make the case and warm it up
+{"do": "prepare", "what": "bn", "case": {...}}   make the case of a peer's function; warm it up
 {"do": "time", "samples": 5}                                    median seconds of one call
 {"do": "memory"}                               most memory since the import, beyond what it took
 """

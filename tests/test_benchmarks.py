@@ -186,6 +186,18 @@ def test_compare_convolutional_step(tmp_path):
     assert "MiB" in done.stdout
 
 
+@pytest.mark.slow
+def test_compare_recurrent_step(tmp_path):
+    out = tmp_path / "result.json"
+    names = "nbbn,NumPy"
+    done = compare("--what", "recurrent", "--quick", "--contenders", names, "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads(out.read_text())["recurrent"]
+    assert case["seconds"].keys() == {"nbbn", "matrix products", "matrix products, tiles"}
+    assert "has no attribute 'recurrent'" in case["errors"]["NumPy"]
+    assert "| recurrent training step, LSTM |" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [("--shapes", "12"), ("--contenders", "tensorflow")])
 def test_compare_names_what_it_does_not_know(arguments):
     done = compare(*arguments)

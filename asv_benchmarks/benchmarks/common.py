@@ -44,6 +44,9 @@ CNNS = {
     "32-64/128": ((32, 64), 128),
 }
 
+# A training step of 128 sequences of 28 steps of 28 features, with 128 units and a Dense of 10.
+CELLS = ["LSTM", "GRU", "RNN"]
+
 DTYPES = ["float32", "float64"]
 THREADS = ["1", "all"]
 

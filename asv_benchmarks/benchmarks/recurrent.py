@@ -3,7 +3,7 @@
 import nbbn
 from nbbn import losses, optim
 
-from .common import labels, normal, use_threads
+from .common import CELLS, labels, normal, use_threads
 
 LAYERS = {
     "LSTM": lambda: nbbn.LSTM(28, 128, last=True, rng=0),
@@ -33,7 +33,7 @@ class RecurrentStepBenchmark:
 
 
 class PyTorchStepBenchmark:
-    params = (["LSTM", "GRU", "RNN"],)
+    params = (CELLS,)
     param_names = ("layer",)
 
     def setup(self, layer):

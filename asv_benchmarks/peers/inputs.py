@@ -30,6 +30,11 @@ def images(batch):
     return [(x.reshape(batch, 1, 28, 28), y) for x, y in batches(784, 10, batch)]
 
 
+def sequences():
+    """As `batches`, of 28 steps with 28 features, as the rows of an image."""
+    return [(x.reshape(128, 28, 28), y) for x, y in batches(784, 10, 128)]
+
+
 def weights(sizes):
     """He-initialized weight matrices (out, in)."""
     rng = np.random.default_rng(1)

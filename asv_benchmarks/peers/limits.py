@@ -51,3 +51,25 @@ def step(sizes, batch, tiles=False):
                 matmul(dx[layer + 1], weights[layer], dx[layer])
 
     return products
+
+
+def recurrent(cell, tiles=False):
+    """As `step`: the products of all inputs, of each hidden state, and the gradients of weights."""
+    matmul = matmul_cpu.matmul if tiles else np.matmul
+    steps, batch, features, hidden = 28, 128, 28, 128
+    wide = {"LSTM": 4, "GRU": 3, "RNN": 1}[cell] * hidden
+    x, h = (np.ones((steps * batch, size), np.float32) for size in (features, hidden))
+    weight_x, weight_h = (np.ones((wide, size), np.float32) for size in (features, hidden))
+    gates, state = np.ones((steps * batch, wide), np.float32), h[:batch]
+    products_of_step, dstate = np.empty_like(gates[:batch]), np.empty_like(state)
+    dweight_x, dweight_h = np.empty_like(weight_x), np.empty_like(weight_h)
+
+    def products():
+        matmul(x, weight_x.T, gates)
+        for _ in range(steps):
+            matmul(state, weight_h.T, products_of_step)
+            matmul(products_of_step, weight_h, dstate)
+        matmul(gates.T, h, dweight_h)
+        matmul(gates.T, x, dweight_x)
+
+    return products

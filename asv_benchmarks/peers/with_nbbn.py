@@ -45,6 +45,11 @@ def cnn(filters, batch):
     return _step(make_cnn(filters), inputs.images(batch))
 
 
+def recurrent(cell):
+    layer = getattr(nbbn, cell)(28, 128, last=True, rng=0)
+    return _step(nbbn.Sequential(layer, nbbn.Dense(128, 10, rng=0)), inputs.sequences())
+
+
 def _step(model, batches):
     optimizer = nbbn.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE)
     train = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)

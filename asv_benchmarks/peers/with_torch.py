@@ -109,6 +109,21 @@ def cnn(filters, batch, compiled=False):
     return _step(model, inputs.images(batch), compiled)
 
 
+def recurrent(cell, compiled=False):
+    torch.manual_seed(0)
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = getattr(nn, cell)(28, 128, batch_first=True)
+            self.head = nn.Linear(128, 10)
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0][:, -1])
+
+    return _step(Last(), inputs.sequences(), compiled)
+
+
 def _step(model, pairs, compiled):
     optimizer = torch.optim.Adam(model.parameters(), lr=inputs.LEARNING_RATE, fused=True)
     if compiled:

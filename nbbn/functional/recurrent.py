@@ -128,10 +128,11 @@ def recurrent(
     bias = checks.channel_vector(bias, run.gates, run.dtype, "bias", run.device)
     projected = backend.contiguous(projected, run.dtype)
     product = backend.empty((run.N, run.gates), run.dtype, run.device)
+    turned = backend.contiguous(run.weight.T, run.dtype)
     step = getattr(run.kernels, f"{kind}_step")
     add_bias = backend.kernels("elementwise", run.device).add_bias
     for t, before, after in run.steps() if run.N else ():
-        backend.matmul(states[0, before], run.weight.T, product)
+        backend.matmul(states[0, before], turned, product)
         if bias.size:
             backend.run(add_bias, product, bias, product)
         backend.run(

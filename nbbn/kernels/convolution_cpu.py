@@ -18,7 +18,7 @@ from numba import prange
 
 from ._jit import Kernel, bounds, device_function, scratch, workers
 from ._vector import sum_products, sum_squares
-from .matmul_cpu import AS_IT_IS, TURNED, blas, one_thread, product
+from .matmul_cpu import blas, one_thread, times
 
 # Elements of a block's patches: about what the second cache of a core holds in float32.
 _BLOCK = 1 << 18
@@ -181,20 +181,19 @@ def _times(gemm, one, a, a_at, a_turned, lda, b, b_at, b_turned, ldb, beta, M, N
 
     Each begins at an element of its array, its rows are lda, ldb, ldc elements apart.
     """
-    # BLAS counts by columns: the transposed of c is that of b times that of a.
-    product(
+    times(
         gemm,
         one,
-        TURNED if b_turned else AS_IT_IS,
-        TURNED if a_turned else AS_IT_IS,
-        N,
-        M,
-        K,
-        b.ctypes.data + b_at * b.itemsize,
-        ldb,
         a.ctypes.data + a_at * a.itemsize,
+        a_turned,
         lda,
+        b.ctypes.data + b_at * b.itemsize,
+        b_turned,
+        ldb,
         beta,
+        M,
+        N,
+        K,
         c.ctypes.data + c_at * c.itemsize,
         ldc,
     )

@@ -20,13 +20,20 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-from ._jit import PARALLEL_MIN, Kernel, bounds, prepares, workers
+from ._jit import PARALLEL_MIN, Kernel, bounds, device_function, prepares, workers
 
 # Multiplications of a product that is worth a second thread, and of a tile that is worth a third.
 _WORTH_TWO = 1 << 20
 _WORTH_MORE = 1 << 23
 # Packing costs a tile as much as some ten of its rows or columns: few small tiles, many large ones.
 _SHORTEST_CUT, _LONG_CUT, _SHORT_TILES, _MOST_TILES = 32, 256, 8, 64
+# OpenBLAS multiplies up to so many numbers without packing them first, on cores that it has loops
+# for: a fifth to a third faster in such pieces than all at once, unless b alone is turned.
+_UNPACKED, _NEVER = 10**6, 2**62
+_UNPACKED_CORES = ("SkylakeX", "Cooperlake", "SapphireRapids")
+# Depth and width of such a piece; and rows of a for which turning b first is worth it.
+_DEPTH, _WIDTH = 128, 64
+_WORTH_TURNING = 1024
 # BLAS starts no threads for so few.
 _ALONE = 1 << 16
 _INT_MAX = np.iinfo(np.int32).max
@@ -88,6 +95,39 @@ def product(typing_context, gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb
     return types.void(*arguments), generate
 
 
+@device_function
+def times(gemm, one, a, a_turned, lda, b, b_turned, ldb, beta, M, N, K, c, ldc):
+    """c (M, N) = a (M, K) @ b (K, N) + beta * c; a matrix that is turned lies there transposed.
+
+    Each is given by the address of its first element; rows are lda, ldb, ldc elements apart.
+    """
+    function, item, whole = gemm
+    depth, width, height = K, N, M
+    if M * N * K > whole and (a_turned or not b_turned):
+        depth, width = min(K, _DEPTH), min(N, _WIDTH)
+        height = whole // (depth * width)
+    for k in range(0, K, depth):
+        for n in range(0, N, width):
+            for m in range(0, M, height):
+                # BLAS counts by columns: the transposed of c is that of b times that of a.
+                product(
+                    function,
+                    one,
+                    TURNED if b_turned else AS_IT_IS,
+                    TURNED if a_turned else AS_IT_IS,
+                    min(width, N - n),
+                    min(height, M - m),
+                    min(depth, K - k),
+                    b + (n * ldb + k if b_turned else k * ldb + n) * item,
+                    ldb,
+                    a + (k * lda + m if a_turned else m * lda + k) * item,
+                    lda,
+                    beta if k == 0 else one,
+                    c + (m * ldc + n) * item,
+                    ldc,
+                )
+
+
 @Kernel
 def _tiles(gemm, one, a, a_turned, b, b_turned, rows, cols, c):
     """Write a @ b to c (..., M, N) in rows * cols tiles; a matrix that is `turned` is transposed.
@@ -106,20 +146,19 @@ def _tiles(gemm, one, a, a_turned, b, b_turned, rows, cols, c):
         i, tile = t // tiles, t % tiles
         m0, m1 = bounds(tile // cols, rows, M)
         n0, n1 = bounds(tile % cols, cols, N)
-        # BLAS counts by columns: the transposed of c is that of b times that of a.
-        product(
+        times(
             gemm,
             one,
-            TURNED if b_turned else AS_IT_IS,
-            TURNED if a_turned else AS_IT_IS,
-            n1 - n0,
-            m1 - m0,
-            K,
-            b.ctypes.data + i * b_step + n0 * (b_row if b_turned else b.itemsize),
-            b_row // b.itemsize,
             a.ctypes.data + i * a_step + m0 * (a.itemsize if a_turned else a_row),
+            a_turned,
             a_row // a.itemsize,
+            b.ctypes.data + i * b_step + n0 * (b_row if b_turned else b.itemsize),
+            b_turned,
+            b_row // b.itemsize,
             one - one,
+            m1 - m0,
+            n1 - n0,
+            K,
             c.ctypes.data + ((i * M + m0) * N + n0) * c.itemsize,
             N,
         )
@@ -153,7 +192,12 @@ def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         out = out.reshape(-1, M, N)
     rows, cols = grid(M, N, K)
     threads = workers(PARALLEL_MIN) if products > _WORTH_TWO else 1
-    _tiles(threads, *found, *_operand(a, out.dtype), *_operand(b, out.dtype), rows, cols, out)
+    (a, a_turned), (b, b_turned) = _operand(a, out.dtype), _operand(b, out.dtype)
+    if b_turned and b.ndim == 2 and not a_turned and M >= _WORTH_TURNING and found[0][2] < products:
+        turned = scratch(0, b.size, out.dtype)[1][: b.size].reshape(K, N)
+        np.copyto(turned, b.T)
+        b, b_turned = turned, False
+    _tiles(threads, *found, a, a_turned, b, b_turned, rows, cols, out)
 
 
 def _batched(x: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -181,14 +225,16 @@ def _operand(x: np.ndarray, dtype: np.dtype[Any]) -> tuple[np.ndarray, bool]:
 
 
 @functools.cache
-def blas() -> dict[np.dtype[Any], tuple[int, Any]]:
-    """For each type the address of its product, and one."""
+def blas() -> dict[np.dtype[Any], tuple[tuple[int, int, int], Any]]:
+    """For each type the address of its product, its bytes, what to multiply as a whole; and one."""
+    addresses = [
+        get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")
+    ]
+    unpacked = all(getattr(own, "architecture", "") in _UNPACKED_CORES for own in libraries())
+    most = _UNPACKED if unpacked else _NEVER
     return {
-        np.dtype(number): (
-            get_cython_function_address("scipy.linalg.cython_blas", name),
-            number(1),
-        )
-        for number, name in ((np.float32, "sgemm"), (np.float64, "dgemm"))
+        np.dtype(number): ((address, number(1).itemsize, most), number(1))
+        for address, number in zip(addresses, (np.float32, np.float64), strict=True)
     }
 
 
@@ -245,7 +291,8 @@ def libraries() -> list[Any]:
     """What threadpoolctl knows of SciPy's BLAS: all but NumPy's own, or the one that both use."""
     from threadpoolctl import ThreadpoolController
 
-    blas()
+    # Loads it.
+    get_cython_function_address("scipy.linalg.cython_blas", "sgemm")
     found = [c for c in ThreadpoolController().lib_controllers if c.user_api == "blas"]
     return [c for c in found if "numpy.libs" not in c.filepath] or found
 

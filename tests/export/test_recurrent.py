@@ -82,7 +82,7 @@ def test_models_take_torchs_state_dict_as_it_is(kind, rng):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnxruntime_computes_the_same(kind, bidirectional, num_layers, bias, last, rng):
-    """What `verify` compares, and again by hand on another number of examples."""
+    """What `verify` compares, on another number of examples; and so does what is read back."""
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     own, _, options, _ = KINDS[kind]
@@ -95,6 +95,107 @@ def test_onnxruntime_computes_the_same(kind, bidirectional, num_layers, bias, la
     )
     x = rng.normal(size=(2, 6, 3)).astype(np.float32)
     np.testing.assert_allclose(session.run(["y"], {"x": x})[0], model(x).data, rtol=0, atol=1e-6)
+    loaded = nbbn.onnx.load(exported)
+    np.testing.assert_allclose(loaded(x).data, model(x).data, rtol=0, atol=1e-6)
+    assert [type(layer) for layer in loaded.layers[:num_layers]] == [own] * num_layers
+
+
+class Reader:
+    """A PyTorch model that looks at all hidden states, at the last, or at the last step."""
+
+    def __new__(cls, torch, cell, looks_at, **options):
+        class Module(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.cell = getattr(torch.nn, cell)(3, 4, batch_first=True, **options)
+
+            def forward(self, x):
+                y, state = self.cell(x)
+                hidden = state[0] if isinstance(state, tuple) else state
+                return torch.tanh({"all": y, "step": y[:, -1], "state": hidden[-1]}[looks_at])
+
+        return Module().eval()
+
+
+@pytest.mark.parametrize("axes", [None, {"x": {0: "N"}}], ids=["of one size", "of any size"])
+@pytest.mark.parametrize("looks_at", ["all", "step", "state"])
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        ("LSTM", {}),
+        ("GRU", {"num_layers": 2}),
+        ("RNN", {"nonlinearity": "relu"}),
+        ("LSTM", {"bidirectional": True, "num_layers": 2, "bias": False}),
+    ],
+    ids=["LSTM", "GRU", "RNN", "both directions"],
+)
+@pytest.mark.filterwarnings("ignore")  # of the tracer, that sizes become constants
+def test_what_torch_exports_comes_in(cell, options, looks_at, axes, rng, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    model = Reader(torch, cell, looks_at, **options)
+    x, path = torch.from_numpy(rng.normal(size=(2, 5, 3)).astype(np.float32)), tmp_path / "it.onnx"
+    torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    if options.get("bidirectional") and looks_at != "all":
+        with pytest.raises(ArgumentError, match=r"one direction|by direction"):
+            nbbn.onnx.load(path)
+        return
+    y = nbbn.onnx.load(path)(x.numpy()).data
+    np.testing.assert_allclose(y, model(x).detach().numpy(), rtol=0, atol=1e-6)
+
+
+def one_cell(op, *, gates=4, directions=1, result=0, before=True, arrays=None, **attributes):
+    """An ONNX model of one cell whose weights are zeros, 3 features to 2 units."""
+    onnx = pytest.importorskip("onnx")
+    helper, D = onnx.helper, directions
+    given = {"W": np.zeros((D, 2 * gates, 3)), "R": np.zeros((D, 2 * gates, 2)), **(arrays or {})}
+    places = ["W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
+    results = ["Y", "Y_h", "Y_c"][: result + 1]
+    source = "turned" if before else "x"
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], perm=(1, 0, 2)),
+        helper.make_node(
+            op, [source, *(name if name in given else "" for name in places)],
+            [*[""] * result, results[-1]], name="cell", hidden_size=2, **attributes,
+        ),
+    ]  # fmt: skip
+    kind = onnx.TensorProto.FLOAT
+    tensors = [
+        onnx.numpy_helper.from_array(
+            np.asarray(array, np.int32 if name == "sequence_lens" else np.float32), name
+        )
+        for name, array in given.items()
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, kind, (None,) * rank)
+        for name, rank in (("x", 3), (results[-1], 3 if result else 4))
+    ]
+    graph = helper.make_graph(nodes if before else nodes[1:], "g", ends[:1], ends[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)])
+
+
+@pytest.mark.parametrize(
+    ("words", "op", "options"),
+    [
+        ("linear_before_reset=0", "GRU", {"gates": 3}),
+        ("in reverse alone", "LSTM", {"direction": "reverse"}),
+        ("sequence_lens", "LSTM", {"arrays": {"sequence_lens": [3, 4]}}),
+        ("not zero", "LSTM", {"arrays": {"initial_h": np.ones((1, 2, 2))}}),
+        ("peepholes", "LSTM", {"arrays": {"P": np.ones((1, 6))}}),
+        ("activations are hardsigmoid, tanh, tanh", "LSTM",
+         {"activations": ["HardSigmoid", "Tanh", "Tanh"]}),
+        ("has clip", "RNN", {"gates": 1, "clip": 3.0}),
+        ("input_forget", "LSTM", {"input_forget": 1}),
+        ("turned to time first", "LSTM", {"before": False}),
+        ("last cell state", "LSTM", {"result": 2}),
+        ("of 1 directions", "LSTM", {"direction": "bidirectional"}),
+        ("output is transposed", "RNN", {"gates": 1}),
+        ("output is transposed", "RNN", {"gates": 1, "result": 1}),
+    ],
+)  # fmt: skip
+def test_cells_that_no_layer_computes_are_refused(words, op, options):
+    with pytest.raises(ArgumentError, match=words):
+        nbbn.onnx.load(one_cell(op, **options))
 
 
 def test_what_onnx_cannot_express_is_refused():

@@ -23,9 +23,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 # The operators whose tests must pass. Others, such as Transpose, only help to run these.
 LISTED = (
     "LRN", "Add", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Dropout",
-    "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "GroupNormalization",
-    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "LogSoftmax", "MatMul",
-    "MaxPool", "NegativeLogLikelihoodLoss", "RMSNormalization", "Relu", "Sigmoid", "Softmax",
+    "GRU", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "GroupNormalization",
+    "InstanceNormalization", "LSTM", "LayerNormalization", "LeakyRelu", "LogSoftmax", "MatMul",
+    "MaxPool", "NegativeLogLikelihoodLoss", "RMSNormalization", "RNN", "Relu", "Sigmoid", "Softmax",
     "SoftmaxCrossEntropyLoss", "Swish", "Tanh",
 )  # fmt: skip
 KINDS = {
@@ -75,6 +75,21 @@ def _model(case) -> onnx.ModelProto:
     return onnx.load(os.path.join(case.model_dir, "model.onnx"))
 
 
+def _otherwise(model: onnx.ModelProto) -> str | None:
+    """Why the backend refuses a model."""
+    return _pooled_otherwise(model) or _recurs_otherwise(model)
+
+
+def _recurs_otherwise(model: onnx.ModelProto) -> str | None:
+    """Why a model has cells that nbbn does not compute."""
+    for node in map(Node, model.graph.node):
+        if node.op == "GRU" and not node.attribute("linear_before_reset", 0):
+            return "resets the state before the product, not the product"
+        if node.op == "LSTM" and node.input(7):
+            return "has gates that look at the cell state (peepholes)"
+    return None
+
+
 def _pooled_otherwise(model: onnx.ModelProto) -> str | None:
     """Why a model pools in a way that the backend refuses."""
     for node in map(Node, model.graph.node):
@@ -111,9 +126,7 @@ def cases() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
         for kind, case in found
         if kind == "node" or case.model_dir
     }
-    otherwise = {
-        case.name: _pooled_otherwise(_model(case)) for _, case in found if case.name in used
-    }
+    otherwise = {case.name: _otherwise(_model(case)) for _, case in found if case.name in used}
     for kind, case in found:
         operators = used.get(case.name, set())
         whole = re.sub(r"_expanded(_ver\d+)?$", "", case.name)

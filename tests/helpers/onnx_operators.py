@@ -15,6 +15,7 @@ from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.autograd import functions as ops
 from nbbn.autograd.op import Context
 from nbbn.export.onnx.graph import Node
+from nbbn.export.onnx.recurrent import kind_of, weights_of
 
 __all__ = ["OPERATORS", "Inputs"]
 
@@ -309,6 +310,34 @@ def _transpose(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
     return (ops.Transpose.forward(Context(), x, axes=axes),)
 
 
+def _recurrent(node: Node, inputs: Inputs, opset: int) -> tuple[Any, ...]:
+    x, W, R, B, lengths, *initial = inputs
+    kind, direction = kind_of(node), node.attribute("direction", b"forward")
+    initial = [a for a in initial[:2] if a is not None]
+    if node.attribute("layout", 0):
+        x, initial = x.swapaxes(0, 1), [a.swapaxes(0, 1) for a in initial]
+    lengths = None if lengths is None else lengths.astype(np.int64)
+    every, ends = [], []
+    for d in range(len(W)):
+        reverse = direction == b"reverse" or d == 1
+        weights = weights_of(kind, W[d], R[d], None if B is None else B[d])
+        projected = _product(x, weights["weight_ih"].T)
+        if B is not None:
+            projected = projected + weights["bias_ih"]
+        start = np.stack([a[d] for a in initial]) if initial else None
+        states = F.recurrent(projected, weights["weight_hh"], weights.get("bias_hh"), start,
+                             kind=kind, lengths=lengths, reverse=reverse).states  # fmt: skip
+        y = states[0, :-1] if reverse else states[0, 1:]
+        if lengths is not None:
+            y = np.where(np.arange(len(y))[:, None, None] < lengths[:, None], y, 0)
+        every.append(y)
+        ends.append(states[:, 0 if reverse else -1])
+    found = [np.stack(every, 1), *np.stack(ends, 1)]
+    if node.attribute("layout", 0):
+        found = [found[0].transpose(2, 0, 1, 3), *(a.swapaxes(0, 1) for a in found[1:])]
+    return tuple(found)
+
+
 # Operator -> how many inputs it may have, and what computes it.
 OPERATORS: dict[str, tuple[int, Operator]] = {
     "Add": (2, _add),
@@ -320,6 +349,7 @@ OPERATORS: dict[str, tuple[int, Operator]] = {
     "Flatten": (1, _flatten),
     "Gelu": (1, _gelu),
     "Gemm": (3, _gemm),
+    "GRU": (6, _recurrent),
     "GlobalAveragePool": (1, _elementwise(lambda x: F.global_avg_pool2d(x, keepdims=True))),
     "GlobalMaxPool": (1, _elementwise(lambda x: F.global_max_pool2d(x, keepdims=True)[0])),
     "GroupNormalization": (3, _group_normalization),
@@ -327,12 +357,14 @@ OPERATORS: dict[str, tuple[int, Operator]] = {
     "LeakyRelu": (1, _leaky_relu),
     "InstanceNormalization": (3, _instance_normalization),
     "LRN": (1, _lrn),
+    "LSTM": (8, _recurrent),
     "LayerNormalization": (3, _layer_normalization),
     "LogSoftmax": (1, _softmax(F.log_softmax)),
     "MatMul": (2, _matmul),
     "MaxPool": (1, _pooling(F.max_pool2d)),
     "Mul": (2, _multiply),
     "NegativeLogLikelihoodLoss": (3, _negative_log_likelihood),
+    "RNN": (6, _recurrent),
     "RMSNormalization": (2, _rms_normalization),
     "Relu": (1, _elementwise(F.relu)),
     "Sigmoid": (1, _elementwise(F.sigmoid)),

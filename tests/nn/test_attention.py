@@ -114,6 +114,28 @@ def test_encoder_layers_match_torch(norm_first, lengths, dtype, tolerance, rng):
     compare_gradients(own, other, tolerance)
 
 
+@pytest.mark.parametrize("masks", ["none", "mask", "lengths", "both"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torchs_encoder_layers_load(norm_first, masks, rng):
+    """Its state dict as it is, and its masks, which mean the opposite."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(3)
+    options = {"dim_feedforward": 32, "norm_first": norm_first}
+    other = torch.nn.TransformerEncoderLayer(16, 4, batch_first=True, **options).eval()
+    own = TransformerEncoderLayer(16, 4, rng=1, **options)
+    own.load_state_dict({name: array.numpy() for name, array in other.state_dict().items()})
+    own.eval()
+    x, given, theirs = rng.normal(size=(N, T, 16)).astype(np.float32), {}, {}
+    if masks in ("mask", "both"):
+        given["mask"] = (rng.random((T, T)) < 0.5) | (np.arange(T) == 0)
+        theirs["src_mask"] = torch.as_tensor(~given["mask"])
+    if masks in ("lengths", "both"):
+        given["lengths"] = LENGTHS
+        theirs["src_key_padding_mask"] = torch.as_tensor(np.arange(T) >= LENGTHS[:, None])
+    want = other(torch.from_numpy(x), **theirs).detach().numpy()
+    np.testing.assert_allclose(own(x, **given).data, want, rtol=0, atol=1e-5)
+
+
 def test_causal_attention_does_not_look_ahead(rng):
     own = MultiheadAttention(E, HEADS, causal=True, rng=1, dtype=np.float64)
     x = rng.normal(size=(N, T, E))

@@ -45,14 +45,16 @@ class Graph:
             (o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1
         )
         self._constants: dict[str, np.ndarray] = {
-            tensor.name: self._array(tensor) for tensor in graph.initializer
+            tensor.name: self.array(tensor) for tensor in graph.initializer
         }
         self._values = {value.name: value for value in graph.input}
         self.inputs = [name for name in self._values if name not in self._constants]
         self.outputs = [value.name for value in graph.output]
         self.nodes = [Node(proto) for proto in graph.node]
+        self._used = {name for node in self.nodes for name in node.inputs} | {*self.outputs}
 
-    def _array(self, tensor: Any) -> np.ndarray:
+    def array(self, tensor: Any) -> np.ndarray:
+        """Return an onnx.TensorProto as an array."""
         try:
             array: np.ndarray = self._to_array(tensor)
         except (ValueError, TypeError) as error:
@@ -62,6 +64,10 @@ class Graph:
     def constant(self, name: str) -> np.ndarray | None:
         """Return a value that is known without running the graph, or None."""
         return self._constants.get(name)
+
+    def is_used(self, name: str) -> bool:
+        """Whether a node takes a value, or the graph returns it."""
+        return bool(name) and name in self._used
 
     def rank(self, name: str) -> int | None:
         """Return the number of axes of an input, or None if the graph does not say."""
@@ -75,7 +81,7 @@ class Graph:
             value = node.attribute("value", None)
             if value is None:
                 raise node.refusal("only tensors are known as constants")
-            self._constants[node.outputs[0]] = self._array(value)
+            self._constants[node.outputs[0]] = self.array(value)
             return True
         if any(array is None for array in known) or node.op not in ("Transpose", "Identity"):
             return False

@@ -17,6 +17,8 @@ from ... import nn
 from ...errors import ArgumentError, CheckpointError, DTypeError, NbbnError
 from .extra import require
 from .graph import Graph, Node
+from .recurrent import IMPORTERS as RECURRENT
+from .recurrent import arrange
 
 __all__ = ["load"]
 
@@ -31,7 +33,8 @@ def load(source: str | os.PathLike[str] | Any) -> nn.Sequential:
         LayerNormalization, RMSNormalization, GroupNormalization, InstanceNormalization, LRN, Relu,
         LeakyRelu, Gelu, Sigmoid, Mul of a Sigmoid and its input, Swish, Tanh, Softmax, MaxPool,
         AveragePool, GlobalMaxPool, GlobalAveragePool, Flatten, Reshape of each example, Dropout,
-        Identity and Transpose.
+        Identity and Transpose; LSTM, GRU and RNN, forward or bidirectional, which start from zeros,
+        and of their results the hidden states of all steps or of the last.
 
     Returns
     -------
@@ -88,24 +91,29 @@ class _Chain:
         self.rank: int | None = graph.rank(self.value)
         # The axes of the model's own value in the order that the graph has them now.
         self.axes: tuple[int, ...] | None = None
+        # Of a recurrent layer's result that still has its directions; see recurrent.py.
+        self.letters = ""
+        self.last_states: list[str] = []
+        # Values that are computed from shapes alone: sizes, and zeros of such sizes.
+        self._sizes: set[str] = set()
+        self._zeros: set[str] = set()
 
     def build(self) -> nn.Sequential:
         """Follow the nodes from the input to the output."""
         for node in self.graph.nodes:
-            if self.graph.fold_constant(node):
+            if self.graph.fold_constant(node) or self._follow_shapes(node):
                 continue
-            convert = _IMPORTERS.get(node.op)
+            convert = arrange if self.letters else _IMPORTERS.get(node.op)
             if convert is None or node.domain:
                 raise node.refusal(f"no layer computes it; known are {', '.join(_IMPORTERS)}")
             if node.input(0) != self.value and not (
-                node.op in ("Add", "MatMul", "Mul") and self.value in node.inputs
+                node.op in ("Add", "MatMul", "Mul", "Concat") and self.value in node.inputs
             ):
                 raise node.refusal(f"it does not take {self.value!r}, the result before it")
-            convert(self, node)
-            self.before, self.value = self.value, node.outputs[0]
+            self.before, self.value = self.value, convert(self, node) or node.outputs[0]
         if self.value != self.graph.outputs[0]:
             raise ArgumentError(f"the last operator does not give {self.graph.outputs[0]!r}")
-        if self.axes is not None:
+        if self.axes is not None or self.letters:
             raise ArgumentError("the output is transposed, which no layer computes")
         model = nn.Sequential(*self.layers)
         model.eval()
@@ -119,6 +127,36 @@ class _Chain:
         if array.dtype.kind != "f":
             raise node.refusal(f"its {what} holds {array.dtype}")
         return array if array.dtype == np.float64 else array.astype(np.float32)
+
+    def _follow_shapes(self, node: Node) -> bool:
+        """Note what a node computes from shapes alone, such as the zeros a cell starts from."""
+        source, constant = node.input(0), self.graph.constant(node.input(0))
+        taken = {name for name in node.inputs if self.graph.constant(name) is None}
+        zero = False
+        if node.op == "ConstantOfShape":
+            value = node.attribute("value", None)
+            zero = value is None or not self.graph.array(value).any()
+        elif node.op == "Expand" and constant is not None:
+            zero = not constant.any()
+        elif node.op in _OF_SHAPES and taken:
+            zero = source in self._zeros
+        elif node.op != "Shape":
+            return False
+        if node.op != "Shape" and not taken <= self._sizes | self._zeros:
+            return False
+        (self._zeros if zero else self._sizes).update(node.outputs)
+        return True
+
+    def is_zero(self, name: str) -> bool:
+        """Whether an input is left out or nothing but zeros."""
+        array = self.graph.constant(name)
+        return not name or name in self._zeros or (array is not None and not array.any())
+
+    def channels(self, node: Node) -> int:
+        """The model's own axis that the graph has as axis 1."""
+        if self.axes is not None and self.axes[0] != 0:
+            raise node.refusal("it acts on a value with the time first")
+        return 1 if self.axes is None else self.axes[1]
 
     def plain(self, node: Node) -> None:
         """Refuse a node that would act on transposed axes."""
@@ -239,7 +277,7 @@ def _batch_norm(chain: _Chain, node: Node) -> None:
             "onnx",
             eps=_decimal(node.attribute("epsilon", 1e-5)),
             momentum=_decimal(node.attribute("momentum", 0.9)),
-            axis=1 if chain.axes is None else chain.axes[1],
+            axis=chain.channels(node),
         ),
         dtype=np.result_type(*state.values()),
     )
@@ -273,7 +311,7 @@ def _of_channels(chain: _Chain, node: Node) -> None:
     state = {"weight": chain.constant(node, 1, "scale"), "bias": chain.constant(node, 2, "bias")}
     channels, kind = state["weight"].size, state["weight"].dtype
     eps = _decimal(node.attribute("epsilon", 1e-5))
-    axis = 1 if chain.axes is None else chain.axes[1]
+    axis = chain.channels(node)
     layer: nn.Module
     if node.op == "InstanceNormalization":
         layer = nn.InstanceNorm(channels, eps=eps, axis=axis, scale=True, shift=True, dtype=kind)
@@ -301,7 +339,7 @@ def _lrn(chain: _Chain, node: Node) -> None:
         raise node.refusal(f"its windows, of the even size {size}, reach to the other side")
     names = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
     alpha, beta, k = (_decimal(node.attribute(name, value)) for name, value in names.items())
-    axis = 1 if chain.axes is None else chain.axes[1]
+    axis = chain.channels(node)
     chain.layers.append(nn.LocalResponseNorm(size, alpha=alpha, beta=beta, k=k, axis=axis))
 
 
@@ -427,7 +465,7 @@ def _transpose(chain: _Chain, node: Node) -> None:
         raise node.refusal("it reverses the axes")
     before = chain.axes or tuple(range(len(perm)))
     after = tuple(before[d] for d in perm)
-    if after[0] != 0:
+    if after[0] != 0 and after != (1, 0, 2):
         raise node.refusal("it moves the batch axis")
     chain.axes = None if after == tuple(range(len(perm))) else after
 
@@ -436,7 +474,10 @@ def _layer(kind: Callable[[], nn.Module]) -> Callable[[_Chain, Node], None]:
     return lambda chain, node: chain.layers.append(kind())
 
 
-_IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
+# What may come between a shape and the zeros of that shape.
+_OF_SHAPES = ("Cast", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze")
+# Each may return the name of the result that the chain goes on with.
+_IMPORTERS: dict[str, Callable[[_Chain, Node], Any]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Add": _add,
@@ -465,4 +506,5 @@ _IMPORTERS: dict[str, Callable[[_Chain, Node], None]] = {
     "Dropout": _dropout,
     "Identity": lambda chain, node: None,
     "Transpose": _transpose,
+    **RECURRENT,
 }
