@@ -117,6 +117,9 @@ def _train(commands: Any) -> None:
     model.add_argument("--no-batch-norm", action="store_false", dest="batch_norm",
                        default=_NOT_GIVEN, help="leave the batch normalization out")  # fmt: skip
 
+    model.add_argument("--local-batch-norm", action="store_false", dest="sync", default=_NOT_GIVEN,
+                       help="normalize on each rank by itself")  # fmt: skip
+
     steps = train.add_argument_group("training")
     own(steps, "--epochs", "N", "passes over the training set")
     own(steps, "--batch-size", "N", "examples per step")
@@ -145,6 +148,8 @@ def _train(commands: Any) -> None:
     add("--device", choices=_DEVICES, default="cpu", metavar="NAME",
         help="auto, cpu or cuda; auto: cuda if it can be [cpu]")  # fmt: skip
     add("--threads", type=values.count, metavar="N", help="threads of kernels and products")
+    add("--distributed", nargs="?", const=25.0, type=values.seconds, metavar="S",
+        help="with all ranks of mpiexec; one silent for S s ends it [25]")  # fmt: skip
     add("--help", "-h", action="help", help="show this and exit")
 
 
