@@ -55,9 +55,9 @@ __all__ = [
     "NbbnError", "Op", "Parameter", "PositionalEmbedding", "RMSNorm", "Ramp", "ReLU", "Sequential",
     "SiLU", "Sigmoid", "Softmax", "SpectralNorm", "SyncBatchNorm", "Tanh", "Tape", "Tensor",
     "TransformerEncoderLayer", "Unflatten", "WeightStandardization", "__version__", "apply",
-    "callbacks", "checkpoint", "cnn", "config", "convert", "data", "distributed", "errors", "fold", "functional",
-    "grad", "gradcheck", "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs",
-    "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate",
+    "callbacks", "checkpoint", "cnn", "config", "convert", "data", "distributed", "errors", "fold",
+    "functional", "grad", "gradcheck", "gradgradcheck", "inference", "initializers", "inspect",
+    "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate",
     "recordable", "summary", "threads", "train", "warmup",
 ]  # fmt: skip
 
@@ -88,9 +88,9 @@ _DEFINED = {
     "train.trust": ("recordable",),
 }  # fmt: skip
 _MODULES = (
-    "autograd", "backend", "backend.pool", "backend.threads", "data", "distributed", "errors", "export",
-    "export.onnx", "functional", "jit", "nn", "nn.initializers", "nn.losses", "optim", "train",
-    "train.callbacks", "train.checkpoint", "train.config", "train.inference", "train.logs",
+    "autograd", "backend", "backend.pool", "backend.threads", "data", "distributed", "errors",
+    "export", "export.onnx", "functional", "jit", "nn", "nn.initializers", "nn.losses", "optim",
+    "train", "train.callbacks", "train.checkpoint", "train.config", "train.inference", "train.logs",
     "train.metrics", "train.plots", "train.progress",
 )  # fmt: skip
 _HOMES = {name: home for home, names in _DEFINED.items() for name in names}

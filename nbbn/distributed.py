@@ -89,7 +89,7 @@ class Ranks:
         self._sent: list[Any] = []
         self.places: tuple[Place, ...] = ()
         own = Place(socket.gethostname(), os.getpid(), _cores())
-        self.places = tuple(Place(*place) for place in self.exchange(tuple(own)))
+        self.places = tuple(self.exchange(own))
 
     def __deepcopy__(self, memo: Any) -> Ranks:
         return self
@@ -169,8 +169,8 @@ class Ranks:
         if self.rank == 0:
             try:
                 outcome = function(), None
-            except (NbbnError, OSError) as error:
-                outcome = None, error
+            except (NbbnError, OSError) as found:
+                outcome = None, found
         result, error = self.exchange(outcome)[0]
         if error is not None:
             raise error

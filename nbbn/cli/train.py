@@ -31,7 +31,6 @@ _NEEDS = {
     "keep": _FOLDER,
     "log_every": _LOG,
     "percentiles": _LOG,
-    "local_batch_norm": (("distributed",), "several ranks: --distributed"),
     "watch": (("patience", "out"), "something that asks for the best epoch: --patience or --out"),
 }
 
@@ -141,7 +140,6 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.resume is not None:
             path = arguments.resume
             arguments.out = path if path.is_dir() else path.parent
-    arguments.local_batch_norm = not getattr(arguments, "sync", True)
     for name, (others, advice) in _NEEDS.items():
         if getattr(arguments, name, None) and not any(getattr(arguments, o, None) for o in others):
             raise ArgumentError(f"--{name.replace('_', '-')} needs {advice}")
@@ -216,8 +214,6 @@ def _advice(config: Config, epoch: int) -> str:
 
 def _flag(name: str, value: Any) -> str:
     """Spell a setting as on the command line."""
-    if name == "sync":
-        return "batch normalization over all ranks" if value else "--local-batch-norm"
     if name == "batch_norm":
         return "batch normalization" if value else "--no-batch-norm"
     return f"--{name.replace('_', '-')} {as_text(value)}"
