@@ -57,8 +57,8 @@ __all__ = [
     "TransformerEncoderLayer", "Unflatten", "WeightStandardization", "__version__", "apply",
     "callbacks", "checkpoint", "cnn", "config", "convert", "data", "distributed", "errors", "fold",
     "functional", "grad", "gradcheck", "gradgradcheck", "inference", "initializers", "inspect",
-    "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate",
-    "recordable", "summary", "threads", "train", "warmup",
+    "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress",
+    "recalibrate", "recordable", "summary", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.

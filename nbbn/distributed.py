@@ -177,20 +177,19 @@ class Ranks:
         return result  # type: ignore[no-any-return]
 
     def agree(self, values: Mapping[str, Any]) -> None:
-        """Refuse to go on, on every rank, unless all of them pass the same.
+        """Refuse to go on, on every rank, unless all of them pass the same, as text.
 
         An ArgumentError names the first value that differs, and a rank that has another than
         rank 0.
         """
-        told = self.exchange(dict(values))
+        told = self.exchange(dict(_flat(values)))
         for name in {name: None for values in told for name in values}:
             for rank, values in enumerate(told):
-                there, here = (str(v.get(name, "nothing"))[:80] for v in (told[0], values))
+                there, here = (v.get(name, "nothing") for v in (told[0], values))
                 if there != here:
                     raise ArgumentError(
-                        f"the ranks of a run must have the same {name}: rank 0 on "
-                        f"{self.places[0].host} has {there}, rank {rank} on "
-                        f"{self.places[rank].host} has {here}"
+                        f"the ranks of a run must have the same {name}: {self._name(0)} has "
+                        f"{there:.80}, {self._name(rank)} has {here:.80}"
                     )
 
     # ------------------------------------------------------------------- faults
@@ -243,21 +242,22 @@ class Ranks:
         return found
 
     def _give_up(self) -> None:
+        # Who waits for the silent one may do so in the collective before this.
         heard = self._heard(_PRESENT)
-        present = {self.rank, *(rank for rank, number in heard.items() if number >= self._number)}
+        present = {self.rank, *(r for r, number in heard.items() if number >= self._number - 1)}
         silent = [rank for rank in range(self.size) if rank not in present]
         if self.rank != min(present):
             # The first of those that are there speaks for all.
             time.sleep(_LISTENS)
-        names = ", ".join(
-            f"rank {rank} (pid {self.places[rank].pid} on {self.places[rank].host})"
-            if self.places else f"rank {rank}" for rank in silent
-        )  # fmt: skip
+        names = ", ".join(map(self._name, silent)) or "the network between the ranks"
         self._abort(
-            f"{names or 'the network'} has not answered for {self.timeout:g} s: stopped, dead, or "
-            "busy with something else; the run ends",
-            1,
+            f"no answer for {self.timeout:g} s from {names}: stopped, dead or busy; the run ends", 1
         )
+
+    def _name(self, rank: int) -> str:
+        # While `places` are exchanged nothing is known of others.
+        place = self.places[rank : rank + 1]
+        return f"rank {rank}" + "".join(f" (pid {p.pid} on {p.host})" for p in place)
 
     def _fail(self, error: BaseException) -> None:
         """Abort, unless all ranks fail alike."""
@@ -273,12 +273,7 @@ class Ranks:
         if not expected:
             traceback.print_exc()
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if expected else 1
-        place = self.places[self.rank]
-        self._abort(
-            f"rank {self.rank} of {self.size} (pid {place.pid} on {place.host}) has failed: "
-            f"{kind}: {error}",
-            status,
-        )
+        self._abort(f"{self._name(self.rank)} of {self.size} has failed: {kind}: {error}", status)
 
     def _abort(self, reason: str, status: int) -> None:
         sys.stdout.flush()
@@ -319,10 +314,9 @@ def start(timeout: float = 25.0) -> Ranks:
                 f"a distributed run needs mpi4py and an MPI ({str(error).splitlines()[0]}): "
                 "pip install 'nbbn[mpi]'"
             ) from None
-        ranks = Ranks(MPI.COMM_WORLD, timeout)
-        with ranks.together():
-            ranks.agree(_code())
-        _world = ranks
+        _world = Ranks(MPI.COMM_WORLD, timeout)
+        with _world.together():
+            _world.agree(_code())
     _world.timeout = timeout
     return _world
 
@@ -365,6 +359,15 @@ def _code() -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "numba", "llvmlite")},
     }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of nested mappings as text, by names with dots."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
 
 
 def _cores() -> frozenset[int]:

@@ -41,13 +41,14 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         return _train(arguments, signals, None)
     from .. import distributed
 
-    ranks = distributed.start(arguments.distributed)
     try:
+        ranks = distributed.start(arguments.distributed)
         with ranks.together():
             return _train(arguments, signals, ranks)
     except (NbbnError, OSError) as error:
         # All ranks have failed alike: the first one says it.
-        if ranks.rank == 0:
+        world = distributed.world()
+        if world is None or world.rank == 0:
             raise
         return 2 if isinstance(error, NbbnError) else 1
 
@@ -64,7 +65,9 @@ def _train(arguments: argparse.Namespace, signals: StopOnSignal, ranks: Ranks | 
     if ranks is None:
         found = _checkpoint(arguments)
     else:
-        say(ranks.describe())
+        if first:
+            # A launcher that ends the run names a process, not a rank.
+            print(f"nbbn: {ranks.describe()}", file=sys.stderr, flush=True)
         found = ranks.first(lambda: _checkpoint(arguments))
     config = _config(arguments, found)
     if ranks is not None:

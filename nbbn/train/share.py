@@ -98,10 +98,21 @@ class Share:
         """Refuse to train with models or settings that are not the same on all ranks."""
         self.ranks.agree(values | {"initial weights": _digest(model)})
 
+    def alone(self, model: Module, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return the batch of all ranks, and let `model` normalize without asking them."""
+        for layer in _norms(model):
+            layer.sync = False
+        if not backend.is_array(x):
+            return x, y
+        device = backend.device_of(x)
+        return tuple(  # type: ignore[return-value]
+            backend.to(np.concatenate(self.ranks.exchange(backend.host(a))), device) for a in (x, y)
+        )
+
     def end_epoch(self, model: Module) -> None:
         """Average running statistics that are each rank's own; check that all is the same."""
-        for layer in model.modules():
-            if isinstance(layer, BatchNorm) and not layer.sync and not layer.frozen:
+        for layer in _norms(model):
+            if not layer.sync and not layer.frozen:
                 for array in (layer.running_mean, layer.running_var):
                     if array is not None:
                         self.ranks.sum(array)
@@ -118,6 +129,10 @@ def _stop(run: Run) -> bool:
     if run.stopped is None:
         run.stop("another rank was to stop")
     return True
+
+
+def _norms(model: Module) -> list[BatchNorm]:
+    return [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
 
 
 def _digest(model: Module) -> str:
