@@ -1,4 +1,4 @@
-"""What every rank of a distributed run checks; ``mpiexec -n 3 python -m tests.helpers.rank_checks``.
+"""What every rank of a distributed run checks: ``python -m tests.helpers.rank_checks``.
 
 Each check gets the ranks, and raises where it fails. All data are made on every rank, so that each
 can compute by itself what one process with the whole batch would.
@@ -6,15 +6,17 @@ can compute by itself what one process with the whole batch would.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import traceback
 
 import numpy as np
+import pytest
 
 import nbbn
 from nbbn import distributed
-from nbbn import functional as F
+from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.data import Batches
 from nbbn.errors import ArgumentError, CheckpointError, ShapeError
 from nbbn.train.callbacks import Callback
@@ -33,7 +35,7 @@ def pieces(ranks, count, lengths=None):
         edges = [rank * count // ranks.size for rank in range(ranks.size + 1)]
     else:
         edges = [0, *np.cumsum(lengths)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def uneven(ranks, count):
@@ -45,12 +47,8 @@ def uneven(ranks, count):
 
 
 def refuses(kind, words, function):
-    try:
+    with pytest.raises(kind, match=words):
         function()
-    except kind as error:
-        assert words in str(error), error
-    else:
-        raise AssertionError(f"no {kind.__name__}")
 
 
 # ---------------------------------------------------------------------------- batch normalization

@@ -25,6 +25,7 @@ def environment(**more: str) -> dict[str, str]:
     """One thread a rank; Open MPI wants to be told that ranks may share cores, and of root."""
     return {
         **os.environ, "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
         "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", **more,
     }  # fmt: skip
