@@ -39,6 +39,8 @@ _Value = TypeVar("_Value")
 # core to others between two looks; and for which one that has failed listens for the others.
 _TELLS, _SLEEPS, _LISTENS = 1.0, 0.05, 2.0
 _PRESENT, _FAILED = 1, 2
+# 4 MiB: below that latency counts, and there is little to hide.
+_BUCKET = 1 << 22
 # Ranks that are listed one by one.
 _LISTED = 64
 
@@ -79,6 +81,9 @@ class Ranks:
     timeout : float
     places : tuple of Place
         Where each runs.
+    bucket : int
+        Bytes of gradients that are summed at once, while the backward pass goes on. Fewer than two
+        buckets are one sum after it.
     """
 
     def __init__(self, comm: Any, timeout: float) -> None:
@@ -87,6 +92,8 @@ class Ranks:
         # Collectives so far, and what was sent and may not have been read.
         self._number = 0
         self._sent: list[Any] = []
+        self.bucket = _BUCKET
+        self._sums: list[tuple[Any, Any]] = []
         self.places: tuple[Place, ...] = ()
         own = Place(socket.gethostname(), os.getpid(), _cores())
         self.places = tuple(self.exchange(own))
@@ -125,14 +132,26 @@ class Ranks:
 
         The order of the additions is MPI's. From a device it is staged through the host.
         """
+        self.begin_sum(array)
+        self.end_sums()
+
+    def begin_sum(self, array: Any) -> None:
+        """Begin `sum` of an array, which nobody touches until `end_sums`."""
         if self.size == 1:
             return
         from mpi4py import MPI
 
         staged = backend.host(array)
-        self._wait(self._comm.Iallreduce(MPI.IN_PLACE, staged, MPI.SUM))
-        if staged is not array:
-            backend.assign(array, staged)
+        request = self._comm.Iallreduce(MPI.IN_PLACE, staged, MPI.SUM)
+        self._sums.append((request, array if staged is array else (array, staged)))
+
+    def end_sums(self) -> None:
+        """Wait for all sums that have begun."""
+        for request, arrays in self._sums:
+            self._wait(request)
+            if isinstance(arrays, tuple):
+                backend.assign(*arrays)
+        self._sums.clear()
 
     def gather(self, own: np.ndarray, every: np.ndarray) -> None:
         """Write what each rank has in `own` to its row of `every`, (size, *own.shape)."""

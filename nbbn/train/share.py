@@ -8,12 +8,12 @@ backward pass with n_r / N instead of 1, and the gradients add up. An empty rank
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import backend
-from ..autograd.tensor import Tensor
+from ..autograd.tensor import Tape, Tensor
 from ..distributed import Ranks, digest
 from ..nn.batchnorm import BatchNorm
 from ..nn.module import Module
@@ -65,10 +65,31 @@ class Share:
             backend.run(self._check, total)
         return Tensor(total), seed
 
-    def gradients(self, optimizer: Optimizer) -> None:
-        """Add up the gradients of all ranks: one flat array for each arena."""
-        for arena in optimizer.arenas:
-            backend.run(self.ranks.sum, arena.grad)
+    def backward(self, tape: Tape, loss: Tensor, seed: np.ndarray, optimizer: Optimizer) -> None:
+        """Run the backward pass, and add up the gradients of all ranks.
+
+        They are one flat array for each arena; of a large one, the part of the last layers is
+        summed while the backward pass goes on with those before.
+        """
+        buckets = _buckets(optimizer, self.ranks.bucket)
+        if len(buckets) == len(optimizer.arenas):
+            tape.backward(loss, seed)
+        else:
+            missing = {id(p): bucket for bucket in buckets for p in bucket.missing}
+
+            def ready(x: Tensor) -> None:
+                bucket = missing.get(id(x))
+                if bucket is not None:
+                    bucket.missing.remove(x)
+                    if not bucket.missing:
+                        backend.run(self.ranks.begin_sum, bucket.gradients)
+
+            tape.backward(loss, seed, ready=ready)
+            buckets = [bucket for bucket in buckets if bucket.missing]
+        # Those that wait for a parameter which had no part in the loss.
+        for bucket in buckets:
+            backend.run(self.ranks.begin_sum, bucket.gradients)
+        backend.run(self.ranks.end_sums)
 
     # -------------------------------------------------------------- what `fit` asks
 
@@ -129,6 +150,28 @@ def _stop(run: Run) -> bool:
     if run.stopped is None:
         run.stop("another rank was to stop")
     return True
+
+
+class _Bucket(NamedTuple):
+    """A part of a flat array of gradients, and the parameters whose are not complete yet."""
+
+    gradients: np.ndarray
+    missing: list[Tensor]
+
+
+def _buckets(optimizer: Optimizer, least: int) -> list[_Bucket]:
+    """Cut the gradients from behind, where the backward pass begins, in parts of `least` bytes."""
+    found = []
+    for arena in optimizer.arenas:
+        stop = arena.grad.size
+        members: list[Tensor] = []
+        for p, end in zip(reversed(arena.parameters), reversed(arena.ends), strict=True):
+            start = end - p.size
+            members.append(p)
+            if (stop - start) * arena.grad.itemsize >= least or not start:
+                found.append(_Bucket(arena.grad[start:stop], members))
+                stop, members = start, []
+    return found
 
 
 def _norms(model: Module) -> list[BatchNorm]:

@@ -210,8 +210,7 @@ class Step:
             tape.backward(loss)
         else:
             own, (loss, seed) = loss, self._share.loss(loss, y)
-            tape.backward(own, seed)
-            self._share.gradients(self._optimizer)
+            self._share.backward(tape, own, seed, self._optimizer)
         backend.run_ahead(self._others.receive, self._others.having())
         # A user's schedule runs in replays too, and sees the gradients as it does here.
         live = self._audit is not None and self._audit.live

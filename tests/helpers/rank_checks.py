@@ -20,6 +20,7 @@ from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.data import Batches
 from nbbn.errors import ArgumentError, CheckpointError, ShapeError
 from nbbn.train.callbacks import Callback
+from nbbn.train.share import _buckets
 
 CHECKS = {}
 
@@ -211,6 +212,30 @@ def steps_are_recorded_and_replays_have_the_same_bits(ranks):
         assert len(set(ranks.exchange(tuple(losses)))) == 1
         states.append({name: a.tobytes() for name, a in model.state_dict().items()} | {"l": losses})
     assert states[0] == states[1]
+
+
+@check
+def gradients_in_buckets_are_those_of_one_sum(ranks):
+    """While the backward pass goes on; recorded too, and for a parameter without a gradient."""
+    x, y = task(96)
+    states, begun = [], []
+    for bucket in (1 << 22, 1, 500):
+        ranks.bucket = bucket
+        model = synchronize(nbbn.mlp((12, 16, 16, 3), rng=0))
+        frozen = model[2].weight
+        frozen.requires_grad = False
+        optimizer = nbbn.optim.SGD(model.parameters(), 0.1)
+        step = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer, ranks=ranks)
+        own = ranks.part(96)
+        for _ in range(4):
+            step(x[own], y[own])
+        assert step.refusal is None
+        states.append(model.state_dict())
+        begun.append(len(_buckets(optimizer, bucket)))
+    ranks.bucket = 1 << 22
+    assert begun[0] == 1 < begun[2] < begun[1] == len(model.parameters())
+    for state in states[1:]:
+        assert max(np.abs(a - states[0][name]).max() for name, a in state.items()) < 1e-6
 
 
 @check
