@@ -130,7 +130,8 @@ class Ranks:
     def sum(self, array: Any) -> None:
         """Replace a C-contiguous array, on the host or a device, by its sum over all ranks.
 
-        The order of the additions is MPI's. From a device it is staged through the host.
+        The order of the additions is MPI's, or NCCL's. Without NCCL an array on a device is staged
+        through the host.
         """
         self.begin_sum(array)
         self.end_sums()
@@ -138,6 +139,9 @@ class Ranks:
     def begin_sum(self, array: Any) -> None:
         """Begin `sum` of an array, which nobody touches until `end_sums`."""
         if self.size == 1:
+            return
+        if not isinstance(array, np.ndarray) and self._device_adder is not None:
+            self._device_adder(array)
             return
         from mpi4py import MPI
 
@@ -162,6 +166,10 @@ class Ranks:
         every = np.empty((self.size, *own.shape), own.dtype)
         self.gather(own, every)
         np.sum(every, axis=0, out=out)
+
+    @functools.cached_property
+    def _device_adder(self) -> Callable[[Any], None] | None:
+        return backend.device_adder(self.exchange, self.rank)
 
     # ------------------------------------------------------------------- objects
 

@@ -230,7 +230,11 @@ def fit(
         needs = part is not None and (until is not None or watch == "accuracy")
         watched = _Watched(loss, counts, device, needed if needs else None, ranks is None)
         share = None if ranks is None else Share(ranks, watched.right, _check_finite)
-        step = _Timed(Step(model, watched, optimizer, share))
+        step = _Timed(
+            record_step(model, watched, optimizer)
+            if share is None
+            else Step(model, watched, optimizer, share)
+        )
         run = Run(model, batches, optimizer, epochs, watch, part)
         if resume is not None:
             instance(resume, Checkpoint, "resume")

@@ -168,7 +168,7 @@ def _buckets(optimizer: Optimizer, least: int) -> list[_Bucket]:
         for p, end in zip(reversed(arena.parameters), reversed(arena.ends), strict=True):
             start = end - p.size
             members.append(p)
-            if (stop - start) * arena.grad.itemsize >= least or not start:
+            if (stop - start) * arena.grad.dtype.itemsize >= least or not start:
                 found.append(_Bucket(arena.grad[start:stop], members))
                 stop, members = start, []
     return found
