@@ -127,6 +127,8 @@ def _train(arguments: argparse.Namespace, signals: StopOnSignal, ranks: Ranks | 
     result = _result(training, history)
     result |= {"seconds": round(time.perf_counter() - start, 3), "device": device}
     result["seed"] = config.seed
+    if ranks is not None:
+        result["ranks"] = ranks.size
     status = 0
     if keeper is not None:
         say(f"checkpoints in {keeper.folder}")

@@ -214,15 +214,11 @@ def fit(
             None if data is None else as_batches(data, _EVALUATED, device, None, ranks)
             for data in (validation, test)
         )
-        check_batches(batches, *(data for data in (validation, test) if data is not None))
+        check_batches(
+            batches, *(data for data in (validation, test) if data is not None), ranks=ranks
+        )
         if isinstance(batches, Batches):
             _check_batch_size(model, batches)
-        for data in (batches, validation, test):
-            if isinstance(data, Batches) and data.ranks is not ranks:
-                raise ArgumentError(
-                    "the batches must be divided among the ranks that train: pass the same ranks "
-                    f"to Batches and to fit, got {data.ranks} and {ranks}"
-                )
         counts = any(callback.counts_right for callback in callbacks)
         if ranks is not None:
             counts = ranks.any(counts)
@@ -431,9 +427,14 @@ def as_batches(
     return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device, ranks=ranks)
 
 
-def check_batches(*all_data: Any) -> None:
-    """Refuse what is not batches."""
+def check_batches(*all_data: Any, ranks: Ranks | None = None) -> None:
+    """Refuse what is not batches, and those that are not divided among `ranks`."""
     for data in all_data:
+        if isinstance(data, Batches) and data.ranks is not ranks:
+            raise ArgumentError(
+                "the batches must be divided among the ranks that use them: pass the same ranks to "
+                f"Batches and here, got {data.ranks} and {ranks}"
+            )
         pair = isinstance(data, tuple | list) and data and isinstance(data[0], np.ndarray)
         if pair or isinstance(data, np.ndarray):
             raise DTypeError(
@@ -621,7 +622,7 @@ def evaluate(
     function(loss, "loss")
     device = next((p.device for p in model.parameters()), "cpu")
     batches = as_batches(batches, _EVALUATED, device, None, ranks)
-    check_batches(batches)
+    check_batches(batches, ranks=ranks)
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):
         for x, y in pairs(batches, empty=ranks is not None):

@@ -355,7 +355,12 @@ def ranks_that_differ_are_refused(ranks):
     ):
         refuses(ArgumentError, words, lambda o=options: fit(**(o if last else {})))
     refuses(ArgumentError, f"rank {ranks.size - 1}", lambda: ranks.agree({"name": last}))
-    refuses(ArgumentError, "same ranks to Batches and to fit", lambda: fit(given=None))
+    refuses(ArgumentError, "pass the same ranks to Batches", lambda: fit(given=None))
+    whole = Batches(x, y, 20)
+    model = nbbn.mlp((12, 3), rng=0)
+    refuses(
+        ArgumentError, "divided", lambda: nbbn.train.evaluate(model, whole, ranks=ranks)
+    )  # fmt: skip
 
 
 @check
