@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, errors, functional, jit, optim, train
+    from . import data, distributed, errors, functional, jit, optim, train
     from . import export as convert
     from .autograd import Op, Parameter, Tape, Tensor, apply
     from .autograd import functions as ops
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         PositionalEmbedding,
         TransformerEncoderLayer,
     )
-    from .nn.batchnorm import BatchNorm, Convention
+    from .nn.batchnorm import BatchNorm, Convention, SyncBatchNorm
     from .nn.convolution import Conv2d, ConvTranspose2d
     from .nn.groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from .nn.inspect import inspect
@@ -53,12 +53,12 @@ __all__ = [
     "GlobalAvgPool2d", "GlobalMaxPool2d", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm",
     "LayerNorm", "LeakyReLU", "LocalResponseNorm", "MaxPool2d", "Module", "MultiheadAttention",
     "NbbnError", "Op", "Parameter", "PositionalEmbedding", "RMSNorm", "Ramp", "ReLU", "Sequential",
-    "SiLU", "Sigmoid", "Softmax", "SpectralNorm", "Tanh", "Tape", "Tensor",
+    "SiLU", "Sigmoid", "Softmax", "SpectralNorm", "SyncBatchNorm", "Tanh", "Tape", "Tensor",
     "TransformerEncoderLayer", "Unflatten", "WeightStandardization", "__version__", "apply",
-    "callbacks", "checkpoint", "cnn", "config", "convert", "data", "errors", "fold", "functional",
-    "grad", "gradcheck", "gradgradcheck", "inference", "initializers", "inspect", "jit", "logs",
-    "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress", "recalibrate",
-    "recordable", "summary", "threads", "train", "warmup",
+    "callbacks", "checkpoint", "cnn", "config", "convert", "data", "distributed", "errors", "fold",
+    "functional", "grad", "gradcheck", "gradgradcheck", "inference", "initializers", "inspect",
+    "jit", "logs", "losses", "metrics", "mlp", "onnx", "ops", "optim", "plots", "pool", "progress",
+    "recalibrate", "recordable", "summary", "threads", "train", "warmup",
 ]  # fmt: skip
 
 # Where public names are defined; and the modules that are public, by their own names or others.
@@ -72,7 +72,7 @@ _DEFINED = {
     "nn.activation": ("GELU", "LeakyReLU", "ReLU", "Sigmoid", "SiLU", "Tanh"),
     "nn.attention": ("Embedding", "MultiheadAttention", "PositionalEmbedding",
                      "TransformerEncoderLayer"),
-    "nn.batchnorm": ("BatchNorm", "Convention"),
+    "nn.batchnorm": ("BatchNorm", "Convention", "SyncBatchNorm"),
     "nn.convolution": ("Conv2d", "ConvTranspose2d"),
     "nn.groupnorm": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"),
     "nn.inspect": ("inspect",),
@@ -88,9 +88,9 @@ _DEFINED = {
     "train.trust": ("recordable",),
 }  # fmt: skip
 _MODULES = (
-    "autograd", "backend", "backend.pool", "backend.threads", "data", "errors", "export",
-    "export.onnx", "functional", "jit", "nn", "nn.initializers", "nn.losses", "optim", "train",
-    "train.callbacks", "train.checkpoint", "train.config", "train.inference", "train.logs",
+    "autograd", "backend", "backend.pool", "backend.threads", "data", "distributed", "errors",
+    "export", "export.onnx", "functional", "jit", "nn", "nn.initializers", "nn.losses", "optim",
+    "train", "train.callbacks", "train.checkpoint", "train.config", "train.inference", "train.logs",
     "train.metrics", "train.plots", "train.progress",
 )  # fmt: skip
 _HOMES = {name: home for home, names in _DEFINED.items() for name in names}

@@ -24,7 +24,7 @@ from ..functional.layout import axis_index
 from ..functional.pooling import Padding, Pair, whole_image
 from .ops.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
-from .ops.batchnorm import BatchNormInfer, BatchNormTrain
+from .ops.batchnorm import BatchNormInfer, BatchNormSync, BatchNormTrain
 from .ops.batchnorm_variants import (
     BatchRenorm,
     GhostBatchNorm,
@@ -607,6 +607,13 @@ def weighted_batch_norm(
             raise ArgumentError("weights are constants and get no gradient: pass weights.detach()")
         weights = weights.data
     return apply_with_stats(WeightedBatchNorm, x, weights, gamma, beta, residual, **options)
+
+
+def sync_batch_norm(
+    x: Any, gamma: Any = None, beta: Any = None, residual: Any = None, **options: Any
+) -> tuple[Tensor, F.WeightedStats]:
+    """Normalize with the statistics of the batches of all `ranks`, which all call this."""
+    return apply_with_stats(BatchNormSync, x, gamma, beta, residual, **options)
 
 
 def ghost_batch_norm(

@@ -10,10 +10,11 @@ so that a tape that nobody walks is freed as soon as nobody holds one of its res
 
 from __future__ import annotations
 
+import collections
 import functools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -418,7 +419,13 @@ class Tape:
         x.data = instead
         self._nodes[x._position] = self._nodes[x._position]._replace(output=instead)
 
-    def backward(self, loss: Tensor, grad: np.ndarray | None = None) -> None:
+    def backward(
+        self,
+        loss: Tensor,
+        grad: np.ndarray | None = None,
+        *,
+        ready: Callable[[Tensor], None] | None = None,
+    ) -> None:
         """Add the gradients of `loss` to the `grad` of every leaf it depends on.
 
         The tape is consumed: its nodes and the arrays they saved are freed on the way.
@@ -429,6 +436,8 @@ class Tape:
             A result recorded on this tape.
         grad : ndarray, shape of `loss`, optional
             Gradient to start from; may be left out where `loss` has one element.
+        ready : callable, optional
+            Is called with each leaf as soon as its gradient is complete.
 
         Raises
         ------
@@ -450,6 +459,7 @@ class Tape:
         self._consumed = True
         fresh: set[int] = set()
         nodes = self._nodes
+        awaited = None if ready is None else _Awaited(nodes, ready)
         while nodes:
             op, ctx, inputs, output = nodes.pop()
             position = len(nodes)
@@ -458,6 +468,8 @@ class Tape:
             fresh.discard(position)
             # The output's array is of no more use, unless to somebody outside.
             del output
+            if awaited is not None:
+                awaited.pass_on(inputs)
             if dy is None:
                 continue
             ctx.needs = tuple(map(_needed, inputs))
@@ -475,6 +487,8 @@ class Tape:
                     grads[x] = gradient
                     if op.fresh:
                         fresh.add(x)
+        if awaited is not None:
+            awaited.pass_on(())
 
     def _wanted(
         self, op: type[Op], needs: tuple[bool, ...], inputs: tuple[Any, ...], gradients: Any
@@ -499,6 +513,27 @@ class Tape:
             if gradient.dtype != data.dtype:
                 gradient = backend.contiguous(gradient, data.dtype)
             yield x, gradient
+
+
+class _Awaited:
+    """Leaves whose gradients are not complete yet, by the number of operations that use them."""
+
+    def __init__(self, nodes: list[Node], ready: Callable[[Tensor], None]) -> None:
+        self._ready = ready
+        self._uses = collections.Counter(id(x) for node in nodes for x in _leaves(node.inputs))
+        self._last: list[Tensor] = []
+
+    def pass_on(self, inputs: tuple[Any, ...]) -> None:
+        """Tell of leaves that only the operation before used; `inputs` are those of the next."""
+        for x in self._last:
+            self._uses[id(x)] -= 1
+            if not self._uses[id(x)]:
+                self._ready(x)
+        self._last = _leaves(inputs)
+
+
+def _leaves(inputs: tuple[Any, ...]) -> list[Tensor]:
+    return [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
 
 
 def _needed(x: Any) -> bool:

@@ -13,6 +13,7 @@ from .arrays import (
     contiguous,
     dense,
     describe_devices,
+    device_adder,
     device_module,
     device_of,
     empty,
@@ -39,8 +40,8 @@ from .sparse import CSR, as_csr
 
 __all__ = [
     "CSR", "add_at", "address", "adopt", "aligned_zeros", "as_csr", "assign", "available",
-    "checked", "choose", "constant", "contiguous", "dense", "describe_devices", "device_module",
-    "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign", "is_writeable",
-    "kernels", "matmul", "memory", "not_recordable", "ones", "recording", "require", "run",
-    "run_ahead", "to", "verify", "zeros",
+    "checked", "choose", "constant", "contiguous", "dense", "describe_devices", "device_adder",
+    "device_module", "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign",
+    "is_writeable", "kernels", "matmul", "memory", "not_recordable", "ones", "recording", "require",
+    "run", "run_ahead", "to", "verify", "zeros",
 ]  # fmt: skip

@@ -329,6 +329,21 @@ def empty(
     return array
 
 
+def device_adder(exchange: Callable[[Any], list[Any]], rank: int) -> Callable[[Any], None] | None:
+    """Return what sums device arrays over all processes where they are; None without NCCL.
+
+    `exchange` returns what each of the processes passes, in the order of their ranks.
+    """
+    device_module()
+    from .device import nccl
+
+    library = nccl.library()
+    identities = exchange(library and library.get_unique_id())
+    if None in identities:
+        return None
+    return nccl.adder(library, len(identities), identities[0], rank)
+
+
 def aligned_zeros(size: int, dtype: Any, name: str) -> np.ndarray:
     """As `zeros`, flat and from a cache line on: loops over it are up to twice as fast."""
     if name != "cpu" or not size:

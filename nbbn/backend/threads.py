@@ -28,7 +28,13 @@ def limit(threads: int) -> None:
     from ..kernels import _jit  # noqa: F401 - finds TBB before Numba starts its threads
 
     threads = positive(threads, "threads")
-    most = numba.config.NUMBA_NUM_THREADS
-    if threads > most:
-        raise ArgumentError(f"threads must be at most {most}, the number of cores; got {threads}")
+    if threads > most():
+        raise ArgumentError(f"threads must be at most {most()}, the number of cores; got {threads}")
     numba.set_num_threads(threads)
+
+
+def most() -> int:
+    """Return how many threads Numba was started with."""
+    import numba
+
+    return int(numba.config.NUMBA_NUM_THREADS)

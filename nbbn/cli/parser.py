@@ -81,8 +81,8 @@ def _train(commands: Any) -> None:
         "train",
         help="train a classifier, on MNIST or on your own data",
         usage="nbbn train [flags]",
-        description="Train an MLP or a CNN with batch normalization. The last line is a JSON\n"
-        "object of the results. Ctrl-C and SIGTERM finish the step, save and stop.",
+        description="Train an MLP or a CNN; the last line is JSON. "
+        "Ctrl-C and SIGTERM save and stop.",
         formatter_class=_Help,
         add_help=False,
     )
@@ -145,6 +145,8 @@ def _train(commands: Any) -> None:
     add("--device", choices=_DEVICES, default="cpu", metavar="NAME",
         help="auto, cpu or cuda; auto: cuda if it can be [cpu]")  # fmt: skip
     add("--threads", type=values.count, metavar="N", help="threads of kernels and products")
+    add("--distributed", nargs="?", const=25.0, type=values.seconds, metavar="S",
+        help="with all ranks of mpiexec; the wait for one [25]")  # fmt: skip
     add("--help", "-h", action="help", help="show this and exit")
 
 

@@ -11,13 +11,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .._validation import write_atomically
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, NbbnError
 from ..train.callbacks import Callback, EarlyStopping, StopOnSignal
 from ..train.config import CNN, Config, Training
 from .parser import AUTO
 from .values import as_text
 
 if TYPE_CHECKING:
+    from ..distributed import Ranks
     from ..train.checkpoint import Checkpoint, Checkpoints
 
 # What may change when a run goes on: how long it is, and where its data lies.
@@ -36,20 +37,46 @@ _NEEDS = {
 
 def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     """Train, and return the exit status."""
+    if arguments.distributed is None:
+        return _train(arguments, signals, None)
+    from .. import distributed
+
+    try:
+        ranks = distributed.start(arguments.distributed)
+        with ranks.together():
+            return _train(arguments, signals, ranks)
+    except (NbbnError, OSError) as error:
+        # All ranks have failed alike: the first one says it.
+        world = distributed.world()
+        if world is None or world.rank == 0:
+            raise
+        return 2 if isinstance(error, NbbnError) else 1
+
+
+def _train(arguments: argparse.Namespace, signals: StopOnSignal, ranks: Ranks | None) -> int:
     start = time.perf_counter()
+    first = ranks is None or ranks.rank == 0
 
     def say(text: str) -> None:
-        if not arguments.quiet:
+        if first and not arguments.quiet:
             print(text, flush=True)
 
     _check(arguments)
-    found = _checkpoint(arguments)
+    if ranks is None:
+        found = _checkpoint(arguments)
+    else:
+        if first:
+            # A launcher that ends the run names a process, not a rank.
+            print(f"nbbn: {ranks.describe()}", file=sys.stderr, flush=True)
+        found = ranks.first(lambda: _checkpoint(arguments))
     config = _config(arguments, found)
+    if ranks is not None:
+        ranks.agree(config.to_dict())
     if arguments.percentiles and not config.batch_norm:
         raise ArgumentError("--percentiles are those of batch normalization: there is none")
-    callbacks = [signals, *_watchers(arguments, config)]
+    callbacks = [signals, *_watchers(arguments, config, first)]
     keeper = None
-    if arguments.out is not None:
+    if arguments.out is not None and first:
         from ..train.checkpoint import Checkpoints
 
         keeper = Checkpoints(arguments.out, every=arguments.save_every, keep=arguments.keep or 3)
@@ -59,7 +86,7 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     from .. import backend
 
     device = backend.choose(arguments.device)
-    training = config.prepare(data_dir=arguments.data_dir, device=device)
+    training = config.prepare(data_dir=arguments.data_dir, device=device, ranks=ranks)
     # Where there is no TBB: OpenMP's idle threads must not spin on cores that others want.
     if "numba" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -69,7 +96,9 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
 
     if arguments.threads is not None:
         threads.limit(arguments.threads)
-    if not arguments.quiet:
+    elif ranks is not None:
+        threads.limit(min(ranks.cores, threads.most()))
+    if first and not arguments.quiet:
         _announce_compilation()
     say(f"{_summary(config, training)}, on {device}")
     if found is not None:
@@ -82,17 +111,24 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         training.model, training.batches, training.optimizer,
         epochs=config.epochs, validation=training.validation, test=training.test,
         until=config.until, watch=config.watch, callbacks=callbacks, resume=found,
-        strict=found is None or config.epochs == _saved_config(found).epochs,
+        strict=found is None or config.epochs == _saved_config(found).epochs, ranks=ranks,
     )  # fmt: skip
+    if ranks is not None:
+        signals.signum = max(ranks.exchange(signals.signum or 0)) or None
     if signals.signum is not None:
-        _say_where(keeper, training)
+        if first:
+            _say_where(keeper, training)
         return signals.status
+    if not first:
+        return 0
     if found is not None and training.optimizer.step_count == int(found.optimizer["step_count"]):
         say(f"nothing was left to train: the run had ended after epoch {history[-1].epoch}; "
             f"{_advice(config, history[-1].epoch)}")  # fmt: skip
     result = _result(training, history)
     result |= {"seconds": round(time.perf_counter() - start, 3), "device": device}
     result["seed"] = config.seed
+    if ranks is not None:
+        result["ranks"] = ranks.size
     status = 0
     if keeper is not None:
         say(f"checkpoints in {keeper.folder}")
@@ -188,14 +224,17 @@ def _flag(name: str, value: Any) -> str:
     return f"--{name.replace('_', '-')} {as_text(value)}"
 
 
-def _watchers(arguments: argparse.Namespace, config: Config) -> list[Callback]:
+def _watchers(arguments: argparse.Namespace, config: Config, first: bool) -> list[Callback]:
+    """Make what watches a run; what writes is for the first rank alone."""
     from ..train import logs, progress
 
     found: list[Callback] = []
-    if not arguments.quiet:
-        found.append(progress.Bar() if sys.stderr.isatty() else progress.Lines())
     if config.patience is not None:
         found.append(EarlyStopping(config.patience))
+    if not first:
+        return found
+    if not arguments.quiet:
+        found.insert(0, progress.Bar() if sys.stderr.isatty() else progress.Lines())
     path = arguments.log_file
     if path is None and arguments.out is not None:
         path = arguments.out / "log.jsonl"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .._validation import positive
+from .._validation import positive, real
 from ..errors import NbbnError
 from ..train.config import check, sources
 
@@ -44,6 +45,11 @@ def setting(name: str, default: Any) -> Callable[[str], Any]:
 def count(text: str) -> int:
     """Read an integer of at least 1."""
     return int(_checked(positive, _number(text)))
+
+
+def seconds(text: str) -> float:
+    """Read a time above 0."""
+    return float(_checked(partial(real, above=0), _number(text)))
 
 
 def path(text: str) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import backend
 from .._validation import generator, instance, mapping, positive, switch
+from ..distributed import Ranks
 from ..errors import ArgumentError, CheckpointError
 from ._checks import check_images, check_rows, check_targets, finite
 
@@ -57,6 +58,10 @@ class Batches:
         batch has arrays of its own.
     device : {"cpu", "cuda"}
         Where batches are made: images and labels are copied there once.
+    ranks : nbbn.distributed.Ranks, optional
+        Hand out this rank's part of each batch, which may have no rows. `batch_size` is that of all
+        ranks together, and for every number of them the order of the examples is the same: each
+        rank must have the same data and an `rng` in the same state.
 
     Attributes
     ----------
@@ -95,7 +100,11 @@ class Batches:
         num_classes: int | None = None,
         reuse: bool = False,
         device: str = "cpu",
+        ranks: Ranks | None = None,
     ) -> None:
+        if ranks is not None:
+            instance(ranks, Ranks, "ranks")
+        self._ranks = ranks
         self._images = check_images(images)
         self._labels = check_targets(labels, len(self._images), num_classes)
         self.batch_size = positive(batch_size, "batch_size")
@@ -132,6 +141,11 @@ class Batches:
     def count(self) -> int:
         """Number of examples, N."""
         return len(self._images) if self._rows is None else len(self._rows)
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The ranks among which each batch is divided, or None."""
+        return self._ranks
 
     @property
     def features(self) -> int:
@@ -256,8 +270,9 @@ class Batches:
             if index.size == 0 or (self.drop_last and index.size < self.batch_size):
                 self.order, self.position = np.empty(0, np.int64), 0
                 return
-            x, y = self._arrays(index.size)
-            gather(index, x, y)
+            own = index if self._ranks is None else index[self._ranks.part(index.size)]
+            x, y = self._arrays(own.size)
+            gather(own, x, y)
             self.position += index.size
             yield x, y
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import backend
 from .._validation import integer, iterate, real
+from ..distributed import Ranks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 
@@ -142,8 +143,46 @@ def merge_stats(parts: Iterable[BatchNormStats], *, eps: float = 1e-5) -> BatchN
     return BatchNormStats(mean, var, inv_std, sum(counts))
 
 
+def merge_ranks(ranks: Ranks, own: BatchNormStats, *, eps: float, single: bool) -> WeightedStats:
+    """Statistics of the batches of all ranks together, the same bits as `merge_stats` of them.
+
+    The number of values, `count` and `weight`, is an array: it may change when a recorded step runs
+    again. Unless `single`, one value per channel in all is a ShapeError.
+    """
+    channels, device, dtype = own.mean.size, backend.device_of(own.mean), own.mean.dtype
+    packed = backend.empty((2, channels + 1), _FLOAT64)
+    every = backend.empty((ranks.size, *packed.shape), _FLOAT64)
+    mean, var, inv_std = (backend.empty(channels, _FLOAT64) for _ in range(3))
+    count = backend.empty((), _FLOAT64)
+    backend.run(_pack, own.mean, own.var, own.count, packed)
+    backend.run(ranks.gather, packed, every)
+    backend.run(_merge_packed, every, eps, single, mean, var, inv_std, count)
+    if device != "cpu":
+        backend.not_recordable("ranks speak through the host")
+        mean, var, inv_std = (backend.to(a.astype(dtype), device) for a in (mean, var, inv_std))
+    return WeightedStats(mean, var, inv_std, count, count)
+
+
+def _pack(mean: Any, var: Any, count: int, packed: np.ndarray) -> None:
+    packed[0, 1:], packed[1, 1:], packed[:, 0] = backend.host(mean), backend.host(var), count
+
+
+def _merge_packed(
+    every: np.ndarray, eps: float, single: bool,
+    mean: np.ndarray, var: np.ndarray, inv_std: np.ndarray, count: np.ndarray,
+) -> None:  # fmt: skip
+    counts = every[:, 0, 0]
+    count[...] = counts.sum()
+    if count == 1 and not single:
+        raise ShapeError(
+            "Expected more than 1 value per channel when training, got 1 in the batches of all "
+            f"{len(every)} ranks together: use a larger batch"
+        )
+    _merge(every[:, 0, 1:], every[:, 1, 1:], counts, eps, mean, var, inv_std)
+
+
 def _merge(
-    means: np.ndarray, variances: np.ndarray, counts: tuple[int, ...], eps: float,
+    means: np.ndarray, variances: np.ndarray, counts: Any, eps: float,
     mean: np.ndarray, var: np.ndarray, inv_std: np.ndarray,
 ) -> None:  # fmt: skip
     used = np.array(counts) > 0

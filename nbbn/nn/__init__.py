@@ -2,7 +2,7 @@
 
 from .activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from .attention import Embedding, MultiheadAttention, PositionalEmbedding, TransformerEncoderLayer
-from .batchnorm import BatchNorm, Convention
+from .batchnorm import BatchNorm, Convention, SyncBatchNorm
 from .convolution import Conv2d, ConvTranspose2d
 from .groupnorm import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .layers import Dense, Dropout, Flatten, Sequential, Softmax, Unflatten
@@ -20,6 +20,6 @@ __all__ = [
     "GlobalAvgPool2d", "GlobalMaxPool2d", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm",
     "LayerNorm", "LeakyReLU", "LocalResponseNorm", "MaxPool2d", "Module", "MultiheadAttention",
     "PositionalEmbedding", "RMSNorm", "Ramp", "ReLU", "Reweighted", "Sequential", "SiLU", "Sigmoid",
-    "Softmax", "SpectralNorm", "Tanh", "TransformerEncoderLayer", "Unflatten",
+    "Softmax", "SpectralNorm", "SyncBatchNorm", "Tanh", "TransformerEncoderLayer", "Unflatten",
     "WeightStandardization", "cnn", "mlp", "recalibrate",
 ]  # fmt: skip

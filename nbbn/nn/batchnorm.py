@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .. import backend
+from .. import backend, distributed
 from .._validation import choice, float_type, fraction, integer, positive, possible, switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
@@ -17,7 +17,7 @@ from ..functional.batchnorm import ON_SINGLE
 from ..functional.layout import channel_layout, rank_hint
 from .module import Module
 
-__all__ = ["CONVENTIONS", "BatchNorm", "Convention"]
+__all__ = ["CONVENTIONS", "BatchNorm", "Convention", "SyncBatchNorm"]
 
 
 class Convention(NamedTuple):
@@ -114,6 +114,11 @@ class BatchNorm(Module):
         Applied in the same pass over memory.
     skip_nonfinite : bool, default False
         Guard the running statistics: a batch with a NaN or Inf leaves them alone and is counted.
+    sync : bool, default False
+        In training, normalize with the statistics of the batches of all ranks of a distributed run,
+        see `nbbn.distributed`: the layer is then what it would be in one process with all of them.
+        Ranks may have different numbers of examples, and none. An attribute, to be changed at any
+        time; without other ranks it changes nothing.
     dtype : {float32, float64}
 
     Attributes
@@ -147,6 +152,7 @@ class BatchNorm(Module):
         frozen: bool = False,
         activation: str | None = None,
         skip_nonfinite: bool = False,
+        sync: bool = False,
         dtype: Any = np.float32,
     ) -> None:
         channels = positive(channels, "channels")
@@ -172,6 +178,7 @@ class BatchNorm(Module):
         if frozen and not track_running_stats:
             raise ArgumentError("frozen=True normalizes with running statistics: track them")
         self.activation = choice(activation, (None, "relu"), "activation")
+        self.sync = switch(sync, "sync")
         self.gamma = Parameter(np.ones(channels, dtype)) if switch(scale, "scale") else None
         self.beta = Parameter(np.zeros(channels, dtype)) if switch(shift, "shift") else None
         self.running_mean = np.zeros(channels, dtype) if track_running_stats else None
@@ -220,16 +227,44 @@ class BatchNorm(Module):
                 f"this BatchNorm has {self._channels} channels on axis {self.axis}, "
                 f"got x of shape {x.shape}{hint}"
             )
-        policy = self.on_single if x.size == found else None
+        ranks = self._ranks()
+        policy = self.on_single if x.size == found and ranks is None else None
         fixed = self.frozen or not self.training or policy == "eval"
         if self.running_mean is not None and fixed:
             return self._with_running_stats(x, residual)
         if policy == "skip":
             return self._pass_on(x, residual)
-        y, stats = self._with_batch_stats(x, residual, weights, self._takes_single)
+        if ranks is None:
+            y, stats = self._with_batch_stats(x, residual, weights, self._takes_single)
+        else:
+            y, stats = self._with_all_stats(ranks, x, residual, weights)
         if self.training:
             self._follow(stats)
         return y
+
+    def _ranks(self) -> distributed.Ranks | None:
+        """Return the ranks whose batches count too, if there are any."""
+        # What `recalibrate` observes is of the batches that it is given.
+        if not (self.sync and self.training) or self._observed is not None:
+            return None
+        ranks = distributed.world()
+        return None if ranks is None or ranks.size == 1 else ranks
+
+    def _with_all_stats(
+        self, ranks: distributed.Ranks, x: Tensor, residual: Any, weights: np.ndarray | None
+    ) -> tuple[Tensor, Stats]:
+        if type(self)._with_batch_stats is not BatchNorm._with_batch_stats or weights is not None:
+            what = type(self).__name__ if weights is None else "BatchNorm with weights"
+            raise ArgumentError(f"{what} has no statistics of all ranks: set sync=False")
+        if self.on_single in ("eval", "skip"):
+            raise ArgumentError(
+                f"on_single={self.on_single!r} is for one rank: with sync=True use 'error', or "
+                "'normalize' in Keras' convention"
+            )
+        return ops.sync_batch_norm(
+            x, self.gamma, self.beta, residual, ranks=ranks,
+            eps=self.eps, axis=self.axis, activation=self.activation, single=self._takes_single,
+        )  # fmt: skip
 
     def _with_running_stats(self, x: Tensor, residual: Tensor | np.ndarray | None) -> Tensor:
         return ops.batch_norm_infer(
@@ -302,6 +337,21 @@ class BatchNorm(Module):
         kind = f", convention={self.convention!r}" if self.convention != "torch" else ""
         fused = f", activation={self.activation!r}" if self.activation else ""
         return f"{type(self).__name__}({self._channels}{kind}{fused})"
+
+
+class SyncBatchNorm(BatchNorm):
+    """`BatchNorm` with `sync` on: batch normalization over all ranks of a distributed run.
+
+    Parameters
+    ----------
+    channels : int
+        Length of the channel axis, C.
+    **options
+        As for `BatchNorm`.
+    """
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, **{"sync": True, **options})
 
 
 def _increment(counter: np.ndarray) -> None:

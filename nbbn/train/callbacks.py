@@ -132,11 +132,15 @@ class Run:
         """End training after this step, for a reason in words."""
         self.stopped = reason
 
-    def take(self, x: Any, y: Any, right: int | None) -> None:
-        """Count a step that was made of the batch (x, y); `right` of this epoch so far."""
+    def take(self, x: Any, y: Any, right: int | None, count: int | None = None) -> None:
+        """Count a step that was made of the batch (x, y); `right` of this epoch so far.
+
+        In a distributed run (x, y) are this rank's part of `count` examples.
+        """
         self.x, self.y, self.right = x, y, right
-        self.total += self.loss * len(y)
-        self.count += len(y)
+        count = len(y) if count is None else count
+        self.total += self.loss * count
+        self.count += count
         self.position += 1
 
     def start_clock(self) -> None:

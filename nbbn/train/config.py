@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..data import Batches, Dataset
+    from ..distributed import Ranks
     from ..nn.layers import Sequential
     from ..optim import Optimizer
 
@@ -99,6 +100,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "channels": positives,
     "hidden": positives,
     "batch_norm": switch,
+    "sync": switch,
     "dropout": _below_one,
     "epochs": positive,
     "batch_size": positive,
@@ -139,6 +141,8 @@ class Config:
     hidden : tuple of int
         Widths of the hidden layers.
     batch_norm : bool
+    sync : bool
+        Whether it normalizes over all ranks of a distributed run.
     dropout : float
         Probability of zeroing a hidden unit.
     epochs, batch_size : int
@@ -171,6 +175,7 @@ class Config:
     channels: tuple[int, ...] = (16, 32)
     hidden: tuple[int, ...] = (256, 128)
     batch_norm: bool = True
+    sync: bool = True
     dropout: float = 0.0
     epochs: int = 5
     batch_size: int = 128
@@ -235,12 +240,20 @@ class Config:
         return cnn(shape, classes, channels=self.channels, hidden=self.hidden, axis=axis, **options)
 
     def prepare(
-        self, *, data_dir: str | os.PathLike[str] | None = None, device: str = "cpu"
+        self,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+        ranks: Ranks | None = None,
     ) -> Training:
-        """Load the data, build all that `fit` needs; `data_dir` has the files of a named set."""
+        """Load the data, build all that `fit` needs.
+
+        `data_dir` has the files of a named set; `ranks` divide every batch among themselves.
+        """
         import numpy as np
 
         from .. import data, optim
+        from ..nn.batchnorm import BatchNorm
 
         rng = np.random.default_rng(self.seed)
         found = data.load(*self.data, data_dir=data_dir)
@@ -248,8 +261,11 @@ class Config:
         tops = [part.max() for part in (labels, found.test_labels) if part is not None]
         model = self.build_model(images.shape[1:], int(max(tops)) + 1, rng)
         model.to(device)
+        for layer in model.modules():
+            if isinstance(layer, BatchNorm):
+                layer.sync = self.sync and ranks is not None
         rows, held = self.split(len(labels))
-        options: dict[str, Any] = {"reuse": True, "device": device}
+        options: dict[str, Any] = {"reuse": True, "device": device, "ranks": ranks}
         if self.standardize != "none":
             per_feature = self.standardize == "feature"
             options["mean"], options["std"] = data.standardization(

@@ -17,6 +17,7 @@ from .. import backend
 from .._validation import choice, fraction, function, generator, instance, positive, switch
 from ..autograd.tensor import Tensor
 from ..data import Batches
+from ..distributed import Ranks
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
 from ..nn import activation
 from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, unnested
@@ -27,6 +28,8 @@ from ..optim import Optimizer
 from . import checkpoint
 from .callbacks import Callback, Run
 from .checkpoint import Checkpoint
+from .checkpoint.state import describe
+from .share import Share, stopped
 from .step import Loss, Step, check_step, record_step
 
 __all__ = ["Epoch", "Evaluation", "Step", "evaluate", "fit", "record_step"]
@@ -114,6 +117,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: Checkpoint | None = None,
     strict: bool = True,
+    ranks: Ranks | None = None,
 ) -> list[Epoch]:
     """Train a model.
 
@@ -156,6 +160,13 @@ def fit(
     strict : bool, default True
         Whether `watch`, optimizer, schedule and batches must have the settings they had before a
         resume.
+    ranks : nbbn.distributed.Ranks, optional
+        Train together with the other ranks, which all call this with the same settings: every step
+        is made of the batches of all, and every number reported is about all. A pair (x, y) is
+        divided among them; `Batches` must have been made with the same `ranks`; of anything else
+        each rank passes its own part. Give callbacks that write to rank 0 alone. BatchNorm layers
+        with ``sync=True`` normalize over all ranks; the running statistics of others are averaged
+        after each epoch.
 
     Returns
     -------
@@ -166,8 +177,8 @@ def fit(
     ------
     ArgumentError
         `epochs` below 1; `until`, `restore_best` or `EarlyStopping` without data to watch; an
-        accuracy to watch, but targets that are no labels; or batches of one example for a
-        BatchNorm that needs more.
+        accuracy to watch, but targets that are no labels; batches of one example for a BatchNorm
+        that needs more; or ranks that differ in weights, data or settings.
     DivergenceError
         The loss is not finite. The parameters are those before that step.
     DTypeError
@@ -196,21 +207,30 @@ def fit(
         device = optimizer.parameters[0].device
         size = 128 if batch_size is None else positive(batch_size, "batch_size")
         given, rng = batches, generator(rng)
-        batches = as_batches(batches, size, device, rng)
+        batches = as_batches(batches, size, device, rng, ranks)
         if given is batches and batch_size is not None:
             raise ArgumentError("batch_size is for a pair (x, y): these batches have theirs")
         validation, test = (
-            None if data is None else as_batches(data, _EVALUATED, device)
+            None if data is None else as_batches(data, _EVALUATED, device, None, ranks)
             for data in (validation, test)
         )
-        check_batches(batches, *(data for data in (validation, test) if data is not None))
+        check_batches(
+            batches, *(data for data in (validation, test) if data is not None), ranks=ranks
+        )
         if isinstance(batches, Batches):
             _check_batch_size(model, batches)
         counts = any(callback.counts_right for callback in callbacks)
+        if ranks is not None:
+            counts = ranks.any(counts)
         needed = "until" if until is not None else "watch='accuracy'"
         needs = part is not None and (until is not None or watch == "accuracy")
-        watched = _Watched(loss, counts, device, needed if needs else None)
-        step = _Timed(record_step(model, watched, optimizer))
+        watched = _Watched(loss, counts, device, needed if needs else None, ranks is None)
+        share = None if ranks is None else Share(ranks, watched.right, _check_finite)
+        step = _Timed(
+            record_step(model, watched, optimizer)
+            if share is None
+            else Step(model, watched, optimizer, share)
+        )
         run = Run(model, batches, optimizer, epochs, watch, part)
         if resume is not None:
             instance(resume, Checkpoint, "resume")
@@ -221,6 +241,8 @@ def fit(
             _check_best(run, resume, restore_best, strict)
             checkpoint.restore(resume, model, optimizer, own, strict=strict)
             run.best_state = resume.best if restore_best else {}
+        if share is not None:
+            share.begin(model, _settings(run, until))
         # The last one first: Checkpoints refuse a folder before a log in it begins again.
         for callback in reversed(callbacks):
             callback.start(run)
@@ -228,11 +250,13 @@ def fit(
             raise CheckpointError(
                 f"{resume.path} holds an average of the weights: pass EMA again, or strict=False"
             )
-        while run.epoch <= epochs and not run.stopped and not _reached(run, until):
+        while run.epoch <= epochs and not stopped(run, share) and not _reached(run, until):
             model.train()
-            _train_epoch(run, step, watched, callbacks)
-            if run.stopped:
+            _train_epoch(run, step, watched, callbacks, share)
+            if stopped(run, share):
                 break
+            if share is not None:
+                share.end_epoch(model)
             if not run.count:
                 raise ArgumentError(
                     f"there are no batches in epoch {run.epoch}: pass Batches, or a list"
@@ -243,8 +267,10 @@ def fit(
                 None if run.right is None else run.right / run.count,
                 run.seconds,
                 run.count / run.seconds,
-                None if validation is None else evaluate(model, validation, loss=loss),
-                None if test is None else evaluate(model, test, loss=loss),
+                *(
+                    None if data is None else evaluate(model, data, loss=loss, ranks=ranks)
+                    for data in (validation, test)
+                ),
             )
             model.train()
             run.history.append(result)
@@ -253,7 +279,7 @@ def fit(
             run.next_epoch()
             for callback in callbacks:
                 callback.epoch(run, result)
-            if device == "cpu":
+            if device == "cpu" and (ranks is None or ranks.rank == 0):
                 step.tell_if_crowded()
         for callback in callbacks:
             callback.end(run)
@@ -261,6 +287,20 @@ def fit(
         if run.best_state:
             model.load_state_dict(run.best_state)
     return run.history
+
+
+def _settings(run: Run, until: float | None) -> dict[str, Any]:
+    """Collect what must be the same on all ranks, beside the weights."""
+    batches = run.batches if isinstance(run.batches, Batches) else None
+    found: dict[str, Any] = {
+        "epochs": run.epochs, "until": until, "watch": run.watch, "first step": run.step,
+        **describe(run.model, run.optimizer, batches),
+    }  # fmt: skip
+    layers = [layer for layer in run.model.modules() if isinstance(layer, BatchNorm)]
+    found["sync of each BatchNorm"] = [layer.sync for layer in layers]
+    if batches is not None:
+        found["order of the examples"] = (batches.position, batches.rng.bit_generator.state)
+    return found
 
 
 def _check_best(run: Run, resume: Checkpoint, restore_best: bool, strict: bool) -> None:
@@ -319,14 +359,23 @@ class _Timed:
         self._passed = self._had = 0.0
 
 
-def _train_epoch(run: Run, step: _Timed, watched: _Watched, callbacks: Sequence[Callback]) -> None:
+def _train_epoch(
+    run: Run,
+    step: _Timed,
+    watched: _Watched,
+    callbacks: Sequence[Callback],
+    share: Share | None,
+) -> None:
     """Make the steps of an epoch, or what is left of it."""
     run.start_clock()
-    backend.fill(watched.right, run.right or 0)
+    # Of those before a resume rank 0 keeps count.
+    backend.fill(watched.right, run.right or 0 if share is None or share.ranks.rank == 0 else 0)
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
-    for x, y in pairs(itertools.islice(run.batches, done, None)):
+    for x, y in pairs(itertools.islice(run.batches, done, None), empty=share is not None):
         number = run.step + 1
+        if share is not None:
+            share.ask(run)
         try:
             # What is not finite is told of below, with the operation that it comes from.
             with np.errstate(all="ignore"):
@@ -335,11 +384,14 @@ def _train_epoch(run: Run, step: _Timed, watched: _Watched, callbacks: Sequence[
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
         except _NotFinite as error:
+            if share is not None:
+                x, y = share.alone(run.model, x, y)
             raise _diverged(run, number, error.value, x, y, watched.loss) from None
-        run.take(x, y, int(watched.right[0]) if watched.counts else None)
+        right = int(watched.right[0]) if share is None else share.right
+        run.take(x, y, right if watched.counts else None, None if share is None else share.count)
         for callback in callbacks:
             callback.step(run)
-        if run.stopped:
+        if run.stopped if share is None else share.stops(run):
             return
     run.stop_clock()
 
@@ -355,7 +407,13 @@ def _epoch(values: Sequence[Any]) -> Epoch:
     return Epoch(*numbers, *(part and Evaluation(*part) for part in (validation, test)))
 
 
-def as_batches(data: Any, size: int, device: str, rng: np.random.Generator | None = None) -> Any:
+def as_batches(
+    data: Any,
+    size: int,
+    device: str,
+    rng: np.random.Generator | None = None,
+    ranks: Ranks | None = None,
+) -> Any:
     """Return `Batches` of a pair (x, y) of all examples, shuffled by `rng`; or `data` as it is."""
     if not isinstance(data, tuple) or len(data) != 2 or isinstance(data[0], tuple):
         return data
@@ -366,12 +424,17 @@ def as_batches(data: Any, size: int, device: str, rng: np.random.Generator | Non
     plain = isinstance(x, list | np.ndarray) or hasattr(x, "to_numpy")
     if not plain and backend.as_csr(x) is None:
         return data
-    return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device)
+    return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device, ranks=ranks)
 
 
-def check_batches(*all_data: Any) -> None:
-    """Refuse what is not batches."""
+def check_batches(*all_data: Any, ranks: Ranks | None = None) -> None:
+    """Refuse what is not batches, and those that are not divided among `ranks`."""
     for data in all_data:
+        if isinstance(data, Batches) and data.ranks is not ranks:
+            raise ArgumentError(
+                "the batches must be divided among the ranks that use them: pass the same ranks to "
+                f"Batches and here, got {data.ranks} and {ranks}"
+            )
         pair = isinstance(data, tuple | list) and data and isinstance(data[0], np.ndarray)
         if pair or isinstance(data, np.ndarray):
             raise DTypeError(
@@ -385,15 +448,15 @@ def check_batches(*all_data: Any) -> None:
             )
 
 
-def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield the pairs (x, y) of batches, each checked."""
+def pairs(batches: Iterable[Any], *, empty: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs (x, y) of batches, each checked; `empty` ones too."""
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
             raise DTypeError(f"batches must be pairs (x, y), got {type(batch).__name__}{many}")
         x, y = batch
         for name, array in (("x", x), ("y", y)):
-            if backend.is_array(array) and (array.ndim == 0 or not len(array)):
+            if backend.is_array(array) and (array.ndim == 0 or not (empty or len(array))):
                 raise ShapeError(
                     f"a batch needs at least one row, but its {name} has shape {array.shape}: "
                     "leave such batches out"
@@ -419,22 +482,26 @@ def _check_batch_size(model: Module, batches: Batches) -> None:
             "the batch size %d exceeds the %d training examples: every step uses all of them",
             size, count,
         )  # fmt: skip
-    if min(size, count) == 1:
-        reason, advice = f"every batch of {count} by {size} is one", "use larger batches"
-    elif count % size == 1 and not batches.drop_last:
-        reason = f"the last batch of {count} by {size} is one"
-        advice = "use another batch size, drop_last=True"
-    else:
-        return
+    ranks = 1 if batches.ranks is None else batches.ranks.size
+    rest = 0 if batches.drop_last or size > count else count % size
+    batch = min(size, count), f"every batch of {count} by {size} is one", "use larger batches"
+    last = rest, f"the last batch of {count} by {size} is one", (
+        "use another batch size, drop_last=True"
+    )  # fmt: skip
     for name, layer in unnested(model):
         # What other layers make of a row is not known here.
         if not isinstance(layer, _ROW_BY_ROW) or getattr(layer, "axis", 1) not in (1, -1):
             return
-        if isinstance(layer, BatchNorm) and layer.refuses_single:
-            raise ArgumentError(
-                f"layer {name}, {layer!r}, cannot normalize a single example, but {reason}: "
-                f"{advice} or Convention(on_single='eval')"
-            )
+        if not isinstance(layer, BatchNorm) or not layer.refuses_single:
+            continue
+        parts = 1 if layer.sync else ranks
+        for rows, reason, advice in (batch, last):
+            if rows and rows // parts <= 1:
+                reason += f" on one of {ranks} ranks" if parts > 1 else ""
+                raise ArgumentError(
+                    f"layer {name}, {layer!r}, cannot normalize a single example, but {reason}: "
+                    f"{advice} or Convention(on_single='eval')"
+                )
 
 
 class _NotFinite(Exception):  # noqa: N818 - never leaves this module
@@ -448,8 +515,12 @@ class _Watched:
     It goes through `backend.run`, so that a replayed step notices the same.
     """
 
-    def __init__(self, loss: Loss, counts: bool, device: str, needs_labels: str | None) -> None:
+    def __init__(
+        self, loss: Loss, counts: bool, device: str, needs_labels: str | None, alone: bool = True
+    ) -> None:
         self.loss, self.counts = loss, counts
+        # Else it is the loss of all ranks that must be finite.
+        self._alone = alone
         self._needs_labels = needs_labels
         self.right = backend.zeros(1, np.int64, device)
 
@@ -463,7 +534,8 @@ class _Watched:
                 "goes without"
             )
         value = self.loss(output, y)
-        if isinstance(value, Tensor) and value.size == 1 and value.device == "cpu":
+        one = isinstance(value, Tensor) and value.size == 1 and value.device == "cpu"
+        if one and self._alone:
             backend.run(_check_finite, value.data)
         if self.counts and judge is not None:
             backend.run(_count_right, judge, output.data, y, self.right)
@@ -510,7 +582,11 @@ def _diverged(
 
 
 def evaluate(
-    model: Module, batches: Batches | tuple[Any, Any], *, loss: Loss = cross_entropy
+    model: Module,
+    batches: Batches | tuple[Any, Any],
+    *,
+    loss: Loss = cross_entropy,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Measure loss and accuracy, with the model in evaluation mode.
 
@@ -526,6 +602,8 @@ def evaluate(
         As for `fit`.
     loss : callable, default `nbbn.losses.cross_entropy`
         A mean over the batch.
+    ranks : nbbn.distributed.Ranks, optional
+        Measure together with the other ranks: each example counts once, on one of them.
 
     Returns
     -------
@@ -543,11 +621,13 @@ def evaluate(
     instance(model, Module, "model")
     function(loss, "loss")
     device = next((p.device for p in model.parameters()), "cpu")
-    batches = as_batches(batches, _EVALUATED, device)
-    check_batches(batches)
+    batches = as_batches(batches, _EVALUATED, device, None, ranks)
+    check_batches(batches, ranks=ranks)
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):
-        for x, y in pairs(batches):
+        for x, y in pairs(batches, empty=ranks is not None):
+            if not len(y):
+                continue
             with np.errstate(all="ignore"):
                 output = model(x)
                 found = loss(output, y)
@@ -565,6 +645,10 @@ def evaluate(
             else:
                 right = math.nan
             count += len(y)
+    if ranks is not None:
+        every = np.empty(3)
+        ranks.total(np.array([total, right, count]), every)
+        total, right, count = float(every[0]), float(every[1]), int(every[2])
     if not count:
         raise ArgumentError("there is nothing to evaluate: batches is empty")
     return Evaluation(total / count, right / count, count)

@@ -12,10 +12,12 @@ import numpy as np
 from .. import backend
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
 from ..backend.recorder import Arena, GraphPlan, Plan, Recorder, difference
+from ..distributed import Ranks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
 from ..nn.module import Module
 from ..optim import Optimizer
+from .share import Share
 from .transparent import Opaque
 from .trust import Audit
 
@@ -39,6 +41,8 @@ class Step:
     loss : callable
         Maps (output Tensor, y) to a Tensor of one element.
     optimizer : Optimizer
+    share : Share, optional
+        This rank's, in a distributed run.
 
     Attributes
     ----------
@@ -48,8 +52,11 @@ class Step:
         How many steps have been recorded so far.
     """
 
-    def __init__(self, model: Module, loss: Loss, optimizer: Optimizer) -> None:
+    def __init__(
+        self, model: Module, loss: Loss, optimizer: Optimizer, share: Share | None = None
+    ) -> None:
         self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._share = share
         self._plans: dict[Any, Recorder | Plan] = {}
         self._audit: Audit | None = None
         self._versions: list[int] = []
@@ -141,6 +148,7 @@ class Step:
         device = backend.memory(inputs[0])
         state = audit.arrays()
         known = [*(array for _, array in state), *audit.numbers]
+        known += [] if self._share is None else self._share.arrays
         # A batch that the loss holds as well, say, is not what the next batch takes the place of.
         inputs = tuple(a.copy("K") if any(np.may_share_memory(a, b) for b in known
                        if type(a) is type(b)) else a for a in inputs)  # fmt: skip
@@ -198,7 +206,11 @@ class Step:
             raise DTypeError(f"the loss must be a Tensor, got {type(loss).__name__}")
         if loss.size != 1:
             raise ShapeError(f"the loss must be one number, got shape {loss.shape}")
-        tape.backward(loss)
+        if self._share is None:
+            tape.backward(loss)
+        else:
+            own, (loss, seed) = loss, self._share.loss(loss, y)
+            self._share.backward(tape, own, seed, self._optimizer)
         backend.run_ahead(self._others.receive, self._others.having())
         # A user's schedule runs in replays too, and sees the gradients as it does here.
         live = self._audit is not None and self._audit.live
@@ -219,6 +231,10 @@ class Step:
             audit = Audit(self._model, self._loss, self._optimizer)
             if audit.live and device != "cpu":
                 raise Opaque(f"{audit.live} could look at gradients before they are computed")
+            if self._share is not None and device != "cpu":
+                raise Opaque("ranks speak through the host, which a device's graph cannot")
+            if self._share is not None and audit.declared:
+                raise Opaque("what is declared recordable is tried once, which other ranks do not")
         except Opaque as reason:
             self._refuse(str(reason))
             return None
@@ -264,7 +280,9 @@ class _Others:
                 p.grad = buffer
 
 
-def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
+def record_step(
+    model: Module, loss_fn: Loss, optimizer: Optimizer, *, ranks: Ranks | None = None
+) -> Step:
     """Make a training step that replays recorded launches instead of running Python.
 
     The step records itself again when the batch shape, train/eval mode, the parameters or any
@@ -285,6 +303,10 @@ def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
         Maps (output Tensor, y) to a Tensor of one element.
     optimizer : Optimizer
         Of the model's parameters.
+    ranks : nbbn.distributed.Ranks, optional
+        Make each step together with the others: (x, y) is this rank's part of the batch, the loss
+        is the mean over the examples of all ranks, and so are the gradients. All ranks make the
+        same number of steps; a rank without examples passes arrays of no rows.
 
     Returns
     -------
@@ -299,7 +321,7 @@ def record_step(model: Module, loss_fn: Loss, optimizer: Optimizer) -> Step:
         An optimizer of another model.
     """
     check_step(model, loss_fn, optimizer)
-    return Step(model, loss_fn, optimizer)
+    return Step(model, loss_fn, optimizer, None if ranks is None else Share(ranks))
 
 
 def _show_gradients(parameters: Sequence[Parameter]) -> None:

@@ -117,6 +117,21 @@ def test_what_another_tape_recorded_is_a_leaf():
     np.testing.assert_array_equal(w.grad, [12])
 
 
+def test_leaves_are_ready_when_the_last_operation_has_added_to_their_gradient():
+    a, b, c = (Tensor([value], requires_grad=True) for value in (2.0, 3.0, 5.0))
+    unused = Tensor([7.0], requires_grad=True)
+    told = []
+    with Tape() as tape:
+        _ = a * unused
+        early = a * b
+        loss = early * b * c
+    tape.backward(loss, ready=lambda leaf: told.append((leaf, leaf.grad and leaf.grad.copy())))
+    # What does not reach the loss counts too: nothing more will come for it.
+    assert [leaf for leaf, _ in told] == [c, b, a, unused]
+    assert all(leaf.grad == grad for leaf, grad in told)
+    assert (a.grad, b.grad, c.grad, unused.grad) == (45.0, 60.0, 18.0, None)
+
+
 def test_backward_inside_the_block():
     w = Parameter([2.0])
     with Tape() as tape:

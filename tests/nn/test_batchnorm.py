@@ -12,6 +12,7 @@ import nbbn
 from nbbn import Convention
 from nbbn.errors import ArgumentError, ShapeError
 from nbbn.nn.batchnorm import CONVENTIONS
+from nbbn.train.checkpoint.state import describe
 from tests.helpers import reference
 from tests.helpers.layers import assert_all_close, assert_close, run, state_of
 
@@ -276,3 +277,15 @@ def test_the_code_in_the_documentation_runs():
     for block in blocks:
         exec(block, namespace)
     assert namespace["slope"].shape == (320, 3)
+
+
+def test_without_other_ranks_sync_changes_nothing():
+    x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    found = []
+    for layer in (nbbn.BatchNorm(4), nbbn.BatchNorm(4, sync=True), nbbn.SyncBatchNorm(4)):
+        y = layer(x).data.tobytes()
+        found.append((y, layer.running_mean.tobytes(), layer.running_var.tobytes()))
+    assert found[0] == found[1] == found[2]
+    # What a checkpoint says of a layer does not depend on it.
+    plain, sync = (describe(nbbn.BatchNorm(4, sync=s), None, None) for s in (False, True))
+    assert plain == sync

@@ -8,6 +8,8 @@ import numpy as np
 
 from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
+from ...distributed import Ranks
+from ...functional.stats import merge_ranks
 from ._common import RecordableOp, compute
 from .masks import through_relu
 
@@ -57,6 +59,69 @@ class BatchNormTrain(RecordableOp):
             )  # fmt: skip
             dgamma = (g * x_hat).sum(axis=others)
         return dx, dgamma, g.sum(axis=others) if ctx.needs[2] else None, g
+
+
+class BatchNormSync(RecordableOp):
+    """Batch normalization with the statistics of the batches of all ranks.
+
+    dgamma and dbeta are this rank's sums. With those of all ranks, over m values in all,
+    dx = gamma * inv_std * g - gamma * inv_std * (dbeta + x_hat * dgamma) / m: what constant
+    statistics give, plus another normalization of x.
+    """
+
+    fresh = True
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: np.ndarray, gamma: Any, beta: Any, residual: Any, *,
+        ranks: Ranks, eps: float, axis: int, activation: str | None, single: bool,
+    ) -> np.ndarray:  # fmt: skip
+        y, own = F.batch_norm_train(x, eps=eps, axis=axis, single=True)
+        ctx.stats = merge_ranks(ranks, own, eps=eps, single=single)
+        y = F.batch_norm_infer(
+            x, ctx.stats.mean, ctx.stats.var, gamma, beta, eps=eps, axis=axis,
+            activation=activation, residual=residual, out=y,
+        )  # fmt: skip
+        ctx.x, ctx.gamma, ctx.ranks, ctx.eps, ctx.axis = x, gamma, ranks, eps, axis
+        ctx.y = y if activation == "relu" else None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        dresidual = residual_gradient(ctx, dy)
+        in_place = ctx.owns_dy and dresidual is None and dy.dtype == ctx.x.dtype
+        moments, options = (ctx.stats.mean, ctx.stats.var), {"eps": ctx.eps, "axis": ctx.axis}
+        dx, dgamma, dbeta = F.batch_norm_infer_backward(
+            dy, ctx.x, *moments, ctx.gamma, **options, y=ctx.y, out=dy if in_place else None,
+            out_dgamma=ctx.buffers[1], out_dbeta=ctx.buffers[2],
+        )  # fmt: skip
+        sums = backend.empty((2, dgamma.size), np.float64)
+        scale, shift = (backend.empty(dgamma.size, np.float64) for _ in range(2))
+        backend.run(_pack_sums, dgamma, dbeta, sums)
+        backend.run(ctx.ranks.sum, sums)
+        _, _, inv_std, count, _ = ctx.stats
+        backend.run(_pull_of_all, sums, ctx.gamma, inv_std, count, scale, shift)
+        device = backend.device_of(dx)
+        if device != "cpu":
+            scale, shift = (backend.to(a.astype(dgamma.dtype), device) for a in (scale, shift))
+        dx = F.batch_norm_infer(ctx.x, *moments, scale, shift, **options, residual=dx, out=dx)
+        return dx, dgamma, dbeta, dresidual
+
+
+def _pack_sums(dgamma: Any, dbeta: Any, sums: np.ndarray) -> None:
+    sums[0], sums[1] = backend.host(dgamma), backend.host(dbeta)
+
+
+def _pull_of_all(
+    sums: np.ndarray, gamma: Any, inv_std: Any, count: np.ndarray,
+    scale: np.ndarray, shift: np.ndarray,
+) -> None:  # fmt: skip
+    """Write what x_hat and 1 are multiplied by in the second part of dx."""
+    factor = backend.host(inv_std) / -np.maximum(count, 1)
+    if gamma is not None:
+        factor = factor * backend.host(gamma)
+    np.multiply(sums[0], factor, out=scale)
+    np.multiply(sums[1], factor, out=shift)
 
 
 class BatchNormInfer(RecordableOp):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import backend
+from ... import backend, distributed
 from ...functional import checks
 from .masks import Masked, masked
 
@@ -28,4 +28,5 @@ class Dropout(Masked):
 
 
 def _draw_key(rng: np.random.Generator, key: np.ndarray) -> None:
-    backend.fill(key, rng.integers(2**64, dtype=np.uint64))
+    # All ranks draw the same number, so that one checkpoint serves them all.
+    backend.fill(key, rng.integers(2**64, dtype=np.uint64) ^ np.uint64(distributed.salt()))

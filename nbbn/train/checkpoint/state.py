@@ -16,7 +16,7 @@ from ...optim import Optimizer
 
 _PLAIN = (bool, int, float, str, type(None))
 # What changes while training, or does not matter to the numbers.
-_PASSING = {"training", "layout", "order", "position", "reuse", "device"}
+_PASSING = {"training", "layout", "order", "position", "reuse", "device", "sync"}
 
 
 def describe(
