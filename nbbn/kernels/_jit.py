@@ -255,18 +255,26 @@ def calls_of(launcher: Any, arguments: Sequence[Any]) -> list[tuple[Any, tuple[A
     arrays = [value for value in arguments if isinstance(value, np.ndarray)]
     if not getattr(launcher, "prepares", False) or not all(array.ndim for array in arrays):
         return []
-    calls = []
+    calls: list[tuple[Any, tuple[Any, ...]]] = []
 
     def note(forms: tuple[Any, ...], threads: int, args: tuple[Any, ...]) -> None:
         calls.append((_compiled(forms[threads > 1], args), args))
 
     _state.instead = note
     try:
-        launcher(*arguments)
+        # The first time, scratch may grow; the second time, what is written there shows.
+        for _ in range(2):
+            calls.clear()
+            scratches = [array for pair in _state.scratch.values() for array in pair]
+            for array in scratches:
+                array.fill(np.nan)
+            launcher(*arguments)
     finally:
         _state.instead = None
+    if not all(np.isnan(array).all() for array in scratches):
+        return []
     # A copy that the launcher has made would never change again.
-    own = [*arrays, *(array for pair in _state.scratch.values() for array in pair)]
+    own = [*arrays, *scratches]
     passed = [a for _, args in calls for a in args if isinstance(a, np.ndarray) and a.size]
     lasting = all(any(np.may_share_memory(a, b) for b in own) for a in passed)
     return calls if lasting else []

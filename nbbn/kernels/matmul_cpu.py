@@ -20,7 +20,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-from ._jit import PARALLEL_MIN, Kernel, bounds, device_function, prepares, workers
+from ._jit import PARALLEL_MIN, Kernel, bounds, device_function, prepares, scratch, workers
 
 # Multiplications of a product that is worth a second thread, and of a tile that is worth a third.
 _WORTH_TWO = 1 << 20
@@ -164,6 +164,17 @@ def _tiles(gemm, one, a, a_turned, b, b_turned, rows, cols, c):
         )
 
 
+@Kernel
+def _turn(x, y):
+    """y = x.T, in squares whose rows and columns stay in the first cache."""
+    M, N = y.shape
+    for square in prange((M + 31) // 32):
+        for n in range(0, N, 32):
+            for i in range(32 * square, min(32 * square + 32, M)):
+                for j in range(n, min(n + 32, N)):
+                    y[i, j] = x[j, i]
+
+
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """Write a (..., M, K) @ b (..., K, N) to out (..., M, N)."""
     if out.size * a.shape[-1] <= _ALONE:
@@ -195,7 +206,7 @@ def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     (a, a_turned), (b, b_turned) = _operand(a, out.dtype), _operand(b, out.dtype)
     if b_turned and b.ndim == 2 and not a_turned and M >= _WORTH_TURNING and found[0][2] < products:
         turned = scratch(0, b.size, out.dtype)[1][: b.size].reshape(K, N)
-        np.copyto(turned, b.T)
+        _turn(workers(b.size), b, turned)
         b, b_turned = turned, False
     _tiles(threads, *found, a, a_turned, b, b_turned, rows, cols, out)
 

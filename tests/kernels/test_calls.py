@@ -31,6 +31,18 @@ def test_nothing_runs_while_calls_are_collected():
     np.testing.assert_array_equal(y, np.maximum(x, 0))
 
 
+def test_work_of_a_launcher_in_scratch_shows():
+    @_jit.prepares
+    def launcher(x, y):
+        copy = _jit.scratch(0, x.size, x.dtype)[1][: x.size]
+        np.copyto(copy, x)
+        elementwise_cpu.relu(copy, y)
+
+    x, y = arrays((50,), (50,))
+    launcher(x, y)
+    assert _jit.calls_of(launcher, [x, y]) == []
+
+
 def running(count):
     return [*arrays((3,), (3,)), count, 0.1, True, *arrays((3,), (3,))]
 
