@@ -150,6 +150,7 @@ def one_cell(op, *, gates=4, directions=1, result=0, before=True, arrays=None, *
     helper, D = onnx.helper, directions
     given = {"W": np.zeros((D, 2 * gates, 3)), "R": np.zeros((D, 2 * gates, 2)), **(arrays or {})}
     places = ["W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
+    places = places[: 1 + max(places.index(name) for name in given)]
     results = ["Y", "Y_h", "Y_c"][: result + 1]
     source = "turned" if before else "x"
     nodes = [
