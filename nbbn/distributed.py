@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from . import backend
-from ._validation import real
+from ._validation import instance, real
 from ._version import __version__
 from .errors import ArgumentError, NbbnError
 
@@ -356,6 +356,12 @@ def world() -> Ranks | None:
     Ranks or None
     """
     return _world
+
+
+def check_ranks(ranks: Any) -> None:
+    """Refuse what is neither None nor what `start` has returned."""
+    if ranks is not None:
+        instance(ranks, Ranks, "ranks")
 
 
 def salt() -> int:

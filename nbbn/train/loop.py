@@ -17,7 +17,7 @@ from .. import backend
 from .._validation import choice, fraction, function, generator, instance, positive, switch
 from ..autograd.tensor import Tensor
 from ..data import Batches
-from ..distributed import Ranks
+from ..distributed import Ranks, check_ranks
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
 from ..nn import activation
 from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, unnested
@@ -204,6 +204,7 @@ def fit(
             if wanted and part is None:
                 raise ArgumentError(f"{name} needs data to watch: pass validation or test as well")
         check_step(model, loss, optimizer)
+        check_ranks(ranks)
         device = optimizer.parameters[0].device
         size = 128 if batch_size is None else positive(batch_size, "batch_size")
         given, rng = batches, generator(rng)
@@ -620,6 +621,7 @@ def evaluate(
     """
     instance(model, Module, "model")
     function(loss, "loss")
+    check_ranks(ranks)
     device = next((p.device for p in model.parameters()), "cpu")
     batches = as_batches(batches, _EVALUATED, device, None, ranks)
     check_batches(batches, ranks=ranks)
