@@ -385,9 +385,9 @@ def _train_epoch(
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
         except _NotFinite as error:
-            if share is not None:
-                x, y = share.alone(run.model, x, y)
-            raise _diverged(run, number, error.value, x, y, watched.loss) from None
+            whole = contextlib.nullcontext((x, y))
+            with whole if share is None else share.alone(run.model, x, y) as (x, y):
+                raise _diverged(run, number, error.value, x, y, watched.loss) from None
         right = int(watched.right[0]) if share is None else share.right
         run.take(x, y, right if watched.counts else None, None if share is None else share.count)
         for callback in callbacks:
