@@ -99,8 +99,8 @@ for kind in KINDS:
 for axis in (left, middle):
     axis.set_xticks(range(len(SIZES)), [f"{size:,}" for size in SIZES])
     axis.set_xlabel("training examples")
-left.set_ylabel("test accuracy above that of none, points")
-middle.set(ylabel="training minus test accuracy, points", yscale="log")
+left.set_ylabel("test accuracy minus none's, points")
+middle.set_ylabel("training minus test, points")
 middle.legend()
 band(right, BATCHES, noises, "measured", marker="o")
 right.plot(BATCHES, np.mean(noises, axis=0)[0] * np.sqrt(BATCHES[0] / np.array(BATCHES)), ":",
