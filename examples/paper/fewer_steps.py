@@ -2,7 +2,7 @@
 
 The claim: a net with batch norm reaches the best accuracy of the net without it, which is the same
 otherwise, in less than half of the steps (on ImageNet: 13.3 instead of 31 million).
-Source: Ioffe and Szegedy (2015), arXiv:1502.03167, section 4.2.2, figure 2 and table 3.
+Source: Ioffe and Szegedy (2015), arXiv:1502.03167, section 4.2.2, figures 2 and 3.
 What would refute it: a net and a seed whose steps with batch norm are more than half of those
 without, or that never gets there.
 

@@ -2,7 +2,7 @@
 
 The claims: batch norm loses accuracy as the batch shrinks, group norm does not (Wu and He, "Group
 Normalization", 2018, arXiv:1803.08494, figure 1); batch renormalization loses less than batch norm
-(Ioffe, 2017, arXiv:1702.03275, section 4.3).
+(Ioffe, 2017, arXiv:1702.03275).
 What would refute them: batch norm that is as accurate as group norm at batches of 2, in one seed,
 or that compares no worse with it there than at 128; renormalization that is no better than batch
 norm, in the mean over seeds, at 2 or at 4.
