@@ -1,4 +1,4 @@
-"""The experiments on batch norm's claims: each runs, and leaves a verdict, numbers and a picture."""
+"""Experiments on batch norm's claims: each leaves a verdict, numbers and a picture."""
 
 from __future__ import annotations
 
