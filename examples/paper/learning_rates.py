@@ -66,12 +66,13 @@ for number, (k, bn, activation) in enumerate(kinds):
     panel = 2 if activation == "sigmoid" else 0 if bn else 1
     label = f"x{k}" + (", with" if bn else ", without") * (panel == 2)
     colour = f"C{FACTORS.index(k) if panel < 2 else number % 3}"
-    band(panels[panel], steps, 100 * curves[k, bn, activation], label, color=colour)
+    band(panels[panel], steps, 100 - 100 * curves[k, bn, activation], label, color=colour)
 for axis, title in zip(panels, titles, strict=True):
-    axis.set(xlabel="steps", title=title)
-    axis.axhline(100 * target.mean(), color="0.6", linewidth=1, linestyle=":")
-    axis.legend(loc="center right")
-panels[0].set_ylabel("test accuracy, %")
+    axis.set(xlabel="steps", title=title, yscale="log", ylim=(1.8, 100))
+    axis.axhline(100 - 100 * target.mean(), color="0.6", linewidth=1, linestyle=":")
+    axis.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
+panels[0].set_ylabel("test error, %")
+panels[0].set_yticks([2, 5, 10, 20, 50, 90], [2, 5, 10, 20, 50, 90])
 
 fails = [what for what, true in holds.items() if not true]
 holds = {what: bool(true) for what, true in holds.items()}
