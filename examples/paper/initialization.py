@@ -25,7 +25,7 @@ experiment = Experiment(
 DEPTHS = experiment.pick((3, 10, 30), (3, 10))
 RATES = experiment.pick((0.01, 0.1, 1.0), (0.1, 1.0))
 DEVIATIONS = experiment.pick(np.logspace(-4, 1, 11), np.logspace(-2, 0, 3))
-STEPS, TRAINS = experiment.pick((400, 0.8), (30, 0.3))
+STEPS, TRAINS = experiment.pick((300, 0.8), (30, 0.3))
 images, labels = experiment.images()
 
 

@@ -25,7 +25,7 @@ experiment = Experiment(
     "Batch norm narrows the gap between training and test, and makes dropout superfluous",
 )
 SIZES = experiment.pick((1000, 10_000, 60_000), (300, 1000))
-STEPS = experiment.pick(5000, 100)
+STEPS = experiment.pick(3000, 100)
 BATCHES = experiment.pick((4, 8, 16, 32, 64, 128, 256, 512), (8, 32, 128))
 # Batch norm, dropout, L2.
 KINDS = {"batch norm": (True, 0.0, 0.0), "dropout": (False, 0.5, 0.0), "both": (True, 0.5, 0.0),
