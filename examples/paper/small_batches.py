@@ -26,7 +26,7 @@ experiment = Experiment(
     "Batch norm suffers from small batches; group norm does not, and renormalization does less",
 )
 SIZES = experiment.pick((2, 4, 8, 16, 32, 128), (2, 32))
-EXAMPLES, RATE_AT_128 = experiment.pick(16_384, 256), 0.5
+EXAMPLES, RATE_AT_128 = experiment.pick(12_288, 256), 0.5
 images, labels = experiment.images(EXAMPLES)
 
 
