@@ -43,8 +43,10 @@ def _target(link: str) -> str:
 def _examples() -> str:
     """Show every example with what its docstring says."""
     parts = ["# Examples\n\nEach file runs as it is."]
-    for path in sorted((ROOT / "examples").glob("*.py")):
+    folder = ROOT / "examples"
+    for path in (*sorted(folder.glob("*.py")), *sorted(folder.glob("paper/*.py"))):
         code = path.read_text()
         summary = (ast.get_docstring(ast.parse(code)) or "").split("\n\n")[0].replace("\n", " ")
-        parts.append(f"## {path.name} {{#{path.stem}}}\n\n{summary}\n\n```python\n{code}```")
+        name = path.relative_to(folder)
+        parts.append(f"## {name} {{#{path.stem}}}\n\n{summary}\n\n```python\n{code}```")
     return "\n\n".join(parts) + "\n"

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from . import backend
-from ._validation import real
+from ._validation import instance, real
 from ._version import __version__
 from .errors import ArgumentError, NbbnError
 
@@ -93,7 +93,7 @@ class Ranks:
         self._number = 0
         self._sent: list[Any] = []
         self.bucket = _BUCKET
-        self._sums: list[tuple[Any, Any]] = []
+        self._sums: list[tuple[Any, Any, Any] | None] = []
         self.places: tuple[Place, ...] = ()
         own = Place(socket.gethostname(), os.getpid(), _cores())
         self.places = tuple(self.exchange(own))
@@ -116,10 +116,11 @@ class Ranks:
         hosts: dict[str, list[str]] = {}
         for rank, place in enumerate(self.places):
             hosts.setdefault(place.host, []).append(f"{rank} (pid {place.pid})")
+        count = f"{self.size} rank{'s' if self.size > 1 else ''}"
         if self.size > _LISTED:
-            return f"{self.size} ranks on {len(hosts)} hosts"
+            return f"{count} on {len(hosts)} hosts"
         listed = (f"{', '.join(ranks)} on {host}" for host, ranks in hosts.items())
-        return f"{self.size} ranks: {'; '.join(listed)}"
+        return f"{count}: {'; '.join(listed)}"
 
     def part(self, count: int) -> slice:
         """Return this rank's part of `count` things in a row, none of them twice."""
@@ -133,29 +134,36 @@ class Ranks:
         The order of the additions is MPI's, or NCCL's. Without NCCL an array on a device is staged
         through the host.
         """
-        self.begin_sum(array)
-        self.end_sums()
+        self._finish(self._begin(array))
 
     def begin_sum(self, array: Any) -> None:
         """Begin `sum` of an array, which nobody touches until `end_sums`."""
-        if self.size == 1:
-            return
-        if not isinstance(array, np.ndarray) and self._device_adder is not None:
-            self._device_adder(array)
-            return
-        from mpi4py import MPI
-
-        staged = backend.host(array)
-        request = self._comm.Iallreduce(MPI.IN_PLACE, staged, MPI.SUM)
-        self._sums.append((request, array if staged is array else (array, staged)))
+        self._sums.append(self._begin(array))
 
     def end_sums(self) -> None:
         """Wait for all sums that have begun."""
-        for request, arrays in self._sums:
-            self._wait(request)
-            if isinstance(arrays, tuple):
-                backend.assign(*arrays)
+        for begun in self._sums:
+            self._finish(begun)
         self._sums.clear()
+
+    def _begin(self, array: Any) -> tuple[Any, Any, Any] | None:
+        if self.size == 1:
+            return None
+        if not isinstance(array, np.ndarray) and self._device_adder is not None:
+            self._device_adder(array)
+            return None
+        from mpi4py import MPI
+
+        staged = backend.host(array)
+        return self._comm.Iallreduce(MPI.IN_PLACE, staged, MPI.SUM), staged, array
+
+    def _finish(self, begun: tuple[Any, Any, Any] | None) -> None:
+        if begun is None:
+            return
+        request, staged, array = begun
+        self._wait(request)
+        if staged is not array:
+            backend.assign(array, staged)
 
     def gather(self, own: np.ndarray, every: np.ndarray) -> None:
         """Write what each rank has in `own` to its row of `every`, (size, *own.shape)."""
@@ -356,6 +364,12 @@ def world() -> Ranks | None:
     Ranks or None
     """
     return _world
+
+
+def check_ranks(ranks: Any) -> None:
+    """Refuse what is neither None nor what `start` has returned."""
+    if ranks is not None:
+        instance(ranks, Ranks, "ranks")
 
 
 def salt() -> int:

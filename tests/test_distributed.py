@@ -97,6 +97,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(own, tmp_path):
 
 
 @needs_mpi
+@pytest.mark.slow
+def test_the_script_of_the_page(tmp_path):
+    text = (ROOT / "docs" / "distributed.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "script.py").write_text(script.replace("epochs=5", "epochs=1"))
+    status, text = launch("-n", 2, sys.executable, tmp_path / "script.py")
+    assert status == 0, text
+    assert text.count("epoch 1  loss") == 1
+
+
+@needs_mpi
 def test_ranks_with_other_code_or_settings_are_refused_at_the_start(own, tmp_path):
     flags = ("--data", own, *FLAGS)
     status, text = launch("-n", 1, *command(*flags), ":", "-n", 1, *command(*flags, "--lr", 0.5))

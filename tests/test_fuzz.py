@@ -335,6 +335,7 @@ EXCLUDED = {
     "Op": "run by apply",
     "Ramp.__call__": "called with the number of a batch",
     "Sequential.__getitem__": "raises IndexError as a list does, or it could not be iterated over",
+    "distributed": "called by all processes of a run alike: tests/test_distributed.py",
     "errors": "exceptions",
     "NbbnError": "an exception",
     "jit": "called from compiled code, whose types the compiler checks",

@@ -143,6 +143,7 @@ REALS: list[tuple[str, float | None, Call]] = [
     ("slope", 0.0, lambda v: nbbn.InPlaceBatchNorm(4, slope=v)),
     ("slope", -0.5, nbbn.LeakyReLU),
     ("decay", 1.0, callbacks.EMA),
+    ("timeout", 0.0, nbbn.distributed.start),
     ("lowest", 0.0, lambda v: find_lr(lowest=v)),
     (
         "weight_decay",
@@ -222,7 +223,7 @@ PATHS: list[tuple[str, Call]] = [
 
 SWITCHES: list[tuple[str, Call]] = [
     *((name, lambda v, name=name: nbbn.BatchNorm(4, **{name: v})) for name in (
-        "scale", "shift", "track_running_stats", "frozen", "skip_nonfinite",
+        "scale", "shift", "track_running_stats", "frozen", "skip_nonfinite", "sync",
     )),
     ("unbiased", lambda v: nbbn.BatchNorm(4, convention=Convention(unbiased=v))),
     ("zero_debias", lambda v: nbbn.BatchNorm(4, convention=Convention(zero_debias=v))),
@@ -256,6 +257,7 @@ SWITCHES: list[tuple[str, Call]] = [
     ("best", lambda v: checkpoint.Checkpoints("run", best=v)),
     ("percentiles", lambda v: logs.LogFile("a.csv", percentiles=v)),
     ("batch_norm", lambda v: Config(batch_norm=v)),
+    ("sync", lambda v: Config(sync=v)),
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
-from .._validation import as_array, switch
+from .._validation import as_array, function, switch
 from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
 from .op import Context, Op
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
@@ -446,8 +446,11 @@ class Tape:
         ShapeError
             `grad` is missing for a loss of several elements, or has another shape.
         DTypeError, DeviceError
-            `grad` is no array of floating numbers, or lies where the loss does not.
+            `grad` is no array of floating numbers, or lies where the loss does not; `ready` cannot
+            be called.
         """
+        if ready is not None:
+            function(ready, "ready")
         if self._consumed:
             raise TapeError("this tape was consumed by an earlier backward: record the step again")
         if not isinstance(loss, Tensor) or loss._tape is not self:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import backend
 from .._validation import generator, instance, mapping, positive, switch
-from ..distributed import Ranks
+from ..distributed import Ranks, check_ranks
 from ..errors import ArgumentError, CheckpointError
 from ._checks import check_images, check_rows, check_targets, finite
 
@@ -102,8 +102,7 @@ class Batches:
         device: str = "cpu",
         ranks: Ranks | None = None,
     ) -> None:
-        if ranks is not None:
-            instance(ranks, Ranks, "ranks")
+        check_ranks(ranks)
         self._ranks = ranks
         self._images = check_images(images)
         self._labels = check_targets(labels, len(self._images), num_classes)

@@ -17,7 +17,7 @@ from .. import backend
 from .._validation import choice, fraction, function, generator, instance, positive, switch
 from ..autograd.tensor import Tensor
 from ..data import Batches
-from ..distributed import Ranks
+from ..distributed import Ranks, check_ranks
 from ..errors import ArgumentError, CheckpointError, DivergenceError, DTypeError, ShapeError
 from ..nn import activation
 from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, unnested
@@ -204,6 +204,7 @@ def fit(
             if wanted and part is None:
                 raise ArgumentError(f"{name} needs data to watch: pass validation or test as well")
         check_step(model, loss, optimizer)
+        check_ranks(ranks)
         device = optimizer.parameters[0].device
         size = 128 if batch_size is None else positive(batch_size, "batch_size")
         given, rng = batches, generator(rng)
@@ -384,9 +385,9 @@ def _train_epoch(
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
         except _NotFinite as error:
-            if share is not None:
-                x, y = share.alone(run.model, x, y)
-            raise _diverged(run, number, error.value, x, y, watched.loss) from None
+            whole = contextlib.nullcontext((x, y))
+            with whole if share is None else share.alone(run.model, x, y) as (x, y):
+                raise _diverged(run, number, error.value, x, y, watched.loss) from None
         right = int(watched.right[0]) if share is None else share.right
         run.take(x, y, right if watched.counts else None, None if share is None else share.count)
         for callback in callbacks:
@@ -620,6 +621,7 @@ def evaluate(
     """
     instance(model, Module, "model")
     function(loss, "loss")
+    check_ranks(ranks)
     device = next((p.device for p in model.parameters()), "cpu")
     batches = as_batches(batches, _EVALUATED, device, None, ranks)
     check_batches(batches, ranks=ranks)

@@ -7,7 +7,8 @@ backward pass with n_r / N instead of 1, and the gradients add up. An empty rank
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,13 +46,12 @@ class Share:
         self._right, self._check = right, check
         # Examples, their summed loss, those that were right, whether to stop: this rank's, all's.
         self._own, self._all = np.zeros(4), np.zeros(4)
-        self._value = np.zeros(())
 
     @property
     def arrays(self) -> list[Any]:
         """Return what launches of a step read and write beside its own."""
         right = [] if self._right is None else [self._right]
-        return [self._own, self._all, self._value, *right]
+        return [self._own, self._all, *right]
 
     def loss(self, loss: Tensor, y: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Return the loss over all ranks, and what this one's backward pass begins with."""
@@ -119,16 +119,23 @@ class Share:
         """Refuse to train with models or settings that are not the same on all ranks."""
         self.ranks.agree(values | {"initial weights": _digest(model)})
 
-    def alone(self, model: Module, x: Any, y: Any) -> tuple[Any, Any]:
-        """Return the batch of all ranks, and let `model` normalize without asking them."""
-        for layer in _norms(model):
+    @contextlib.contextmanager
+    def alone(self, model: Module, x: Any, y: Any) -> Iterator[tuple[Any, Any]]:
+        """Give the batch of all ranks, while `model` normalizes without asking them."""
+        layers = [layer for layer in _norms(model) if layer.sync]
+        if backend.is_array(x):
+            x, y = (self._whole(array) for array in (x, y))
+        for layer in layers:
             layer.sync = False
-        if not backend.is_array(x):
-            return x, y
-        device = backend.device_of(x)
-        return tuple(  # type: ignore[return-value]
-            backend.to(np.concatenate(self.ranks.exchange(backend.host(a))), device) for a in (x, y)
-        )
+        try:
+            yield x, y
+        finally:
+            for layer in layers:
+                layer.sync = True
+
+    def _whole(self, part: Any) -> Any:
+        parts = self.ranks.exchange(backend.host(part))
+        return backend.to(np.concatenate(parts), backend.device_of(part))
 
     def end_epoch(self, model: Module) -> None:
         """Average running statistics that are each rank's own; check that all is the same."""

@@ -12,7 +12,7 @@ import numpy as np
 from .. import backend
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
 from ..backend.recorder import Arena, GraphPlan, Plan, Recorder, difference
-from ..distributed import Ranks
+from ..distributed import Ranks, check_ranks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
 from ..nn.module import Module
@@ -321,6 +321,7 @@ def record_step(
         An optimizer of another model.
     """
     check_step(model, loss_fn, optimizer)
+    check_ranks(ranks)
     return Step(model, loss_fn, optimizer, None if ranks is None else Share(ranks))
 
 

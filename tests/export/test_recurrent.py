@@ -150,6 +150,7 @@ def one_cell(op, *, gates=4, directions=1, result=0, before=True, arrays=None, *
     helper, D = onnx.helper, directions
     given = {"W": np.zeros((D, 2 * gates, 3)), "R": np.zeros((D, 2 * gates, 2)), **(arrays or {})}
     places = ["W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
+    places = places[: 1 + max(places.index(name) for name in given)]
     results = ["Y", "Y_h", "Y_c"][: result + 1]
     source = "turned" if before else "x"
     nodes = [
@@ -196,6 +197,32 @@ def one_cell(op, *, gates=4, directions=1, result=0, before=True, arrays=None, *
 def test_cells_that_no_layer_computes_are_refused(words, op, options):
     with pytest.raises(ArgumentError, match=words):
         nbbn.onnx.load(one_cell(op, **options))
+
+
+@pytest.mark.parametrize("result", [0, 1], ids=["all states", "the last"])
+@pytest.mark.parametrize("layout", [0, 1], ids=["time first", "batch first"])
+def test_a_direction_that_is_squeezed_away(layout, result, rng):
+    """As programs write it that turn Keras' models into ONNX; beside ONNX's reference."""
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    shapes = {"W": (1, 8, 3), "R": (1, 8, 2), "B": (1, 16)}
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    model = one_cell("LSTM", arrays=arrays, result=result, before=not layout, layout=layout)
+    graph, helper = model.graph, onnx.helper
+    axis = {(0, 0): 1, (0, 1): 2, (1, 0): 0, (1, 1): 1}[result, layout]
+    source = graph.output[0].name
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([axis]), "axis"))
+    graph.node.append(helper.make_node("Squeeze", [source, "axis"], ["rest"]))
+    if not (layout or result):
+        graph.node.append(helper.make_node("Transpose", ["rest"], ["back"], perm=(1, 0, 2)))
+    end = helper.make_tensor_value_info(
+        graph.node[-1].output[0], onnx.TensorProto.FLOAT, (None,) * (3 - result)
+    )
+    graph.output[0].CopyFrom(end)
+    x = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    (want,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(nbbn.onnx.load(model)(x).data, want, rtol=0, atol=1e-6)
 
 
 def test_what_onnx_cannot_express_is_refused():

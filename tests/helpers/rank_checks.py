@@ -303,6 +303,7 @@ def what_diverges_does_so_on_all_ranks_before_the_step(ranks):
         lambda: nbbn.train.fit(model, batches, optimizer, epochs=1, ranks=ranks),
     )  # fmt: skip
     assert np.array_equal(before, model[0].weight.data)
+    assert model[1].sync
 
 
 # ---------------------------------------------------------------------------------------- data

@@ -54,6 +54,22 @@ def test_every_shape_and_layout_gives_the_product(rng, layout, dtype):
             assert agrees(a, b, out), (M, K, N)
 
 
+@pytest.mark.parametrize("whole", [20_000, 10**6, 2**62])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pieces_of_any_size_give_the_product(rng, dtype, whole, monkeypatch):
+    """Of whatever size the processor's BLAS takes them, and with b turned first for many rows."""
+    (address, item, _), one = matmul_cpu.blas()[np.dtype(dtype)]
+    found = {np.dtype(dtype): ((address, item, whole), one)}
+    monkeypatch.setattr(matmul_cpu, "blas", lambda: found)
+    for M, K, N in (*SHAPES, (1100, 150, 70)):
+        a, b = rng.normal(size=(M, K)).astype(dtype), rng.normal(size=(K, N)).astype(dtype)
+        for left in (a, np.asfortranarray(a)):
+            for right in (b, np.asfortranarray(b)):
+                out = np.full((M, N), np.nan, dtype)
+                matmul_cpu.matmul(left, right, out)
+                assert agrees(a, b, out), (M, K, N)
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [

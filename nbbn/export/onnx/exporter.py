@@ -1,8 +1,9 @@
 """Sequential models to ONNX files: opset 15, IR 8, for inference; later ones where an operator is.
 
-Dense is Gemm, Conv2d is Conv, BatchNorm is BatchNormalization (and Relu), SiLU is Sigmoid and Mul,
-the other layers are operators of the same name; Dropout disappears. ONNX has the channels first:
-others are transposed before and after.
+Dense is Gemm, and MatMul and Add over sequences, Conv2d is Conv, BatchNorm is BatchNormalization
+(and Relu), SiLU is Sigmoid and Mul, attention is products and Softmax, the other layers are
+operators of the same name; Dropout disappears. ONNX has the channels first: others are transposed
+before and after.
 Layer, group and RMS normalization need opset 17, 21 and 23.
 """
 
@@ -22,6 +23,7 @@ from ..._version import __version__
 from ...errors import ArgumentError, DTypeError, ShapeError
 from ...functional.convolution import Convolution
 from ...nn.layers import unnested
+from .attention import EXPORTERS as ATTENTION
 from .extra import require
 from .recurrent import EXPORTERS as RECURRENT
 
@@ -90,7 +92,7 @@ def export(
     shape = _example_shape(layers, input_shape)
     graph = _Graph(shape, _dtype(model))
     for name, layer in layers:
-        _exporter(layer, name)(graph, name, layer)
+        graph.layer(name, layer)
     result = graph.finish()
     require("onnx.checker").check_model(result, full_check=True)
     if verify:
@@ -127,6 +129,17 @@ class _Graph:
             self.helper.make_node(op, [self.value, *arrays], [label], name=label, **attributes)
         )
         self.value = label
+
+    def layer(self, name: str, layer: nn.Module) -> None:
+        """Apply a layer to the value so far."""
+        _exporter(layer, name)(self, name, layer)
+
+    def product(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
+        """Multiply the last axis of the value so far with weight (out, in), and add bias (out,)."""
+        self.add("MatMul", name, self.array(f"{name}.weight.T", weight.T))
+        if bias is not None:
+            self.add("Add", name, self.array(f"{name}.bias", bias))
+        self.shape = (*self.shape[:-1], len(weight))
 
     def add_channels_first(
         self, axis: int, op: str, name: str, *arrays: str, **attributes: Any
@@ -165,11 +178,15 @@ class _Graph:
 
 def _dense(graph: _Graph, name: str, layer: nn.Dense) -> None:
     out_features, in_features = layer.weight.shape
-    if graph.shape != (in_features,):
+    if graph.shape[-1:] != (in_features,):
         raise ShapeError(
-            f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}: ONNX's Gemm takes "
-            f"({in_features},) only"
+            f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}: it takes "
+            f"({in_features},), or sequences of that"
         )
+    if len(graph.shape) > 1:
+        bias = None if layer.bias is None else layer.bias.data
+        graph.product(name, layer.weight.data, bias)
+        return
     arrays = [graph.array(f"{name}.weight", layer.weight.data)]
     if layer.bias is not None:
         arrays.append(graph.array(f"{name}.bias", layer.bias.data))
@@ -381,8 +398,7 @@ def _unflatten(graph: _Graph, name: str, layer: nn.Unflatten) -> None:
 
 def _reweighted(graph: _Graph, name: str, layer: nn.Reweighted) -> None:
     """Export the layer inside, with the weight that is used."""
-    plain = layer.plain()
-    _exporter(plain, name)(graph, name, plain)
+    graph.layer(name, layer.plain())
 
 
 def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
@@ -415,6 +431,7 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.Unflatten: _unflatten,
     nn.Dropout: lambda graph, name, layer: None,
     **RECURRENT,
+    **ATTENTION,
 }
 
 
