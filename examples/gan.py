@@ -90,8 +90,8 @@ class DiscriminatorsTurn(Turn):
         """Judge both."""
         real, generated = x[:, :PIXELS], self.generator(x[:, PIXELS:])
         if self.together:
-            return self.discriminator(ops.concatenate((real, generated)))
-        return ops.concatenate((self.discriminator(real), self.discriminator(generated)))
+            return self.discriminator(ops.concatenate([real, generated]))
+        return ops.concatenate([self.discriminator(real), self.discriminator(generated)])
 
 
 class GeneratorsTurn(Turn):
@@ -101,7 +101,7 @@ class GeneratorsTurn(Turn):
         """Judge the generated ones, perhaps beside the real ones."""
         real, generated = x[:, :PIXELS], self.generator(x[:, PIXELS:])
         if self.together:
-            return self.discriminator(ops.concatenate((real, generated)))[x.shape[0] :]
+            return self.discriminator(ops.concatenate([real, generated]))[x.shape[0] :]
         return self.discriminator(generated)
 
 
@@ -132,14 +132,21 @@ class Training:
         """Train on every image once; append the mean losses of both nets to the history."""
         sums = np.zeros(2)
         for images, _ in self.batches:
-            x = np.hstack([images, self.rng.standard_normal((BATCH, NOISE), dtype=np.float32)])
-            for turn, (step, y) in enumerate(self.turns):
-                # The optimizer leaves parameters alone that get no gradient: the other net's.
-                for net, parameters in enumerate(self.nets):
-                    for parameter in parameters:
-                        parameter.requires_grad = net == turn
-                sums[turn] += step(x, y)
+            noise = self.rng.standard_normal((BATCH, NOISE), dtype=np.float32)
+            x = np.hstack([images, noise])
+            sums += [self.take(turn, x) for turn in (0, 1)]
         self.history.append((sums / len(self.batches)).tolist())
+
+    def take(self, turn, x):
+        """Let the discriminator (turn 0) or the generator (1) learn from x; return its loss.
+
+        The optimizer leaves parameters alone that get no gradient: the other net's.
+        """
+        for net, parameters in enumerate(self.nets):
+            for parameter in parameters:
+                parameter.requires_grad = net == turn
+        step, y = self.turns[turn]
+        return step(x, y)
 
     def save(self, path):
         """Write a checkpoint."""

@@ -1,0 +1,79 @@
+"""The GAN of the examples: a training that was stopped ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nbbn import checkpoint
+from nbbn.data import load_mnist
+from nbbn.errors import CheckpointError, DataError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "gan.py"
+
+
+@pytest.fixture(scope="module")
+def gan():
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location("gan", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def mnist(gan):
+    try:
+        return gan.first(load_mnist(), 640)
+    except DataError as error:
+        pytest.skip(f"MNIST cannot be had here: {error}")
+
+
+def content(folder):
+    """All that a run leaves behind."""
+    saved = checkpoint.load(folder / "gan.safetensors")
+    arrays = {**saved.model, **saved.optimizer, **saved.batches}
+    pictures = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    rest = saved.progress, saved.generators, saved.settings
+    return {name: a.tobytes() for name, a in arrays.items()}, pictures, rest
+
+
+@pytest.mark.parametrize(("norm", "batches"), [("both", "apart"), ("discriminator", "together")])
+def test_a_stopped_training_goes_on_with_the_same_bits(norm, batches, gan, mnist, tmp_path):
+    with warnings.catch_warnings():
+        # Both turns are replayed: what runs eagerly warns.
+        warnings.simplefilter("error")
+        whole = gan.train_gan(tmp_path / "whole", 3, mnist, norm, batches, seed=4)
+        for epochs in (1, 3, 3):
+            gan.train_gan(tmp_path / "parts", epochs, mnist, norm, batches, seed=4)
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
+    assert len(content(tmp_path / "whole")[1]) == 3
+    # And it did train: another seed, or no training, gives other weights.
+    untrained = gan.GAN(norm, batches, 4, np.random.default_rng(4)).state_dict()
+    trained = whole.state_dict()
+    assert all((trained[name] != array).any() for name, array in untrained.items())
+
+
+def test_each_net_learns_in_its_own_turn(gan, mnist):
+    training = gan.Training(mnist.train_images, mnist.train_labels, "both", "apart", 0)
+    nets = training.gan.discriminator, training.gan.generator
+    images, _ = next(iter(training.batches))
+    x = np.hstack([images, np.ones((gan.BATCH, gan.NOISE), np.float32)])
+    for turn in (0, 1):
+        before = [[p.data.copy() for p in net.parameters()] for net in nets]
+        training.take(turn, x)
+        for net, was in zip((0, 1), before, strict=True):
+            moved = [bool((p.data != a).any())
+                     for p, a in zip(nets[net].parameters(), was, strict=True)]  # fmt: skip
+            assert moved == [net == turn] * len(was)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(gan, mnist, tmp_path):
+    gan.train_gan(tmp_path, 1, mnist)
+    for other in ({"norm": "none"}, {"batches": "together"}, {"seed": 1}):
+        with pytest.raises(CheckpointError, match="does not fit this model"):
+            gan.train_gan(tmp_path, 2, mnist, **other)
