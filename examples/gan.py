@@ -160,10 +160,15 @@ class Training:
         self.history = saved.progress["history"]
 
 
+def in_parts(net, x, rows):
+    """Apply a net to some rows at a time."""
+    return np.concatenate([net(x[i : i + rows]).data for i in range(0, len(x), rows)])
+
+
 def draw(generator, noise):
     """Map noise to images (N, 784) in [0, 1], by the running statistics."""
     generator.eval()
-    images = np.concatenate([generator(part).data for part in np.split(noise, 10)])
+    images = in_parts(generator, noise, 1000)
     generator.train()
     return (images + 1) / 2
 
@@ -179,13 +184,6 @@ def save_picture(path, images):
     from matplotlib.image import imsave
 
     imsave(path, grid(images), cmap="gray", vmin=0, vmax=1)
-
-
-def first(mnist, count):
-    """The same data set with `count` training images."""
-    return mnist._replace(
-        train_images=mnist.train_images[:count], train_labels=mnist.train_labels[:count]
-    )
 
 
 def train_gan(out, epochs, mnist, norm="both", batches="apart", seed=0):
@@ -217,7 +215,7 @@ def main():
     given = parser.parse_args()
     mnist = data.load_mnist()
     if given.smoke:
-        mnist = first(mnist, 1280)
+        mnist = data.Dataset(*(part[:640] for part in mnist))
     out = given.out or pathlib.Path("runs/smoke-gan" if given.smoke else "runs/gan")
     train_gan(out, given.epochs, mnist, given.norm, given.batches, given.seed)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from nbbn import checkpoint
-from nbbn.data import load_mnist
+from nbbn.data import Dataset, load_mnist
 from nbbn.errors import CheckpointError, DataError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "gan.py"
@@ -28,7 +29,7 @@ def gan():
 @pytest.fixture(scope="module")
 def mnist(gan):
     try:
-        return gan.first(load_mnist(), 640)
+        return Dataset(*(part[:640] for part in load_mnist()))
     except DataError as error:
         pytest.skip(f"MNIST cannot be had here: {error}")
 
@@ -77,3 +78,20 @@ def test_a_checkpoint_of_other_settings_is_refused(gan, mnist, tmp_path):
     for other in ({"norm": "none"}, {"batches": "together"}, {"seed": 1}):
         with pytest.raises(CheckpointError, match="does not fit this model"):
             gan.train_gan(tmp_path, 2, mnist, **other)
+
+
+def test_the_frechet_distance_of_two_normal_distributions(rng, monkeypatch):
+    """By its closed form, and by SciPy's square root of a matrix."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    judge = importlib.import_module("gan_judge")
+    sigma_a, sigma_b, shift = np.array([1.0, 2, 0]), np.array([3.0, 0.5, 0]), np.array([1.0, 2, 3])
+    # Three columns of mean 0 and variance 1, no two of them correlated; the last one stays 0.
+    white = rng.normal(size=(500, 3))
+    white = np.linalg.qr(white - white.mean(axis=0))[0] * np.sqrt(499)
+    expected = (shift**2).sum() + ((sigma_a - sigma_b) ** 2).sum()
+    assert judge.frechet(white * sigma_a, white * sigma_b + shift) == pytest.approx(expected)
+    a, b = rng.normal(size=(2, 400, 5)) @ rng.normal(size=(5, 5))
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert judge.frechet(a, b) == pytest.approx(expected)
