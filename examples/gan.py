@@ -111,21 +111,22 @@ class Training:
     def __init__(self, images, labels, norm, batches, seed):
         self.rng = np.random.default_rng(seed)
         self.gan = gan = GAN(norm, batches, seed, self.rng)
-        # They hold the generator of the noise too: a checkpoint has it with the batches.
+        # In [-1, 1], as the generator's. A checkpoint has the state of rng with that of the batches.
         self.batches = data.Batches(
             images, labels, BATCH, mean=0.5, std=0.5, drop_last=True, rng=self.rng
         )
         self.nets = [gan.discriminator.parameters(), gan.generator.parameters()]
         groups = [{"params": parameters} for parameters in self.nets]
         self.optimizer = optim.Adam(groups, lr=1e-3, betas=(0.5, 0.999))
-        both = np.repeat(np.float32([[1], [0]]), BATCH, axis=0)
-        self.turns = [
-            (train.record_step(turn(gan, together), losses.binary_cross_entropy, self.optimizer), y)
-            for turn, together, y in zip(
-                (DiscriminatorsTurn, GeneratorsTurn), BATCHES[batches], (both, both[:BATCH]),
-                strict=True,
-            )
-        ]  # fmt: skip
+        own, others = BATCHES[batches]
+        turns = DiscriminatorsTurn(gan, own), GeneratorsTurn(gan, others)
+        # All a turn does is apply layers to its input: from its third step on it is replayed.
+        self.steps = [
+            train.record_step(turn, losses.binary_cross_entropy, self.optimizer) for turn in turns
+        ]
+        # The discriminator shall tell both apart; the generator's images shall pass for real.
+        ones = np.ones((BATCH, 1), np.float32)
+        self.targets = [np.concatenate([ones, 0 * ones]), ones]
         self.history = []
 
     def epoch(self):
@@ -145,8 +146,7 @@ class Training:
         for net, parameters in enumerate(self.nets):
             for parameter in parameters:
                 parameter.requires_grad = net == turn
-        step, y = self.turns[turn]
-        return step(x, y)
+        return self.steps[turn](x, self.targets[turn])
 
     def save(self, path):
         """Write a checkpoint."""
