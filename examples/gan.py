@@ -111,7 +111,7 @@ class Training:
     def __init__(self, images, labels, norm, batches, seed):
         self.rng = np.random.default_rng(seed)
         self.gan = gan = GAN(norm, batches, seed, self.rng)
-        # In [-1, 1], as the generator's. A checkpoint has the state of rng with that of the batches.
+        # In [-1, 1], as the generator's. A checkpoint has rng's state as that of the batches.
         self.batches = data.Batches(
             images, labels, BATCH, mean=0.5, std=0.5, drop_last=True, rng=self.rng
         )
