@@ -9,7 +9,7 @@ to gan.csv, and draws gan_samples.png and gan_measures.png.
 - Distance: the Frechet distance (Heusel et al., arXiv:1706.08500) of the CNN's last hidden layer on
   these images to the same on the test set, both taken for normal distributions.
 
-Run it: python examples/gan_judge.py [--judge runs/cnn] [--out runs/gans] [--epochs 2] [--smoke]
+Run it: python examples/gan_judge.py [--judge runs/cnn] [--out runs/gans] [--epochs 1] [--smoke]
 """
 
 import argparse
@@ -31,7 +31,8 @@ VARIANTS = {
     "discriminator only": ("discriminator", "apart"),
     "none": ("none", "apart"),
 }
-MEASURES = ("confidence", "entropy", "distance", "distance by batch statistics")
+MEASURES = ("confidence", "entropy", "distance", "distance by batch statistics",
+            "believed beside real ones", "believed alone")  # fmt: skip
 SEEDS = 3
 
 
@@ -62,8 +63,9 @@ class Judge:
         """Confidence, entropy of the classes, distance to the test set."""
         features = self.features(images)
         probabilities = nbbn.functional.softmax(self.head(features).data)
-        shares = np.bincount(probabilities.argmax(axis=1), minlength=10) / len(images)
-        entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum()
+        _, counts = np.unique(probabilities.argmax(axis=1), return_counts=True)
+        shares = counts / len(images)
+        entropy = (shares * np.log(1 / shares)).sum()
         return probabilities.max(axis=1).mean(), entropy, frechet(features, self.test)
 
 
@@ -86,12 +88,21 @@ def with_batch_statistics(generator, noise):
     return (gan.in_parts(generator, noise[:whole], gan.BATCH) + 1) / 2
 
 
+def believed(net, real, noise):
+    """Mean probability of being real that generated images get, beside real ones and alone."""
+    logits = []
+    generated = net.generator(noise).data
+    for images in (np.concatenate([2 * real - 1, generated]), generated):
+        logits.append(net.discriminator(images).data[-len(noise) :])
+    return [nbbn.functional.sigmoid(part).mean() for part in logits]
+
+
 def main():
     """Train what is lacking, measure, write and draw."""
     parser = argparse.ArgumentParser(description="Measure GANs with and without batch norm.")
     parser.add_argument("--judge", type=pathlib.Path, default=pathlib.Path("runs/cnn"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/gans"))
-    parser.add_argument("--epochs", type=int, default=2, help="of each GAN")
+    parser.add_argument("--epochs", type=int, default=1, help="of each GAN")
     parser.add_argument("--smoke", action="store_true", help="little of all, to see that it works")
     given = parser.parse_args()
     mnist, out, of_judge = data.load_mnist(), given.out, given.judge
@@ -106,17 +117,18 @@ def main():
     real = pixels(mnist.train_images[:count])
     samples = {"training images": real}
     # Name and seed, and then what MEASURES says.
-    results = [("training images", 0, *judge.measure(real), np.nan)]
+    results = [("training images", 0, *judge.measure(real), *[np.nan] * 3)]
     for name, (norm, batches) in variants.items():
         for seed in range(seeds):
             folder = out / f"{norm}-{batches}-{seed}"
-            net = gan.train_gan(folder, epochs, mnist, norm, batches, seed).generator
-            images = gan.draw(net, noise)
+            net = gan.train_gan(folder, epochs, mnist, norm, batches, seed)
+            images = gan.draw(net.generator, noise)
             measures = judge.measure(images)
             of_batches = np.nan
             if norm in ("both", "generator"):
-                of_batches = judge.measure(with_batch_statistics(net, noise))[2]
-            results.append((name, seed, *measures, of_batches))
+                of_batches = judge.measure(with_batch_statistics(net.generator, noise))[2]
+            beliefs = believed(net, real[: gan.BATCH], noise[: gan.BATCH])
+            results.append((name, seed, *measures, of_batches, *beliefs))
             samples.setdefault(name, images)
     write(out, results)
     of_variants = {name: np.array([row[2:] for row in results if row[0] == name])
@@ -139,10 +151,15 @@ def print_table(of_variants):
     print("\n| batch norm | confidence | entropy | distance | lowest | highest |")
     print("|---|---|---|---|---|---|")
     for name, values in of_variants.items():
-        confidence, entropy, distance, _ = values.mean(axis=0)
+        confidence, entropy, distance, *_ = values.mean(axis=0)
         low, high = values[:, 2].min(), values[:, 2].max()
         print(f"| {name} | {confidence:.3f} | {entropy:.3f} | {distance:.2f} | {low:.2f} | "
               f"{high:.2f} |")  # fmt: skip
+    print("\n| batch norm | generated images believed, beside real ones | alone |\n|---|---|---|")
+    for name, values in of_variants.items():
+        if name.startswith("both"):
+            beside, alone = values.mean(axis=0)[-2:]
+            print(f"| {name} | {beside:.3f} | {alone:.3f} |")
 
 
 def draw_samples(path, samples):
