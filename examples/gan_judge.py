@@ -163,18 +163,18 @@ def print_table(of_variants):
 
 
 def draw_samples(path, samples):
-    """Draw 40 images of each variant side by side."""
+    """Draw 24 images of each variant side by side."""
     import matplotlib.pyplot as plt
 
     columns = (len(samples) + 1) // 2
-    size = 2.2 * columns, 3.4
+    size = 2.2 * columns, 2.4
     figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, images) in zip(axes.flat, samples.items(), strict=False):
-        axis.imshow(gan.grid(images[:40], 8), cmap="gray")
+        axis.imshow(gan.grid(images[:24], 8), cmap="gray")
         axis.set_title(name, fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def draw_measures(path, of_variants):
@@ -189,7 +189,7 @@ def draw_measures(path, of_variants):
         axis.set(xlabel=MEASURES[column], yticks=range(len(of_variants)), yticklabels=of_variants)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
