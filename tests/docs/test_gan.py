@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import warnings
 from pathlib import Path
@@ -14,7 +15,8 @@ from nbbn import checkpoint
 from nbbn.data import Dataset, load_mnist
 from nbbn.errors import CheckpointError, DataError
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "gan.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT, DOCS = ROOT / "examples" / "gan.py", ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +97,23 @@ def test_the_frechet_distance_of_two_normal_distributions(rng, monkeypatch):
     root = scipy.linalg.sqrtm(cov_a @ cov_b)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
     assert judge.frechet(a, b) == pytest.approx(expected)
+
+
+def test_the_tables_of_the_page_are_those_of_its_numbers(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    judge = importlib.import_module("gan_judge")
+    with open(DOCS / "gan.csv", newline="", encoding="utf-8") as stream:
+        header, *rows = csv.reader(stream)
+    assert header == ["batch norm", "seed", *judge.MEASURES]
+    of_variants = {
+        name: np.array([row[2:] for row in rows if row[0] == name], float)
+        for name in dict.fromkeys(row[0] for row in rows)
+    }
+    assert [*of_variants] == ["training images", *judge.VARIANTS]
+    assert all(len(of_variants[name]) == judge.SEEDS for name in judge.VARIANTS)
+    judge.print_table(of_variants)
+    page = (DOCS / "sequences.md").read_text(encoding="utf-8")
+    # Headers may be worded in another way there.
+    lines = [line for line in capsys.readouterr().out.splitlines() if any(map(str.isdigit, line))]
+    assert len(lines) == 10
+    assert [line for line in lines if line not in page] == []
