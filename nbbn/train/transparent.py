@@ -172,7 +172,7 @@ class _Reader:
                 # A plain sequence could give a number that the batch has chosen.
                 if kind == TENSOR or at == STATIC:
                     return kind
-            case ast.Slice() | ast.Tuple():
+            case ast.Slice() | ast.Tuple() | ast.List():
                 return self.all(*_operands(node))
             case ast.UnaryOp(ast.USub() | ast.UAdd(), operand):
                 return self.data(operand)

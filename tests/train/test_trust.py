@@ -397,6 +397,10 @@ def smoothed(output, y, *, weight=0.1):
     return losses.cross_entropy(output, y) * FACTOR + weight * (output**2).mean()
 
 
+def sum_of_two(x):
+    return ops.stack([x, ops.tanh(x)]).sum(0)
+
+
 class Scaled(nbbn.Module):
     factor = 1.0
 
@@ -425,6 +429,7 @@ REPLAYED = {
     "partial of nbbn's": (small(), functools.partial(losses.cross_entropy, reduction="sum")),
     "lambda": (small(), lambda output, y: losses.nll(ops.softmax(output), y)),
     "index": (small(), lambda output, y: losses.nll(ops.softmax(output) * 1.0, y)),
+    "list": (small(), lambda output, y: losses.cross_entropy(sum_of_two(output), y)),
     "declared": (small(), nbbn.recordable(lambda output, y: [losses.cross_entropy(output, y)][0])),
 }
 
@@ -560,6 +565,13 @@ def test_numpy_of_the_batch_is_seen_where_its_result_is_used(rng):
     one, *others = batches(rng, [16] * 3)
     for data in ([one, *others], [one, one, *others]):
         runs_eagerly(Pair(small(), loss), data, "multiply", "outside the recorded operations")
+
+
+def test_a_list_of_labels_is_seen_where_it_is_used(rng):
+    def loss(output, y):
+        return losses.cross_entropy(output, y) + output[[y[0]]].mean()
+
+    runs_eagerly(Pair(small(), loss), batches(rng, [16] * 5), "_take", "computed outside")
 
 
 def test_a_function_without_source_has_to_be_declared(rng):
