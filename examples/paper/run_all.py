@@ -13,7 +13,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = pathlib.Path(__file__).resolve().parent
-SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in ("common", "run_all"))
+# As on the page; others follow by name.
+ORDER = ("fig1_sigmoids", "learning_rates", "fewer_steps", "initialization", "regularization",
+         "small_batches")  # fmt: skip
+SCRIPTS = sorted(
+    (path for path in HERE.glob("*.py") if path.stem not in ("common", "run_all")),
+    key=lambda path: (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem),
+)
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true")

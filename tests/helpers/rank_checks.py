@@ -58,22 +58,25 @@ def refuses(kind, words, function):
 @check
 def synchronized_batch_norm_is_that_of_the_whole_batch(ranks):
     for dtype, limit in ((np.float64, 1e-12), (np.float32, 3e-6)):
-        for shape in ((23, 6), (11, 5, 4, 3)):
+        for shape, axis in (((23, 6), 1), ((11, 5, 4, 3), 1), ((11, 4, 3, 5), -1)):
             for activation in (None, "relu"):
                 for residual in (False, True):
-                    _compare(ranks, dtype, limit, shape, activation, residual)
+                    _compare(ranks, dtype, limit, shape, axis, activation, residual)
 
 
-def _compare(ranks, dtype, limit, shape, activation, residual):
+def _compare(ranks, dtype, limit, shape, axis, activation, residual):
+    C, convention = shape[axis], nbbn.Convention(axis=axis)
     rng = np.random.default_rng(7)
     x = (100 + rng.standard_normal(shape)).astype(dtype)
     added = rng.standard_normal(shape).astype(dtype) if residual else None
     dy = rng.standard_normal(shape).astype(dtype)
-    layers = [nbbn.BatchNorm(shape[1], sync=s, activation=activation, dtype=dtype)
-              for s in (False, True)]  # fmt: skip
+    layers = [
+        nbbn.BatchNorm(C, sync=sync, convention=convention, activation=activation, dtype=dtype)
+        for sync in (False, True)
+    ]
     for layer in layers:
-        layer.gamma.data[...] = np.linspace(-1, 2, shape[1])
-        layer.beta.data[...] = np.linspace(2, -1, shape[1])
+        layer.gamma.data[...] = np.linspace(-1, 2, C)
+        layer.beta.data[...] = np.linspace(2, -1, C)
     parts = pieces(ranks, shape[0], uneven(ranks, shape[0]))
     for layer, part in zip(layers, (slice(None), parts[ranks.rank]), strict=True):
         given = nbbn.Tensor(x[part], requires_grad=True)
@@ -94,9 +97,9 @@ def _compare(ranks, dtype, limit, shape, activation, residual):
         assert own.shape == whole.shape
         assert np.abs(own - whole).max(initial=0) <= limit * max(1, np.abs(whole).max(initial=0))
     # Statistics: the very bits of the pieces' own, merged in the order of the ranks.
-    stats = [F.batch_norm_train(x[part], single=True)[1] for part in parts]
+    stats = [F.batch_norm_train(x[part], axis=axis, single=True)[1] for part in parts]
     merged = F.merge_stats(stats)
-    running = np.zeros(shape[1], dtype), np.ones(shape[1], dtype)
+    running = np.zeros(C, dtype), np.ones(C, dtype)
     F.update_running_stats(*running, merged)
     if ranks.size > 1:
         assert layers[1].running_mean.tobytes() == running[0].tobytes()
