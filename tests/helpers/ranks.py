@@ -21,6 +21,12 @@ needs_mpi = pytest.mark.skipif(
 )
 
 
+def is_open_mpi() -> bool:
+    """Whether `mpiexec` is Open MPI's."""
+    found = subprocess.run([str(MPIEXEC), "--version"], capture_output=True, text=True, timeout=60)
+    return "Open MPI" in found.stdout
+
+
 def environment(**more: str) -> dict[str, str]:
     """One thread a rank; Open MPI wants to be told that ranks may share cores, and of root."""
     return {
