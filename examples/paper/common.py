@@ -6,6 +6,7 @@ seconds that a script works; what it prints is no verdict on the claim.
 """
 
 import argparse
+import io
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -52,12 +53,17 @@ class Experiment:
 
     def finish(self, numbers: dict[str, Any], figure: Any, verdict: Verdict, reason: str) -> None:
         """Write the picture and the numbers, and print the verdict."""
+        from PIL import Image
+
         self.out.mkdir(parents=True, exist_ok=True)
         record = {"claim": self.claim, "seeds": len(self.seeds), "quick": self.quick,
                   "verdict": verdict, "reason": reason, **numbers}  # fmt: skip
         text = json.dumps(record, indent=1, default=lambda a: np.round(a, 6).tolist())
         (self.out / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
-        figure.savefig(self.out / f"{self.name}.png", dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120)
+        small = Image.open(picture).convert("RGB").quantize(64)
+        small.save(self.out / f"{self.name}.png", optimize=True)
         mode = " (quick, no verdict on the claim)" if self.quick else ""
         print(f"{self.name}: {verdict}{mode}: {reason}")
 

@@ -7,7 +7,8 @@ the weights' scale prevents it; only shortcuts do.
 
 What is tried: 55 layers of 512 on MNIST, batches of 8 to 1024, the gradient of a random direction
 in the output. `nbbn.inspect` gives each layer's gradient, a straight line through their logarithms
-the factor. `theory` derives it for every batch size.
+the factor. `theory` derives it for every batch size. It takes all examples of a batch for alike;
+the last picture shows by how much their norms differ.
 
 Refuted if a factor in the mean over seeds is 5 % from theory, or that of the largest batch 5 % from
 pi / (pi - 1), or if weights ten times as large change it by 1 %. Partly if only some of that fails.
@@ -16,7 +17,7 @@ pi / (pi - 1), or if weights ten times as large change it by 1 %. Partly if only
 import math
 
 import numpy as np
-from common import Experiment, axes
+from common import Experiment, axes, band
 
 import nbbn
 from nbbn import data
@@ -54,13 +55,26 @@ def growth(seed, batch, init="he"):
         model, images[:batch], direction, loss=lambda output, y: (output * y).sum(), warn=False
     )
     norms = [f.grad_norm for f in found.layers if f.layer.startswith("Dense")][:-1]
-    middle = 2 * np.log(norms[10:-5])  # away from both ends
-    return norms, float(np.exp(-np.polyfit(range(len(middle)), middle, 1)[0]))
+    logs = 2 * np.log(norms[10:-5])  # away from both ends
+    return norms, float(np.exp(-np.polyfit(range(len(logs)), logs, 1)[0]))
+
+
+def unevenness(seed, batch):
+    """Deviation over examples of the squared norms, 1 in the mean, of normalized Wu, by layer."""
+    x, found = nbbn.Tensor(images[:batch]), []
+    for layer in nbbn.mlp((784, *[WIDTH] * (DEPTH - 1)), rng=seed):
+        x = layer(x)
+        if isinstance(layer, nbbn.Dense):
+            h = x.numpy()
+            z = (h - h.mean(axis=0)) / h.std(axis=0)
+            found.append(float(np.square(z).mean(axis=1).std()))
+    return found
 
 
 found = {batch: [growth(seed, batch) for seed in experiment.seeds] for batch in SIZES}
 factors = {batch: [factor for _, factor in results] for batch, results in found.items()}
-largest, typical = max(SIZES), SIZES[len(SIZES) // 2]
+largest, typical, shown = max(SIZES), SIZES[len(SIZES) // 2], sorted({8, 32, max(SIZES)})
+uneven = {batch: [unevenness(seed, batch) for seed in experiment.seeds] for batch in shown}
 tenfold = [growth(seed, typical, 10 * (2 / WIDTH) ** 0.5)[1] for seed in experiment.seeds]
 
 errors = [np.mean(values) / theory(batch) - 1 for batch, values in factors.items()]
@@ -73,8 +87,8 @@ reason = (
     f" theory at worst; weights ten times as large change it by {larger:+.1%}"
 )
 
-figure, (left, right) = axes(2)
-for i, batch in enumerate((SIZES[0], 32, largest)):
+figure, (left, middle, right) = axes(3)
+for i, batch in enumerate(shown):
     norms = np.array(found[batch][0][0]) / found[batch][0][0][-1]
     left.plot(range(1, DEPTH), norms**2, f"C{i}", label=f"batch of {batch}")
     line = theory(batch) ** np.arange(DEPTH - 2, -1, -1)
@@ -83,16 +97,22 @@ left.set(title="Growth towards the input (dotted: theory)", xlabel="layer", ysca
 left.set(ylabel="squared gradient, last = 1")
 left.legend()
 line = np.geomspace(min(SIZES), largest)
-right.plot(line, [theory(batch) for batch in line], "k", label="theory", linewidth=1)
-right.axhline(LIMIT, color="gray", linestyle=":", label="pi / (pi - 1)")
+middle.plot(line, [theory(batch) for batch in line], "k", label="theory", linewidth=1)
+middle.axhline(LIMIT, color="gray", linestyle=":", label="pi / (pi - 1)")
 for seed in experiment.seeds:
     points = [factors[batch][seed] for batch in SIZES]
-    right.plot(SIZES, points, "C2o", alpha=0.6, label="measured" if seed == 0 else None)
-right.set(title="Factor a layer", xlabel="batch", ylabel="growth of squared gradients")
-right.set_xscale("log", base=2)
+    middle.plot(SIZES, points, "C2o", alpha=0.6, label="measured" if seed == 0 else None)
+middle.set(title="Factor a layer", xlabel="batch", ylabel="growth of squared gradients")
+middle.set_xscale("log", base=2)
+middle.legend()
+for batch in shown:
+    band(right, range(1, DEPTH), uneven[batch], f"batch of {batch}")
+right.set(title="How examples of a batch differ", xlabel="layer", yscale="log")
+right.set(ylabel="spread of their squared norms")
 right.legend()
 experiment.finish(
     {"depth": DEPTH, "width": WIDTH, "growth": factors,
-     "theory": {batch: theory(batch) for batch in SIZES}, "weights_x10": larger},
+     "theory": {batch: theory(batch) for batch in SIZES}, "weights_x10": larger,
+     "unevenness": {batch: np.mean(values, axis=0) for batch, values in uneven.items()}},
     figure, verdict, reason,
 )  # fmt: skip

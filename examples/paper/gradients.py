@@ -113,15 +113,16 @@ for kind, found in gradients.items():
     band(left, range(1, HIDDEN + 1), found, kind, **style)
 left.set(title="55 layers at initialization", xlabel="layer", ylabel="norm of its gradient")
 left.set_yscale("log")
-left.legend(fontsize=7)
+left.legend(fontsize=6.5)
 for kind, color in (("residual", "C3"), ("residual, batch norm", "C4")):
     values = np.concatenate(elements[kind])
-    right.hist(values, np.linspace(-12, 12, 97), density=True, histtype="step", color=color)
+    style = {"histtype": "step", "color": color, "label": kind}
+    right.hist(values, np.linspace(-12, 12, 97), density=True, **style)
 x = np.linspace(-5, 5)
 right.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), "k:", label="normal")
-right.set(title="Elements of the middle layer's", xlabel="deviations", ylabel="density")
+right.set(title="Elements of the middle layer's gradient", xlabel="deviations", ylabel="density")
 right.set(yscale="log", ylim=(1e-6, 2))
-right.legend()
+right.legend(fontsize=7)
 experiment.finish(
     {"depth": HIDDEN, "width": WIDTH, "kurtosis": tails, "largest_over_least": ranges,
      "mean_norms": {kind: found.mean(axis=0) for kind, found in gradients.items()}},

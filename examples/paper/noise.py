@@ -1,4 +1,4 @@
-"""Noise behind batch norm: shifting distributions do not hurt, so their stability is not the reason.
+"""Noise behind batch norm: shifting distributions do not hurt, so stability is not the reason.
 
 Claim (Santurkar et al. 2018, arXiv:1805.11604, section 2.1): give every activation behind batch
 norm its own shift and scale, drawn again at every step from distributions that themselves move. The

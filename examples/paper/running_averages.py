@@ -60,7 +60,7 @@ def recalibrated(model):
 
 
 def tried(size, weight, seed):
-    """Errors in training, and at rest in the first layer; accuracies with running and with exact statistics."""
+    """Errors in training, and of layer 1 at rest; accuracies with running and exact statistics."""
     rng = np.random.default_rng(seed)
     model = nbbn.mlp((784, 100, 100, 100, 10), rng=rng)
     for norm in norms(model):
