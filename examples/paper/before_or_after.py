@@ -22,7 +22,7 @@ from nbbn import data, optim
 claim = "batch normalization belongs before the activation, where values are more Gaussian"
 experiment = Experiment("before_or_after", claim, seeds=5)
 images, labels = experiment.images()
-STEPS, EVERY = experiment.pick((3000, 150), (40, 20))
+STEPS, EVERY = experiment.pick((2000, 200), (40, 20))
 # By name: the layer, its initialization, learning rates.
 ACTIVATIONS = {
     "ReLU": (nbbn.ReLU, "he", experiment.pick((0.03, 0.1, 0.3, 1.0), (0.1,))),
