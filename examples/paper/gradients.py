@@ -113,7 +113,7 @@ for kind, found in gradients.items():
     band(left, range(1, HIDDEN + 1), found, kind, **style)
 left.set(title="55 layers at initialization", xlabel="layer", ylabel="norm of its gradient")
 left.set_yscale("log")
-left.legend(fontsize=6.5)
+left.legend(fontsize=6.5, loc=(0.02, 0.19))
 for kind, color in (("residual", "C3"), ("residual, batch norm", "C4")):
     values = np.concatenate(elements[kind])
     style = {"histtype": "step", "color": color, "label": kind}
