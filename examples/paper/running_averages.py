@@ -22,7 +22,7 @@ import copy
 import itertools
 
 import numpy as np
-from common import Experiment, axes, forever
+from common import Experiment, axes, band, forever
 
 import nbbn
 from nbbn import data, optim, train
@@ -105,19 +105,18 @@ reason = (
 
 figure, (left, middle, right) = axes(3)
 for i, size in enumerate(SIZES):
-    left.plot(WEIGHTS, moving[i], "o-", label=f"batches of {size}")
     middle.plot(a[settled[i]], resting[i][settled[i]], f"C{i}o")
     middle.plot(WEIGHTS, formula[i], f"C{i}", linewidth=1)
-    right.plot(WEIGHTS, 100 * running[i], f"C{i}o-")
-    right.plot(WEIGHTS, 100 * exact[i], f"C{i}--")
-    for axis, values in ((left, found[i, :, :, 0]), (right, 100 * found[i, :, :, 2])):
-        axis.fill_between(WEIGHTS, values.min(1), values.max(1), color=f"C{i}", alpha=0.2, lw=0)
+    mended = 100 * (found[i, :, :, 3] - found[i, :, :, 2])
+    band(left, WEIGHTS, found[i, :, :, 0].T, f"batches of {size}", marker="o")
+    band(right, WEIGHTS, mended.T, f"to {exact[i].mean():.1%}", marker="o")
 left.set(title="All layers, weights move", yscale="log")
 left.set(ylabel="error of running means, deviations")
 left.legend(fontsize=8)
 middle.set(title="Layer 1, weights at rest (line: formula)", yscale="log")
-right.set(title="Accuracy (dashed: recalibrated)", ylabel="test accuracy, %")
-right.set_ylim(*experiment.pick((90, 98), (None, None)))
+right.set(title="What recalibration adds", ylabel="points of test accuracy")
+right.set_yscale("symlog", linthresh=1)
+right.legend(fontsize=8)
 for axis in (left, middle, right):
     axis.set(xscale="log", xlabel="weight a of the newest batch")
 experiment.finish(
