@@ -26,7 +26,7 @@ STEPS, EVERY = experiment.pick((2000, 200), (40, 20))
 # By name: the layer, its initialization, learning rates.
 ACTIVATIONS = {
     "ReLU": (nbbn.ReLU, "he", experiment.pick((0.03, 0.1, 0.3, 1.0), (0.1,))),
-    "sigmoid": (nbbn.Sigmoid, "glorot", experiment.pick((0.1, 0.3, 1.0, 3.0), (0.3,))),
+    "sigmoid": (nbbn.Sigmoid, "glorot", experiment.pick((0.3, 1.0, 3.0, 10.0), (0.3,))),
 }
 
 
@@ -109,8 +109,8 @@ for axis, activation in ((left, "ReLU"), (middle, "sigmoid")):
         values = 100 * np.array(curves[name])
         band(axis, steps, values, f"{place} (rate {best[name]:g})")
     axis.set(title=activation, xlabel="step", ylabel="test accuracy, %")
-    axis.set_ylim(experiment.pick((96.5, 98.5), None))
-    axis.legend()
+    axis.set_ylim(experiment.pick((90, 98), None))
+    axis.legend(loc="lower right")
 for i, activation in enumerate(ACTIVATIONS):
     for j, (what, color) in enumerate((("Wu", "C0"), ("activation", "C1"))):
         right.bar(
@@ -119,7 +119,7 @@ for i, activation in enumerate(ACTIVATIONS):
         )  # fmt: skip
 right.set_xticks(range(4), ["skewness\nReLU", "sigmoid", "kurtosis\nReLU", "sigmoid"])
 right.set(title="Distance from Gaussian", ylabel="median of |.| over units")
-right.legend()
+right.legend(loc=(0.27, 0.8))
 experiment.finish(
     {"best_rate": best, "final_accuracy": {k: [c[-1] for c in v] for k, v in curves.items()},
      "skewness_kurtosis": {a: {"Wu": t[0], "activation": t[1]} for a, t in tables.items()}},

@@ -26,7 +26,7 @@ from nbbn.nn import losses
 experiment = Experiment(
     "weight_decay", "In front of batch norm weight decay is nothing but a learning rate"
 )
-RATE, DECAY, BATCH, STEPS = 0.1, 0.01, 60, experiment.pick(3000, 100)
+RATE, DECAY, BATCH, STEPS = 0.1, 0.01, 60, experiment.pick(5000, 100)
 images, labels = experiment.images()
 
 
