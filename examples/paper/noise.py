@@ -5,8 +5,8 @@ norm its own shift and scale, drawn again at every step from distributions that 
 net trains about as well as with plain batch norm, better than without any, though its layers'
 inputs are less stable than in the net without.
 
-What is tried: a ReLU net with 8 hidden layers of 100, bare, with batch norm, and with noise as in
-the paper's appendix: shifts from U(m - 0.1, m + 0.1) with m from U(-0.5, 0.5), scales from
+What is tried: a ReLU net with 8 hidden layers of 100, bare, with batch norm, and with noise in
+the manner of the paper's appendix: shifts from U(m - 0.1, m + 0.1) with m from U(-0.5, 0.5), scales from
 N(s, 0.1) with s from U(1, 1.25), m and s drawn for each unit and step. Each kind of net at the best
 of three learning rates. MNIST and a small net stand for the paper's VGG on CIFAR-10, for the sake
 of time.
