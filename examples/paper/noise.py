@@ -5,11 +5,11 @@ norm its own shift and scale, drawn again at every step from distributions that 
 net trains about as well as with plain batch norm, better than without any, though its layers'
 inputs are less stable than in the net without.
 
-What is tried: a ReLU net with 8 hidden layers of 100, bare, with batch norm, and with noise in
-the manner of the paper's appendix: shifts from U(m - 0.1, m + 0.1) with m from U(-0.5, 0.5), scales from
-N(s, 0.1) with s from U(1, 1.25), m and s drawn for each unit and step. Each kind of net at the best
-of three learning rates. MNIST and a small net stand for the paper's VGG on CIFAR-10, for the sake
-of time.
+What is tried: a ReLU net with 8 hidden layers of 100, bare, with batch norm, and with noise in the
+manner of the paper's appendix: shifts from U(m - 0.1, m + 0.1) with m from U(-0.5, 0.5), scales
+from N(s, 0.1) with s from U(1, 1.25), m and s drawn for each unit and step. Each kind of net at the
+best of three learning rates. MNIST and a small net stand for the paper's VGG on CIFAR-10, for the
+sake of time.
 
 Refuted if noise costs half of what batch norm gains in the mean loss over training, or more, or if
 the inputs of the noisy net are as stable as those of the bare one. Reproduced if it costs less than
