@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 HERE = pathlib.Path(__file__).resolve().parent
 # As on the page; others follow by name.
 ORDER = ("fig1_sigmoids", "learning_rates", "fewer_steps", "initialization", "regularization",
-         "small_batches")  # fmt: skip
+         "small_batches", "before_or_after", "gradients", "gradient_growth", "noise", "smoothness",
+         "scale_invariance", "weight_decay", "running_averages", "inception")  # fmt: skip
 SCRIPTS = sorted(
     (path for path in HERE.glob("*.py") if path.stem not in ("common", "run_all")),
     key=lambda path: (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem),
