@@ -506,6 +506,12 @@ def other(change=lambda model, batches, optimizer: None, **options):
     return make
 
 
+def test_an_option_that_came_later_is_none_in_older_files(saved):
+    model, batches, optimizer = other(lambda m, b, o: setattr(m[0], "later", None))()
+    checkpoint.restore(checkpoint.load(saved), model, optimizer, batches)
+    assert batches.position
+
+
 def other_model(model):
     return other(lambda _, b, o: (model, b, optim.Adam(model.parameters(), o.schedule)))
 

@@ -111,6 +111,9 @@ def first_difference(saved: Any, own: Any, name: str = "") -> str | None:
         return None if saved == own else f"{name} is {own!r} here and {saved!r} there"
     for key in [*own, *(key for key in saved if key not in own)]:
         where = f"{name}.{key}" if name else key
+        # An option that came later is None for what there was before.
+        if own.get(key) is saved.get(key) is None:
+            continue
         if key not in own:
             return f"there is no {where} here"
         if key not in saved:
