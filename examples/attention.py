@@ -1,7 +1,8 @@
 """MNIST by attention: a small Transformer that reads an image as 49 patches of 4 x 4 pixels.
 
 Each patch becomes a vector, to which that of its place is added. Two encoder layers let every patch
-look at all others; their mean says which digit it is. Prints the test accuracy after every epoch.
+look at all others; all of them together say which digit it is. Prints the test accuracy after every
+epoch.
 
 Run it: python examples/attention.py [--smoke]
 """
@@ -29,14 +30,6 @@ class Patches(nbbn.Module):
         return x.reshape(-1, SIDE * SIDE, PATCH * PATCH)
 
 
-class Mean(nbbn.Module):
-    """What all steps of a sequence (N, T, E) have in common (N, E)."""
-
-    def forward(self, x):
-        """Average over the steps."""
-        return x.mean(axis=1)
-
-
 def transformer(rng):
     """Patches, their places, two encoder layers, and a decision."""
 
@@ -51,9 +44,9 @@ def transformer(rng):
         nbbn.PositionalEmbedding(SIDE * SIDE, FEATURES, rng=rng),
         encoder(),
         encoder(),
-        Mean(),
         nbbn.LayerNorm(FEATURES),
-        nbbn.Dense(FEATURES, 10, rng=rng),
+        nbbn.Flatten(),
+        nbbn.Dense(SIDE * SIDE * FEATURES, 10, rng=rng),
     )
 
 
