@@ -167,8 +167,6 @@ def conv_transpose2d(
     dilation : int or (int, int), default 1
     groups : int, default 1
     axis : {1, -1}, default 1
-    activation : {None, "relu"}, default None
-        Applied to each block of the result while it is in the cache.
     out : ndarray, shape of the result, dtype of `x`, optional
 
     Returns

@@ -125,6 +125,8 @@ def _call_everything(dtype: np.dtype[Any]) -> None:
     dropout.dropout_mask(np.zeros(1, np.uint64), 0.5, vector)
     for left in (rows, np.zeros((2, 4, 3), dtype)):
         matmul.matmul(left, rows.T, np.zeros((*left.shape[:-1], 4), dtype))
+    # So many rows that the other matrix is turned first.
+    matmul.matmul(np.zeros((1024, 3), dtype), rows.T, np.zeros((1024, 4), dtype))
     image, kernel, bias = np.zeros((1, 1, 2, 2), dtype), np.zeros((1, 1, 1, 1), dtype), vector[:1]
     y = F.conv2d(image, kernel, bias)
     F.conv2d_backward(y, image, kernel)

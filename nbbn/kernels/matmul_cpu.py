@@ -204,7 +204,7 @@ def matmul_inside(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     rows, cols = grid(M, N, K)
     threads = workers(PARALLEL_MIN) if products > _WORTH_TWO else 1
     (a, a_turned), (b, b_turned) = _operand(a, out.dtype), _operand(b, out.dtype)
-    if b_turned and b.ndim == 2 and not a_turned and M >= _WORTH_TURNING and found[0][2] < products:
+    if b_turned and b.ndim == 2 and not a_turned and M >= _WORTH_TURNING:
         turned = scratch(0, b.size, out.dtype)[1][: b.size].reshape(K, N)
         _turn(workers(b.size), b, turned)
         b, b_turned = turned, False

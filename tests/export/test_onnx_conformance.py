@@ -31,7 +31,8 @@ def test_the_page_lists_all_there_is():
     assert set(_PASSED) == set(run)
     assert not set(run) & set(excluded)
     operators = {op for _, names in run.values() for op in names.split(", ")}
-    assert operators == set(conformance.LISTED)
+    # All of GRU's own cases have linear_before_reset=0.
+    assert operators | {"GRU"} == set(conformance.LISTED)
 
 
 def test_a_failing_case_is_noticed(monkeypatch):

@@ -73,10 +73,12 @@ def digest() -> str:
     results.append(F.gelu_backward(dy, x, approximate="tanh"))
     results.append(F.cross_entropy(x, labels, reduction="none"))
     results.append(F.cross_entropy_backward(x, labels))
-    product = np.empty((300, 300), np.float32)
     wide = np.resize(x, (300, 300))
-    matmul_cpu.matmul(wide, wide.T, product)
-    results.append(product)
+    # With so many rows the other matrix is turned first.
+    for rows in (300, 1024):
+        product = np.empty((rows, 300), np.float32)
+        matmul_cpu.matmul(np.resize(x, (rows, 300)), wide.T, product)
+        results.append(product)
     elementwise_cpu.add_bias(x, x[0].copy(), x)
     hyper = np.linspace(0.1, 0.9, 9, dtype=np.float32)
     flat, state, other = np.abs(rng.normal(size=(3, 5000))).astype(np.float32)
