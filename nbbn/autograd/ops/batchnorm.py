@@ -38,9 +38,9 @@ class BatchNormTrain(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         dresidual = residual_gradient(ctx, dy)
-        in_place = ctx.owns_dy and dresidual is None and dy.dtype == ctx.x.dtype
+        out = _place_of_dx(ctx, dy, dresidual)
         dx, dgamma, dbeta = F.batch_norm_backward(
-            dy, ctx.x, ctx.stats, ctx.gamma, axis=ctx.axis, y=ctx.y, out=dy if in_place else None,
+            dy, ctx.x, ctx.stats, ctx.gamma, axis=ctx.axis, y=ctx.y, out=out,
             out_dgamma=ctx.buffers[1], out_dbeta=ctx.buffers[2],
         )  # fmt: skip
         return dx, dgamma, dbeta, dresidual
@@ -89,10 +89,10 @@ class BatchNormSync(RecordableOp):
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
         dresidual = residual_gradient(ctx, dy)
-        in_place = ctx.owns_dy and dresidual is None and dy.dtype == ctx.x.dtype
+        out = _place_of_dx(ctx, dy, dresidual)
         moments, options = (ctx.stats.mean, ctx.stats.var), {"eps": ctx.eps, "axis": ctx.axis}
         dx, dgamma, dbeta = F.batch_norm_infer_backward(
-            dy, ctx.x, *moments, ctx.gamma, **options, y=ctx.y, out=dy if in_place else None,
+            dy, ctx.x, *moments, ctx.gamma, **options, y=ctx.y, out=out,
             out_dgamma=ctx.buffers[1], out_dbeta=ctx.buffers[2],
         )  # fmt: skip
         sums = backend.empty((2, dgamma.size), np.float64)
@@ -160,6 +160,12 @@ class BatchNormInfer(RecordableOp):
         dx = scaled if gamma is None else scaled * _per_channel(gamma, ctx.x, axis)
         dgamma = (scaled * (x - center)).sum(axis=others) if ctx.needs[3] else None
         return dx, None, None, dgamma, g.sum(axis=others) if ctx.needs[4] else None, g
+
+
+def _place_of_dx(ctx: Any, dy: np.ndarray, dresidual: np.ndarray | None) -> np.ndarray | None:
+    """Return dy where nobody needs it any more and dx can take its place."""
+    free = ctx.owns_dy and dresidual is None and dy.dtype == ctx.x.dtype
+    return dy if free else None
 
 
 def residual_gradient(ctx: Any, dy: np.ndarray) -> np.ndarray | None:
