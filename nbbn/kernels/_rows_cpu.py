@@ -19,33 +19,24 @@ from ._channels_cpu import (
     sum_parts,
 )
 from ._jit import Kernel, bounds, device_function, inlined_device_function
-from ._vector import prefetch
 
-ROWS_PER_RUN = 128
-# Products of the backward pass go into float64 sums after as many rows.
-ROWS_PER_SUM = 32
+# A block has so many rows at least, since merging costs C per block.
+ROWS_PER_BLOCK = 128
+ROWS_PER_RUN = 256
+# Sums read several strands of consecutive rows side by side: the processor foresees long streams.
+FORWARD_STRANDS = 8
+BACKWARD_STRANDS = 4
+# Products of the backward pass go into float64 sums after as many turns.
+TURNS_PER_SUM = 8
 # Fewer rows are summed in float64: there are too few errors to average out.
 FEW_ROWS = 64
-# Sums read several rows at once. Where rows are shorter than a page, the processor does not foresee
-# the next ones in arrays beyond its own cache, and has to be asked for them so many bytes ahead.
-PAGE = 4096
-BIG = 1 << 20
-AHEAD = 1 << 13
 
 
 @register_jitable
 def blocks_of_rows(M, C):
-    """How many blocks rows (M, C) are cut into: of whole runs, since merging costs C per block."""
-    most = max(M // ROWS_PER_RUN, min(M // 8, 8))
+    """How many blocks rows (M, C) are cut into."""
+    most = max(M // ROWS_PER_BLOCK, min(M // 8, 8))
     return max(1, min(M * C // ELEMENTS_PER_BLOCK, MAX_BLOCKS, most))
-
-
-@device_function
-def read_ahead(x, row, rows):
-    """Ask for the memory that sums over x will come to after so many rows from `row` on."""
-    step = x.strides[0]
-    if step < PAGE and x.size * x.itemsize > BIG:
-        prefetch(x, row * step + AHEAD, rows * step)
 
 
 @device_function
@@ -79,23 +70,22 @@ def _center_rows(x, first, last, shift):
 def _sum_rows(x, first, last, shift, zero, total, square):
     """Sums of x - shift and of its square over rows first..last, per column.
 
-    Eight rows at a time in the type of `zero`, and in that of total and square from there up.
+    Eight strands at a time in the type of `zero`, and in that of total and square from there up.
     """
     C = x.shape[1]
     for j in range(C):
         total[j] = 0
         square[j] = 0
-    row = first
-    while row + 8 <= last:
-        read_ahead(x, row, 8)
+    strand = (last - first) // FORWARD_STRANDS
+    for row in range(first, first + strand):
         x0 = x[row]
-        x1 = x[row + 1]
-        x2 = x[row + 2]
-        x3 = x[row + 3]
-        x4 = x[row + 4]
-        x5 = x[row + 5]
-        x6 = x[row + 6]
-        x7 = x[row + 7]
+        x1 = x[row + strand]
+        x2 = x[row + 2 * strand]
+        x3 = x[row + 3 * strand]
+        x4 = x[row + 4 * strand]
+        x5 = x[row + 5 * strand]
+        x6 = x[row + 6 * strand]
+        x7 = x[row + 7 * strand]
         for j in range(C):
             center = shift[j] + zero
             d0 = x0[j] - center
@@ -110,14 +100,12 @@ def _sum_rows(x, first, last, shift, zero, total, square):
             square[j] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + (
                 (d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7)
             )
-        row += 8
-    while row < last:
+    for row in range(first + FORWARD_STRANDS * strand, last):
         x0 = x[row]
         for j in range(C):
             d0 = x0[j] - (shift[j] + zero)
             total[j] += d0
             square[j] += d0 * d0
-        row += 1
 
 
 @device_function
@@ -245,63 +233,48 @@ def infer_rows(x, residual, gamma, beta, mean, var, eps, relu, threads, y, wide,
 
 
 @device_function
-def _sum_products_rows(dy, x, y, first, last, shift, total, product):
-    """Sums of g and of g * (x - shift) over rows first..last, per column."""
-    C = x.shape[1]
-    zero = x.dtype.type(0)
-    masked = y.size > 0
-    # Without a mask dy stands in for it: what is always there can be read without a condition.
-    mask = y if masked else dy
-    for j in range(C):
-        total[j] = 0
-        product[j] = 0
-    row = first
-    while row + 4 <= last:
-        read_ahead(x, row, 4)
-        read_ahead(dy, row, 4)
-        read_ahead(y, row, 4)
-        x0, dy0, y0 = x[row], dy[row], mask[row]
-        x1, dy1, y1 = x[row + 1], dy[row + 1], mask[row + 1]
-        x2, dy2, y2 = x[row + 2], dy[row + 2], mask[row + 2]
-        x3, dy3, y3 = x[row + 3], dy[row + 3], mask[row + 3]
-        for j in range(C):
-            g0, g1, g2, g3 = dy0[j], dy1[j], dy2[j], dy3[j]
-            if masked:
-                g0 = g0 if y0[j] > zero else zero
-                g1 = g1 if y1[j] > zero else zero
-                g2 = g2 if y2[j] > zero else zero
-                g3 = g3 if y3[j] > zero else zero
-            total[j] += (g0 + g1) + (g2 + g3)
-            product[j] += (g0 * (x0[j] - shift[j]) + g1 * (x1[j] - shift[j])) + (
-                g2 * (x2[j] - shift[j]) + g3 * (x3[j] - shift[j])
-            )
-        row += 4
-    while row < last:
-        x0, dy0, y0 = x[row], dy[row], mask[row]
-        for j in range(C):
-            g0 = dy0[j]
-            if masked:
-                g0 = g0 if y0[j] > zero else zero
-            total[j] += g0
-            product[j] += g0 * (x0[j] - shift[j])
-        row += 1
-
-
-@device_function
 def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
     """Write sum(g) and sum(g * (x - shift)) of rows first..last to wide (2 * C,)."""
     C = x.shape[1]
+    zero = x.dtype.type(0)
     total, product = narrow[:C], narrow[C : 2 * C]
+    masked = y.size > 0
+    # Without a mask dy stands in for it: what is always there can be read without a condition.
+    mask = y if masked else dy
     for j in range(2 * C):
         wide[j] = 0.0
-    row = first
-    while row < last:
-        end = min(row + ROWS_PER_SUM, last)
-        _sum_products_rows(dy, x, y, row, end, shift, total, product)
+    strand = (last - first) // BACKWARD_STRANDS
+    for start in range(first, first + strand, TURNS_PER_SUM):
+        for j in range(C):
+            total[j] = 0
+            product[j] = 0
+        for row in range(start, min(start + TURNS_PER_SUM, first + strand)):
+            x0, dy0, y0 = x[row], dy[row], mask[row]
+            x1, dy1, y1 = x[row + strand], dy[row + strand], mask[row + strand]
+            x2, dy2, y2 = x[row + 2 * strand], dy[row + 2 * strand], mask[row + 2 * strand]
+            x3, dy3, y3 = x[row + 3 * strand], dy[row + 3 * strand], mask[row + 3 * strand]
+            for j in range(C):
+                g0, g1, g2, g3 = dy0[j], dy1[j], dy2[j], dy3[j]
+                if masked:
+                    g0 = g0 if y0[j] > zero else zero
+                    g1 = g1 if y1[j] > zero else zero
+                    g2 = g2 if y2[j] > zero else zero
+                    g3 = g3 if y3[j] > zero else zero
+                total[j] += (g0 + g1) + (g2 + g3)
+                product[j] += (g0 * (x0[j] - shift[j]) + g1 * (x1[j] - shift[j])) + (
+                    g2 * (x2[j] - shift[j]) + g3 * (x3[j] - shift[j])
+                )
         for j in range(C):
             wide[j] += total[j]
             wide[C + j] += product[j]
-        row = end
+    for row in range(first + BACKWARD_STRANDS * strand, last):
+        x0, dy0, y0 = x[row], dy[row], mask[row]
+        for j in range(C):
+            g = dy0[j]
+            if masked:
+                g = g if y0[j] > zero else zero
+            wide[j] += g
+            wide[C + j] += g * (x0[j] - shift[j])
 
 
 @device_function

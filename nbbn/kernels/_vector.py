@@ -1,4 +1,4 @@
-"""Sums over a contiguous run, in an order that is written in the code, at vector speed; prefetch.
+"""Sums over a contiguous run, in an order that is written in the code, at vector speed.
 
 A loop that keeps its sums in an array stores and reloads them at every turn, because the compiler
 cannot know that the array is not the input. Here they stay in LLVM vectors of LANES elements (half
@@ -14,7 +14,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 32
-CACHE_LINE = 64
 
 
 def _two_sums(arrays, terms):
@@ -187,22 +186,3 @@ def sum_masked_products(typingctx, dy, x, y, first, last, shift):
 def sum_scaled_products(typingctx, dy, scale, x, first, last, shift):
     """sum(dy * scale) and sum(dy * scale * (x - shift)) over first..last."""
     return _SCALED_PRODUCTS(x.dtype, shift)
-
-
-@_or_in_python(lambda x, first, nbytes: None)
-def prefetch(typingctx, x, first, nbytes):
-    """Ask for so many bytes from byte `first` of x on, without waiting; they may lie outside it."""
-
-    def codegen(context, builder, signature, args):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        data = builder.bitcast(data, byte)
-        stop = builder.add(args[1], args[2])
-        with cgutils.for_range_slice(builder, args[1], stop, args[1].type(CACHE_LINE)) as (at, _):
-            # For reading, into every cache, data.
-            builder.call(ask, [builder.gep(data, [at]), flag(0), flag(3), flag(1)])
-        return context.get_dummy_value()
-
-    return types.none(x, types.intp, types.intp), codegen
