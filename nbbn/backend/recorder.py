@@ -18,11 +18,14 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .pace import Pace
 
 
 class HostMemory:
@@ -300,6 +303,9 @@ class Plan:
     """A step that can be replayed: a recording in an arena, and the array of its result."""
 
     def __init__(self, recorder: Recorder, result: Any) -> None:
+        from ..kernels import _jit
+
+        self._jit = _jit
         self._result = recorder.place(result)
         # What a launcher enters at each call, a replay enters once.
         around = (getattr(note.launcher, "around", None) for note in recorder.notes)
@@ -308,7 +314,8 @@ class Plan:
             (getattr(note.launcher, "inside", note.launcher), note.arguments, note.when)
             for note in recorder.notes
         ]
-        self._calls: tuple[Any, list[Any]] = (None, [])
+        self._calls: dict[Any, list[Any]] = {}
+        self._pace = Pace()
         self._notes = [note[:2] for note in notes]
         self._behind = [note[:2] for note in notes if note[2] != "ahead"]
         slots = [(at, place) for at, place in recorder.places.items() if place.owner == "input"]
@@ -344,27 +351,30 @@ class Plan:
             np.copyto(copy, inputs[number])
         for arguments, index, number in self._slots:
             arguments[index] = inputs[number]
+        start = time.perf_counter()
         try:
-            with self._around:
+            with self._around, self._jit.serially(self._pace.alone):
                 for launch, arguments in self._prepared(ahead):
                     launch(*arguments)
         finally:
             for arguments, index, _ in self._slots:
                 arguments[index] = None
+        self._pace.took(time.perf_counter() - start)
         return self._result
 
     def _prepared(self, ahead: bool) -> list[tuple[Callable[..., Any], Any]]:
         """Launches as this thread makes them: compiled code itself where a launcher has no part."""
-        from ..kernels import _jit
-
-        state, calls = self._calls
-        if state != (now := (*_jit.calling_thread(), ahead)):
+        state = (*self._jit.calling_thread(), ahead)
+        calls = self._calls.get(state)
+        if calls is None:
+            # Those of this thread with all threads and with one; others have gone.
+            kept = {k: v for k, v in self._calls.items() if k[0] == state[0]}
             swapped, calls = {id(arguments) for arguments, *_ in self._slots}, []
             for note in self._notes if ahead else self._behind:
                 launcher, arguments = note
-                kept = [] if id(arguments) in swapped else _jit.calls_of(launcher, arguments)
-                calls += kept or [note]
-            self._calls = now, calls
+                known = [] if id(arguments) in swapped else self._jit.calls_of(launcher, arguments)
+                calls += known or [note]
+            self._calls = kept | {state: calls}
         return calls
 
     def value(self, result: Any) -> float:

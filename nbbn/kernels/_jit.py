@@ -236,6 +236,20 @@ def _compiled(form: Any, args: tuple[Any, ...]) -> Any:
     return form.compile(tuple(numba.typeof(value) for value in args))
 
 
+class serially:  # noqa: N801 - reads as a statement: `with serially(alone):`
+    """Let every kernel call of this thread use one thread, where `whether`."""
+
+    def __init__(self, whether: bool) -> None:
+        self._whether = whether
+
+    def __enter__(self) -> None:
+        self._before = _state.busy
+        _state.busy = self._before or self._whether
+
+    def __exit__(self, *exc: object) -> None:
+        _state.busy = self._before
+
+
 def prepares(launcher: Callable[..., None]) -> Any:
     """Mark a launcher that reads no array, but those of shape (), and only launches kernels.
 
