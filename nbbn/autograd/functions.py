@@ -288,18 +288,12 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors of one shape along a new axis, as ``numpy.stack``.
+    """Join tensors of one shape along a new axis, as ``numpy.stack``. Otherwise as `concatenate`.
 
     Parameters
     ----------
-    tensors : list or tuple of Tensor or ndarray
-        One or more.
     axis : int, default 0
         Where the new axis is in the result.
-
-    Returns
-    -------
-    Tensor
     """
     several = [_tensor(x, "a tensor") for x in _several(tensors)]
     shape = several[0].shape
@@ -436,19 +430,14 @@ def gather(x: Any, index: np.ndarray, axis: int = -1) -> Tensor:
 def scatter_add(x: Any, index: np.ndarray, size: int, axis: int = -1) -> Tensor:
     """Add elements up at positions along an axis of length `size`, zeros elsewhere.
 
-    The transposed of `gather`: ``y[..., index[..., i, ...], ...] += x[..., i, ...]``.
+    The transposed of `gather`: ``y[..., index[..., i, ...], ...] += x[..., i, ...]``. Otherwise as
+    `gather`.
 
     Parameters
     ----------
-    x : Tensor or ndarray
     index : ndarray of int, shape of `x`
     size : int
         Length of the axis in the result.
-    axis : int, default -1
-
-    Returns
-    -------
-    Tensor
     """
     x = _tensor(x, "x")
     axis = axis_index(axis, x.data)

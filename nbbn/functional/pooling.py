@@ -126,20 +126,12 @@ def avg_pool2d(
 ) -> np.ndarray:  # fmt: skip
     """Mean of each window, where padding counts as zeros unless `count_include_pad` is False.
 
-    What a last window of `ceil_mode` has behind the padding never counts.
+    What a last window of `ceil_mode` has behind the padding never counts. Otherwise as
+    `max_pool2d`, without the index.
 
     Parameters
     ----------
-    x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) with `axis` -1
-    size, stride, padding, dilation, ceil_mode
-        The windows, as the module says.
     count_include_pad : bool, default True
-    axis : {1, -1}, default 1
-        The channel axis.
-
-    Returns
-    -------
-    y : ndarray, shape (N, C, OH, OW) or (N, OH, OW, C), dtype of `x`
     """
     layout = image_layout(x, axis, "x")
     windows = _windows(x.shape, size, stride, padding, dilation, ceil_mode, axis)
@@ -159,18 +151,12 @@ def avg_pool2d_backward(
 ) -> np.ndarray:  # fmt: skip
     """Gradient of `avg_pool2d`: the sum of ``dy / count`` over the windows that a pixel is in.
 
+    Otherwise as `max_pool2d_backward`, without the index.
+
     Parameters
     ----------
-    dy : ndarray of float, shape of the output
-        Gradient of the loss with respect to the output.
-    shape : tuple of int
-        Shape of the forward's `x`.
-    size, stride, padding, dilation, ceil_mode, count_include_pad, axis
+    count_include_pad : bool, default True
         The forward's.
-
-    Returns
-    -------
-    dx : ndarray of the given shape, dtype of `dy`
     """
     windows = _windows(shape, size, stride, padding, dilation, ceil_mode, axis)
     layout = windows.check(dy, "dy", axis)
@@ -216,18 +202,7 @@ def global_avg_pool2d_backward(
 ) -> np.ndarray:
     """Gradient of `global_avg_pool2d`: ``dy / (H * W)`` for each pixel.
 
-    Parameters
-    ----------
-    dy : ndarray of float, shape of the output
-        Gradient of the loss with respect to the output, with or without `keepdims`.
-    shape : tuple of int
-        Shape of the forward's `x`.
-    axis : {1, -1}, default 1
-        The channel axis.
-
-    Returns
-    -------
-    dx : ndarray of the given shape, dtype of `dy`
+    Otherwise as `max_pool2d_backward`, without the index; `dy` is with or without `keepdims`.
     """
     shape = _shape(shape)
     _no_empty(shape)
@@ -248,13 +223,7 @@ def global_max_pool2d(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximum of each channel of each image, and where it is: `max_pool2d` of one window.
 
-    Parameters
-    ----------
-    x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) with `axis` -1
-    axis : {1, -1}, default 1
-        The channel axis.
-    keepdims : bool, default False
-        Keep rows and columns, of length 1.
+    Otherwise as `global_avg_pool2d`.
 
     Returns
     -------
@@ -272,20 +241,7 @@ def global_max_pool2d_backward(
 ) -> np.ndarray:
     """Gradient of `global_max_pool2d`: `dy` at the maximum, else 0.
 
-    Parameters
-    ----------
-    dy : ndarray of float, shape of the output
-        Gradient of the loss with respect to the output, with or without `keepdims`.
-    index : ndarray of unsigned integers, shape of the output
-        What the forward returned.
-    shape : tuple of int
-        Shape of the forward's `x`.
-    axis : {1, -1}, default 1
-        The channel axis.
-
-    Returns
-    -------
-    dx : ndarray of the given shape, dtype of `dy`
+    Otherwise as `max_pool2d_backward`; `dy` and `index` are with or without `keepdims`.
     """
     shape = _shape(shape)
     _no_empty(shape)

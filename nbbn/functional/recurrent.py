@@ -153,29 +153,18 @@ def recurrent_backward(
     lengths: np.ndarray | None = None,
     reverse: bool = False,
 ) -> RecurrentGradients:
-    """Gradient of `recurrent`, back through time.
+    """Gradient of `recurrent`, back through time. Otherwise as `recurrent`.
 
     Parameters
     ----------
     dstates : ndarray of float, shape (S, T + 1, N, H)
         Gradient of the loss with respect to all states.
-    weight : ndarray of float
-        As in the forward.
     states : RecurrentStates
         What the forward returned.
-    bias : ndarray of float, optional
-        As in the forward.
-    kind, lengths, reverse
-        As in the forward.
 
     Returns
     -------
     RecurrentGradients
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
     """
     if not isinstance(states, RecurrentStates):
         raise DTypeError(f"states must be RecurrentStates, got {type(states).__name__}")

@@ -160,26 +160,14 @@ class Conv2d(_OfImages):
 class ConvTranspose2d(_OfImages):
     """Transposed convolution of images, `nbbn.functional.conv_transpose2d`.
 
+    Otherwise as `Conv2d`, without `activation`.
+
     Parameters
     ----------
-    in_channels, out_channels : int
-    kernel_size : int or (int, int)
-        Height and width.
-    stride : int or (int, int), default 1
     padding : int, (int, int), ((int, int), (int, int)) or "valid", default 0
         What the convolution pads, and this takes away from its result.
     output_padding : int or (int, int), default 0
         Rows and columns behind that the convolution leaves out; below the stride.
-    dilation : int or (int, int), default 1
-    groups : int, default 1
-    bias : bool, default True
-    axis : {1, -1}, default 1
-        The channel axis: images are (N, C, H, W), or (N, H, W, C).
-    init : str or float, default "he"
-        Initializer of the weight, see `nbbn.initializers.initialize`; the bias starts at 0.
-    rng : Generator, int or None
-        Source of the weights.
-    dtype : {float32, float64}
 
     Attributes
     ----------

@@ -50,27 +50,15 @@ def cross_entropy(
 
     With ``nll = -log_softmax(logits)``, class weights w and smoothing s, the loss of label y is
     ``(1 - s) * w[y] * nll[y] + s / K * sum(w * nll)``, and that of probabilities p is
-    ``sum(w * ((1 - s) * p + s / K) * nll)``.
+    ``sum(w * ((1 - s) * p + s / K) * nll)``. Otherwise as `nbbn.functional.cross_entropy`; for the
+    output of a Softmax use `nll`.
 
     Parameters
     ----------
-    logits : Tensor, shape (N, K), (N, K, d1, ...) or (K,)
-        Unnormalized scores. For the output of a Softmax use `nll`.
     labels : ndarray of int, shape (N,), (N, d1, ...) or (); or of float, shape of `logits`
-        Classes in [0, K), or a probability of each class.
-    weight : ndarray of float, shape (K,), optional
-        Weight of each class, 1 by default: for classes of unequal size.
-    ignore_index : int, optional
-        A label whose examples count for nothing; PyTorch has -100. Not with probabilities.
-    label_smoothing : float, default 0
-        Share of each target, in [0, 1], that is spread evenly over the classes.
+        Classes in [0, K), or a probability of each class, with which there is no `ignore_index`.
     reduction : {"mean", "sum", "none"}, default "mean"
         A mean over labels divides by the sum of their weights, one over probabilities by N.
-
-    Returns
-    -------
-    Tensor
-        0-dimensional, or (N, ...) for "none".
 
     Warns
     -----
