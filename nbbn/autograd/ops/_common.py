@@ -23,6 +23,25 @@ class RecordableOp(Op):
     recordable = True
 
 
+class LinearMap(RecordableOp):
+    """A linear function of an array, with its adjoint, which the gradient goes through."""
+
+    fresh = True
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray, *, function: Any, adjoint: Any) -> np.ndarray:
+        ctx.function, ctx.adjoint = function, adjoint
+        return function(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return ctx.adjoint(dy)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy._apply(LinearMap, dy, function=ctx.adjoint, adjoint=ctx.function)
+
+
 def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
     """Run a NumPy ufunc into a fresh array."""
     first, last = operands[0], operands[-1]

@@ -28,13 +28,13 @@ class OfOutput(RecordableOp):
     pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
 
     @classmethod
-    def forward(cls, ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.y = cls.pair[0](x)
+    def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
+        ctx.y, ctx.options = cls.pair[0](x, **options), options
         return ctx.y  # type: ignore[no-any-return]
 
     @classmethod
     def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.y)
+        return cls.pair[1](dy, ctx.y, **ctx.options)
 
 
 class ReLU(OfOutput):
