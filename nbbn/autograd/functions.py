@@ -538,9 +538,7 @@ def _several(tensors: Any) -> list[Any]:
 
 def _along(shape: tuple[int, ...], index: Any, axis: int) -> tuple[Any, ...]:
     """Make the index that is `index` along one axis, and its own place along every other."""
-    if not backend.is_array(index) or index.dtype.kind not in "iu":
-        kind = getattr(index, "dtype", type(index).__name__)
-        raise DTypeError(f"index must be an array of integers, got {kind}")
+    checks.integers(index, "index")
     if index.ndim != len(shape):
         raise ShapeError(f"index must have the rank of x, {shape}, got shape {index.shape}")
     grid = np.ogrid[tuple(slice(n) for n in shape)]

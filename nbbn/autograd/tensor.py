@@ -647,10 +647,18 @@ class SparseTensor(Tensor):
     rows : CSR
     """
 
-    __slots__ = ("rows",)
+    # In place of the properties of these names.
+    __slots__ = ("device", "dtype", "ndim", "rows", "shape", "size")
+
+    device: str
+    dtype: np.dtype[Any]
+    ndim: int
+    shape: tuple[int, ...]
+    size: int
 
     def __init__(self, rows: backend.CSR) -> None:
-        self.rows = rows
+        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+        self.ndim, self.size, self.device = 2, len(rows) * rows.features, "cpu"
         self.grad, self.requires_grad = None, False
         self._tape = self._position = self._buffer = self._logits = None
         self._of_sigmoid = False
@@ -661,31 +669,6 @@ class SparseTensor(Tensor):
         raise DTypeError(
             "only Dense takes a sparse batch: begin the model with one, or pass x.toarray()"
         )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-        return self.rows.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions, 2."""
-        return 2
-
-    @property
-    def size(self) -> int:
-        """Number of elements, zeros included."""
-        return len(self.rows) * self.rows.features
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return self.rows.dtype
-
-    @property
-    def device(self) -> str:
-        """Where the values are, "cpu"."""
-        return "cpu"
 
     def __len__(self) -> int:
         return len(self.rows)

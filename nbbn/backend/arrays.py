@@ -395,11 +395,7 @@ def _contiguous_on_device(array: Any, dtype: Any) -> np.ndarray:
 
 def address(array: Any) -> int:
     """Address of the first element, wherever it is."""
-    found: int
-    if isinstance(array, np.ndarray):
-        found = array.__array_interface__["data"][0]
-    else:
-        found = device_module().Memory.address(array)
+    found: int = (memory(array) or HostMemory).address(array)
     return found
 
 

@@ -468,5 +468,4 @@ def _needs(needs: Any) -> tuple[bool, ...]:
 def _check_dy(dy: Any, shape: tuple[int, ...], device: str) -> None:
     checks.floating(dy, "dy")
     checks.on_device(dy, device, "dy")
-    if dy.shape != shape:
-        raise ShapeError(f"dy must have the output's shape {shape}, got {dy.shape}")
+    checks.shape_of(dy, shape, "dy", "the output")

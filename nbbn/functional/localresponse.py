@@ -19,7 +19,7 @@ from ..errors import ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import Target
-from .layout import Layout, axis_index, fold, plain_layout
+from .layout import Layout, all_but, axis_index, fold, plain_layout
 
 __all__ = ["Plan", "Windows", "local_response_norm", "local_response_norm_backward"]
 
@@ -186,9 +186,9 @@ class Plan:
             raise ShapeError(f"x has no channels: axis {axis} of shape {x.shape} has length 0")
         # Beyond any axis, and before its powers overflow.
         size = integer(size, "size", least=1, most=2**31)
-        others = [d for d in range(x.ndim) if d != channel]
         within = choice(over, OVER, "over") == "positions"
-        self.windows = Windows(x.shape, tuple(others[1:]) if within else (channel,), size)
+        axes = all_but(channel, x)[1:] if within else (channel,)
+        self.windows = Windows(x.shape, axes, size)
         self.beta = real(beta, "beta")
         self.k, alpha = real(k, "k", least=0), real(alpha, "alpha", least=0)
         mean = choice(alpha_of, ALPHA_OF, "alpha_of") == "mean"

@@ -95,7 +95,7 @@ def max_pool2d_backward(
     dx : ndarray of the given shape, dtype of `dy`
     """
     windows = _windows(shape, size, stride, padding, dilation, ceil_mode, axis)
-    layout = windows.check(dy, "dy", axis)
+    layout = windows.layout_of(dy, axis)
     taps = _index(index, windows, layout)
     dx, _ = _result(windows.input, dy.dtype, layout, axis)
     if dy.size:
@@ -159,7 +159,7 @@ def avg_pool2d_backward(
         The forward's.
     """
     windows = _windows(shape, size, stride, padding, dilation, ceil_mode, axis)
-    layout = windows.check(dy, "dy", axis)
+    layout = windows.layout_of(dy, axis)
     dx, _ = _result(windows.input, dy.dtype, layout, axis)
     counted = windows.counted[switch(count_include_pad, "count_include_pad")]
     if dy.size:
@@ -269,10 +269,10 @@ class _Windows(NamedTuple):
     def index_type(self) -> np.dtype[Any]:
         return np.min_scalar_type(self.window[0] * self.window[1] - 1)
 
-    def check(self, dy: Any, name: str, axis: int) -> Layout:
+    def layout_of(self, dy: Any, axis: int) -> Layout:
         """Check that a gradient has the shape of the output; return its layout."""
-        layout = image_layout(dy, axis, name)
-        _same_shape(dy, self.output, name)
+        layout = image_layout(dy, axis, "dy")
+        checks.shape_of(dy, self.output, "dy", "the output")
         return layout
 
 
@@ -390,20 +390,15 @@ def _no_empty(shape: tuple[int, ...]) -> None:
         raise ShapeError(f"images must have pixels and channels, got shape {shape}")
 
 
-def _same_shape(array: Any, shape: tuple[int, ...], name: str) -> None:
-    if array.shape != shape:
-        raise ShapeError(f"{name} must have the output's shape {shape}, got {array.shape}")
-
-
 def _with_pixel(array: Any, shape: tuple[int, ...], axis: int, name: str) -> Any:
     """Give an array (N, C) rows and columns of length 1."""
     one = _one_pixel(shape, image_axis(axis))
     if not backend.is_array(array):
         raise DTypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
     if array.ndim == 2:
-        _same_shape(array, (shape[0], math.prod(one[1:])), name)
+        checks.shape_of(array, (shape[0], math.prod(one[1:])), name, "the output")
         return array.reshape(one)
-    _same_shape(array, one, name)
+    checks.shape_of(array, one, name, "the output")
     return array
 
 
@@ -421,12 +416,6 @@ def _result(
     return Target(out, out, layout._replace(shape=folded or layout.shape)), layout
 
 
-def _in_memory(index: np.ndarray, layout: Layout) -> np.ndarray:
-    """View an index as it is in memory, (A, OH, OW, B)."""
-    direct = index if layout.order is None else index.transpose(layout.order)
-    return direct.reshape(layout.shape)
-
-
 def _index(index: Any, windows: _Windows, layout: Layout) -> np.ndarray:
     """Check an index of maxima; return it in the memory order of a layout."""
     expected = windows.index_type
@@ -434,6 +423,10 @@ def _index(index: Any, windows: _Windows, layout: Layout) -> np.ndarray:
         found = getattr(index, "dtype", type(index).__name__)
         raise DTypeError(f"index must be a {expected} array that max_pool2d returned, got {found}")
     checks.on_device(index, layout.device, "index")
-    _same_shape(index, windows.output, "index")
-    direct = index if layout.order is None else index.transpose(layout.order)
-    return backend.contiguous(direct, expected).reshape(layout.shape)
+    checks.shape_of(index, windows.output, "index", "the output")
+    return _in_memory(index, layout)
+
+
+def _in_memory(index: np.ndarray, layout: Layout) -> np.ndarray:
+    """Fold an index as a layout says."""
+    return fold(index, layout._replace(storage=index.dtype))

@@ -253,9 +253,7 @@ def checked_lengths(lengths: Any, T: int, N: int, device: str) -> np.ndarray:
     """Return lengths (N,) as int64, or an empty array for None."""
     if lengths is None:
         return backend.zeros(0, np.int64, device)
-    if not backend.is_array(lengths) or lengths.dtype.kind not in "iu":
-        found = getattr(lengths, "dtype", type(lengths).__name__)
-        raise DTypeError(f"lengths must be an array of integers, got {found}")
+    checks.integers(lengths, "lengths")
     checks.unmasked(lengths, "lengths")
     if lengths.shape != (N,):
         raise ShapeError(f"lengths must have shape ({N},), one for each sequence, got "

@@ -58,11 +58,8 @@ class Embedding(Module):
         """
         tokens = x.data if isinstance(x, Tensor) else x
         V, device = len(self.weight), self.weight.device
-        if not backend.is_array(tokens) or tokens.dtype.kind not in "iuf":
-            found = getattr(tokens, "dtype", type(tokens).__name__)
-            raise DTypeError(f"tokens must be an array of integers, got {found}")
-        if tokens.dtype.kind == "f" and not isinstance(x, Tensor):
-            raise DTypeError(f"tokens must be an array of integers, got {tokens.dtype}")
+        if not isinstance(x, Tensor):
+            checks.integers(tokens, "tokens")
         checks.on_device(tokens, device, "tokens")
         index = backend.contiguous(tokens, np.dtype(np.int64))
         bad = backend.empty(1, np.int64, device, lasting=True)

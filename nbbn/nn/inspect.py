@@ -13,6 +13,7 @@ import numpy as np
 from .. import backend
 from .._validation import function, instance, switch
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
+from ..functional.layout import all_but
 from .activation import ReLU
 from .convolution import Conv2d
 from .layers import BatchNorm, Module, Softmax, is_linear
@@ -254,7 +255,7 @@ def _dead(label: str, layer: Module, output: np.ndarray, texts: list[str]) -> fl
     if not (fused or isinstance(layer, ReLU)) or output.ndim < 2 or not output.size:
         return None
     axis = layer.axis if isinstance(layer, BatchNorm | Conv2d) else 1
-    dead = float(np.mean((output <= 0).all(axis=_others(output, axis))))
+    dead = float(np.mean((output <= 0).all(axis=all_but(axis, output))))
     if dead > _MANY_DEAD and output.size // output.shape[axis] >= _ENOUGH:
         texts.append(
             f"{label}: {dead:.0%} of its ReLUs are dead on this batch; a smaller "
@@ -276,7 +277,7 @@ def _gaps(
         )
     if layer.running_mean is None or layer.running_var is None or count < 2:
         return None, None
-    wide, others = x.astype(np.float64), _others(x, layer.axis)
+    wide, others = x.astype(np.float64), all_but(layer.axis, x)
     mean, std = wide.mean(axis=others), np.sqrt(wide.var(axis=others) + layer.eps)
     running_mean = backend.host(layer.running_mean)
     running_std = np.sqrt(backend.host(layer.running_var) + layer.eps)
@@ -323,10 +324,6 @@ def _backward(
 
 def _own(module: Module) -> list[Parameter]:
     return [value for value in vars(module).values() if isinstance(value, Parameter)]
-
-
-def _others(array: np.ndarray, axis: int) -> tuple[int, ...]:
-    return tuple(d for d in range(array.ndim) if d != axis % array.ndim)
 
 
 def _label(name: str, layer: Module) -> str:

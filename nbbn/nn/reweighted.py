@@ -13,6 +13,7 @@ from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor
 from ..errors import ArgumentError, ShapeError
 from ..functional import checks
+from ..functional.layout import all_but
 from .module import Module
 
 __all__ = ["Reweighted", "SpectralNorm", "WeightStandardization"]
@@ -163,8 +164,7 @@ class SpectralNorm(Reweighted):
         _improve(weight.data, self._order(), 15, self.eps, self.u, self.v)
 
     def _order(self) -> tuple[int, ...]:
-        others = (d for d in range(self._learned().ndim) if d != self.axis)
-        return (self.axis, *others)
+        return (self.axis, *all_but(self.axis, self._learned()))
 
     def reweighted(self, weight: Tensor) -> Tensor:
         """Divide by the largest singular value."""
