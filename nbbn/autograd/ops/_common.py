@@ -14,7 +14,10 @@ from ...functional.layout import axis_index
 from ..op import Op
 
 if TYPE_CHECKING:
-    from ..tensor import Tensor
+    from ..tensor import Tensor as Tensor
+else:
+    # A floor above; operations name it in annotations alone.
+    Tensor = Any
 
 
 class RecordableOp(Op):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional import checks
-from ._common import RecordableOp, compute
+from ._common import RecordableOp, Tensor, compute
 from .masks import masked_graph, through_relu
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
-
 
 _SQRT_2_PI, _DENSITY_AT_0 = math.sqrt(2 / math.pi), 1 / math.sqrt(2 * math.pi)
 

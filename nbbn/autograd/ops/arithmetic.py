@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..._validation import real
-from ._common import RecordableOp, compute, unbroadcast, unbroadcast_graph, zeros_beside
+from ._common import RecordableOp, Tensor, compute, unbroadcast, unbroadcast_graph, zeros_beside
 from .activation import OfInput, OfOutput
 from .masks import masked_graph
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Add(RecordableOp):

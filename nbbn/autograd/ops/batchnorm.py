@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +11,8 @@ from ... import functional as F  # noqa: N812 - the usual name
 from ...distributed import Ranks
 from ...functional.layout import all_but
 from ...functional.stats import merge_ranks
-from ._common import RecordableOp, compute
+from ._common import RecordableOp, Tensor, compute
 from .masks import through_relu
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class BatchNormTrain(RecordableOp):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...functional.activation import relu_backward
 from ...functional.convolution import Convolution
-from ._common import RecordableOp
+from ._common import RecordableOp, Tensor
 from .masks import through_relu
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Conv2d(RecordableOp):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional.localresponse import Plan, Windows
-from ._common import LinearMap
+from ._common import LinearMap, Tensor
 from .activation import OfInput
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class LocalResponseNorm(OfInput):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional.pooling import max_pool2d_at
-from ._common import LinearMap, RecordableOp
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
+from ._common import LinearMap, RecordableOp, Tensor
 
 
 class MaxPool2d(RecordableOp):

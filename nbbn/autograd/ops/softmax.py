@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import functional as F  # noqa: N812 - the usual name
+from ._common import Tensor
 from .activation import OfOutput
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Softmax(OfOutput):
