@@ -46,7 +46,7 @@ def relu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
 
 @in_kind
 def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Gradient of `relu`: `dy` where the output `y` is positive, else 0.
+    """Gradient of `relu`: `dy` where the output `y` is positive, else 0. Otherwise as `relu`.
 
     Parameters
     ----------
@@ -60,11 +60,6 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
     Returns
     -------
     dx : ndarray, shape and dtype of `y`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
     """
     return _elementwise("relu_backward", out, dy, y)
 

@@ -327,6 +327,8 @@ class MultiheadAttention(Module):
 class TransformerEncoderLayer(Module):
     """Self-attention and two Dense layers, each with a residual and a LayerNorm, as PyTorch's.
 
+    Otherwise as `MultiheadAttention`.
+
     Parameters
     ----------
     d_model, nhead : int
@@ -339,13 +341,8 @@ class TransformerEncoderLayer(Module):
         Between the Dense layers: ReLU by default.
     norm_first : bool, default False
         Normalize what goes into the attention and the Dense layers, not what comes out.
-    causal : bool, default False
-        As of `MultiheadAttention`.
     eps : float, default 1e-5
         Of the layer norms.
-    rng : Generator, int or None
-        Source of weights and masks.
-    dtype : {float32, float64}
 
     Attributes
     ----------

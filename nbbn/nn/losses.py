@@ -180,6 +180,7 @@ def binary_cross_entropy(
 
     ``weight * (pos_weight * t * softplus(-x) + (1 - t) * softplus(x))`` for logits x and targets t,
     which neither overflows nor cancels. PyTorch calls it ``binary_cross_entropy_with_logits``.
+    Otherwise as `mse`.
 
     Parameters
     ----------
@@ -191,11 +192,6 @@ def binary_cross_entropy(
         Factor of each element's loss. A mean is still over all elements.
     pos_weight : ndarray of float, broadcastable to `logits`, optional
         Factor of the loss of ones: the number of zeros by that of ones balances them.
-    reduction : {"mean", "sum", "none"}, default "mean"
-
-    Returns
-    -------
-    Tensor
 
     Warns
     -----

@@ -93,15 +93,7 @@ class AvgPool2d(_Pool2d):
 
 
 class GlobalAvgPool2d(Module):
-    """Mean of each channel of each image.
-
-    Parameters
-    ----------
-    axis : {1, -1}, default 1
-        The channel axis, of images (N, C, H, W) or (N, H, W, C).
-    keepdims : bool, default False
-        Return (N, C, 1, 1) or (N, 1, 1, C), not (N, C).
-    """
+    """Mean of each channel of each image. Otherwise as `nbbn.functional.global_avg_pool2d`."""
 
     def __init__(self, *, axis: int = 1, keepdims: bool = False) -> None:
         self.axis, self.keepdims = image_axis(axis), switch(keepdims, "keepdims")

@@ -80,11 +80,10 @@ class WeightStandardization(Reweighted):
 
     With the mean and the biased variance of the weights of an output:
     ``(weight - mean) / sqrt(var + eps)``. Usually together with a GroupNorm, for small batches.
+    The outputs are the first axis of the weight. Otherwise as `Reweighted`.
 
     Parameters
     ----------
-    layer : Module
-        As for `Reweighted`; its outputs are the first axis of the weight.
     eps : float, default 1e-5
 
     References
@@ -112,12 +111,10 @@ class SpectralNorm(Reweighted):
 
     The weight counts as a matrix, its outputs by all the rest, W. Each call in training improves
     the estimates ``u = W v / |W v|`` and ``v = W^T u / |W^T u|`` of its singular vectors;
-    ``sigma = u^T W v``, whose gradient takes u and v as constants.
+    ``sigma = u^T W v``, whose gradient takes u and v as constants. Otherwise as `Reweighted`.
 
     Parameters
     ----------
-    layer : Module
-        As for `Reweighted`.
     iterations : int, default 1
         Improvements a call.
     axis : int, default 0
