@@ -19,6 +19,14 @@ from ..errors import DeviceError
 from . import pool
 from .recorder import HostMemory
 
+__all__ = [
+    "add_at", "address", "adopt", "aligned_zeros", "assign", "available", "checked", "choose",
+    "constant", "contiguous", "dense", "describe_devices", "device_adder", "device_module",
+    "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign",
+    "is_writeable", "kernels", "matmul", "memory", "not_recordable", "ones", "recording",
+    "require", "run", "run_ahead", "to", "verify", "zeros",
+]  # fmt: skip
+
 # What stands for CuPy in Numba's simulator: nbbn's tests set it before they ask for a device.
 simulated: Any = None
 

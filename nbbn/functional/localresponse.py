@@ -21,7 +21,7 @@ from ._kind import in_kind
 from ._out import Target
 from .layout import Layout, all_but, axis_index, fold, plain_layout
 
-__all__ = ["Plan", "Windows", "local_response_norm", "local_response_norm_backward"]
+__all__ = ["local_response_norm", "local_response_norm_backward"]
 
 OVER, ALPHA_OF = ("channels", "positions"), ("mean", "sum")
 
