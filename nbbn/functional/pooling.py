@@ -188,7 +188,7 @@ def global_avg_pool2d(x: np.ndarray, *, axis: int = 1, keepdims: bool = False) -
     layout = image_layout(x, axis, "x")
     _no_empty(x.shape)
     A, H, W, B = layout.shape
-    one = _one_pixel(x.shape, axis)
+    one = _with_size(x.shape, image_axis(axis), (1, 1))
     y, _ = _result(one, x.dtype, layout, axis, (A, B))
     if x.size:
         launcher = backend.kernels("pooling", layout.device).global_avg_pool
@@ -371,10 +371,6 @@ def _with_size(shape: tuple[int, ...], axis: int, size: tuple[int, ...]) -> tupl
     return (*shape[:2], *size) if axis == 1 else (shape[0], *size, shape[3])
 
 
-def _one_pixel(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return _with_size(shape, axis, (1, 1))
-
-
 def _shape(shape: Any) -> tuple[int, ...]:
     """Check the shape of images."""
     if not isinstance(shape, tuple | list) or len(shape) != 4:
@@ -392,7 +388,7 @@ def _no_empty(shape: tuple[int, ...]) -> None:
 
 def _with_pixel(array: Any, shape: tuple[int, ...], axis: int, name: str) -> Any:
     """Give an array (N, C) rows and columns of length 1."""
-    one = _one_pixel(shape, image_axis(axis))
+    one = _with_size(shape, image_axis(axis), (1, 1))
     if not backend.is_array(array):
         raise DTypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
     if array.ndim == 2:
