@@ -22,7 +22,9 @@ import numpy as np
 from .. import backend
 from .._validation import as_array, function, switch
 from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
+from ..functional import checks
 from .op import Context, Op
+from .ops._common import compute
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.index import Index
 from .ops.matmul import MatMul
@@ -481,10 +483,7 @@ class Tape:
                 if isinstance(x, Tensor):
                     x._accumulate(gradient)
                 elif x in grads:
-                    where = backend.device_of(gradient)
-                    total = backend.empty(gradient.shape, gradient.dtype, where)
-                    backend.run(np.add, grads[x], gradient, total)
-                    grads[x] = total
+                    grads[x] = compute(np.add, grads[x], gradient)
                     fresh.add(x)
                 else:
                     grads[x] = gradient
@@ -675,6 +674,13 @@ class SparseTensor(Tensor):
 
     def __repr__(self) -> str:
         return f"SparseTensor({self.rows!r})"
+
+
+def tensor_of(value: Any, name: str) -> Tensor:
+    """Return a Tensor itself, or an array of floating numbers as one."""
+    if not isinstance(value, Tensor):
+        checks.floating(value, name)
+    return as_tensor(value)
 
 
 def as_tensor(value: Any) -> Tensor:

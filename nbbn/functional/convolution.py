@@ -255,11 +255,7 @@ class Convolution:
                 f"channels on axis {self.axis}"
             )
         self._set_window(stride, dilation)
-        if isinstance(padding, str) and padding == "same":
-            raise ArgumentError(
-                'a transposed convolution takes no padding "same": give the numbers, such as '
-                "((0, 1), (0, 1))"
-            )
+        refuse_same(padding)
         size = self._image(y.shape)
         self._pads = padding_numbers(padding, size, kernel, self.stride, self.dilation)
         more = pair(output_padding, "output_padding", least=0)
@@ -457,6 +453,15 @@ def padding_numbers(
         first, second = ((total // 2, total - total // 2) for total in totals)
         return first, second
     return sides(padding)
+
+
+def refuse_same(padding: Any) -> None:
+    """Refuse padding by the size of an image that is not known."""
+    if isinstance(padding, str) and padding == "same":
+        raise ArgumentError(
+            'a transposed convolution takes no padding "same": give the numbers, such as '
+            "((0, 1), (0, 1))"
+        )
 
 
 def _needs(needs: Any) -> tuple[bool, ...]:

@@ -11,7 +11,7 @@ from .._validation import choice, float_type, positive, switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor
 from ..errors import ArgumentError
-from ..functional.convolution import Pair, padding_numbers
+from ..functional.convolution import Pair, padding_numbers, refuse_same
 from ..functional.layout import image_axis, pair
 from .initializers import initialize
 from .module import Module
@@ -93,6 +93,8 @@ def _short(value: Any) -> Any:
 class Conv2d(_OfImages):
     """Convolution of images, `nbbn.functional.conv2d`.
 
+    Otherwise as `nbbn.Dense`, in `bias`, `init`, `rng` and `dtype`.
+
     Parameters
     ----------
     in_channels, out_channels : int
@@ -105,17 +107,10 @@ class Conv2d(_OfImages):
     dilation : int or (int, int), default 1
     groups : int, default 1
         With groups = in_channels, each channel has its own filters (depthwise).
-    bias : bool, default True
-        Leave it out in front of a BatchNorm, which subtracts it again.
     axis : {1, -1}, default 1
         The channel axis: images are (N, C, H, W), or (N, H, W, C).
     activation : {None, "relu"}, default None
         Applied to the result in the same pass; `nbbn.fold` sets it.
-    init : str or float, default "he"
-        Initializer of the weight, see `nbbn.initializers.initialize`; the bias starts at 0.
-    rng : Generator, int or None
-        Source of the weights.
-    dtype : {float32, float64}
 
     Attributes
     ----------
@@ -195,11 +190,7 @@ class ConvTranspose2d(_OfImages):
         in_channels, out_channels, kernel = self._set_window(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, axis
         )
-        if padding == "same":
-            raise ArgumentError(
-                'a transposed convolution takes no padding "same": give the numbers, such as '
-                "((0, 1), (0, 1))"
-            )
+        refuse_same(padding)
         self.output_padding = pair(output_padding, "output_padding", least=0)
         shape = (in_channels, out_channels // self.groups, *kernel)
         # A pixel of the result meets every stride-th one of the kernel.

@@ -19,6 +19,7 @@ from .convolution import Conv2d
 from .layers import BatchNorm, Module, Softmax, is_linear
 from .losses import DoubleSoftmaxWarning, cross_entropy
 from .observe import observed
+from .summary import table
 
 __all__ = ["Inspection", "InspectionWarning", "LayerInspection", "inspect"]
 
@@ -88,15 +89,7 @@ class Inspection(NamedTuple):
     def __str__(self) -> str:
         """Lay out a table, and the warnings under it."""
         head = ("layer", "mean", "std", "dead", "|weight|", "|grad|", "mean gap", "std gap")
-        rows = [head, *(_row(layer) for layer in self.layers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        lines = table([head, *map(_row, self.layers)], 1)
         if self.loss is not None:
             lines.append(f"loss {self.loss:.4g}")
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])

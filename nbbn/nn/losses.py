@@ -17,7 +17,7 @@ import numpy as np
 from .. import backend
 from .._validation import choice, fraction
 from ..autograd import functions as ops
-from ..autograd.tensor import Tensor, apply
+from ..autograd.tensor import Tensor, apply, tensor_of
 from ..errors import ArgumentError, ShapeError
 from ..functional import checks
 
@@ -114,9 +114,7 @@ def nll(
         Rows that sum to 1.
     labels : ndarray of int, shape (N,)
     """
-    if not isinstance(probabilities, Tensor):
-        checks.floating(probabilities, "probabilities")
-        probabilities = Tensor(probabilities)
+    probabilities = tensor_of(probabilities, "probabilities")
     if probabilities._logits is not None:
         return ops.cross_entropy(probabilities._logits, labels, reduction=reduction)
     if probabilities.ndim != 2:
@@ -221,9 +219,7 @@ def binary_cross_entropy(
 def _pair(name: str, output: Any, targets: Any, reduction: Any) -> tuple[Tensor, Tensor]:
     """Check what a loss compares: two of one shape, the targets brought to the output's dtype."""
     choice(reduction, _REDUCTIONS, "reduction")
-    if not isinstance(output, Tensor):
-        checks.floating(output, "the output")
-        output = Tensor(output)
+    output = tensor_of(output, "the output")
     given = targets.data if isinstance(targets, Tensor) else targets
     checks.floating(given, "targets")
     checks.on_device(given, output.device, "targets")

@@ -20,9 +20,9 @@ class Conv2d(RecordableOp):
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *,
-        stride: Any, padding: Any, dilation: Any, groups: int, axis: int, activation: Any = None,
+        activation: Any = None, **window: Any,
     ) -> np.ndarray:  # fmt: skip
-        found = Convolution(x, weight, stride, padding, dilation, groups, axis)
+        found = Convolution(x, weight, **window)
         y = found.forward(x, weight, bias, activation=activation)
         ctx.found, ctx.x, ctx.weight = found, x, weight
         ctx.y = y if activation else None
@@ -57,12 +57,9 @@ class ConvTranspose2d(RecordableOp):
 
     @staticmethod
     def forward(
-        ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *,
-        stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int, axis: int,
-    ) -> np.ndarray:  # fmt: skip
-        found = Convolution.of_output(
-            x, weight, stride, padding, output_padding, dilation, groups, axis
-        )
+        ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, **window: Any
+    ) -> np.ndarray:
+        found = Convolution.of_output(x, weight, **window)
         ctx.found, ctx.x, ctx.weight = found, x, weight
         return found.input_gradient(x, weight, bias)
 

@@ -61,8 +61,9 @@ class GlobalAvgPool2d(RecordableOp):
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, axis: int, keepdims: bool) -> np.ndarray:
+        y = F.global_avg_pool2d(x, axis=axis, keepdims=keepdims)
         ctx.shape, ctx.axis, ctx.keepdims = x.shape, axis, keepdims
-        return F.global_avg_pool2d(x, axis=axis, keepdims=keepdims)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: np.ndarray) -> Any:
