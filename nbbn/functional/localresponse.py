@@ -19,7 +19,7 @@ from ..errors import ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import Target
-from .layout import Layout, all_but, axis_index, fold, plain_layout
+from .layout import all_but, axis_index, fold, plain_layout
 
 __all__ = ["local_response_norm", "local_response_norm_backward"]
 
@@ -169,8 +169,6 @@ def _statistics(x: Any) -> np.dtype[Any]:
 
 class Plan:
     """The options of both directions, checked, and how x folds: flat."""
-
-    layout: Layout
 
     def __init__(
         self, x: Any, *, size: Any, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0,

@@ -22,14 +22,6 @@ __all__ = ["Conv2d", "ConvTranspose2d"]
 class _OfImages(Module):
     """What both layers have in common."""
 
-    weight: Parameter
-    bias: Parameter | None
-    stride: Pair
-    dilation: Pair
-    padding: Any
-    groups: int
-    axis: int
-
     def _set_window(
         self, in_channels: Any, out_channels: Any, kernel_size: Any, stride: Any, padding: Any,
         dilation: Any, groups: Any, axis: Any,
@@ -38,10 +30,8 @@ class _OfImages(Module):
         in_channels = positive(in_channels, "in_channels")
         out_channels = positive(out_channels, "out_channels")
         kernel = pair(kernel_size, "kernel_size", least=1)
-        self.stride, self.dilation = (
-            pair(stride, "stride", least=1),
-            pair(dilation, "dilation", least=1),
-        )
+        self.stride = pair(stride, "stride", least=1)
+        self.dilation = pair(dilation, "dilation", least=1)
         # For its errors: what "same" means in numbers depends on the image.
         padding_numbers(padding, kernel, kernel, self.stride, self.dilation)
         self.padding, self.axis = padding, image_axis(axis)

@@ -17,20 +17,29 @@ from .masks import masked_graph, through_relu
 _SQRT_2_PI, _DENSITY_AT_0 = math.sqrt(2 / math.pi), 1 / math.sqrt(2 * math.pi)
 
 
-class OfOutput(RecordableOp):
-    """y = f(x), whose gradient follows from y: a subclass names the functional pair."""
+class OfInput(RecordableOp):
+    """y = f(x), whose gradient follows from x: a subclass names the functional pair."""
 
     fresh = True
     pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
 
     @classmethod
     def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
-        ctx.y, ctx.options = cls.pair[0](x, **options), options
-        return ctx.y  # type: ignore[no-any-return]
+        ctx.kept, ctx.options = x, options
+        return cls.pair[0](x, **options)
 
     @classmethod
     def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.y, **ctx.options)
+        return cls.pair[1](dy, ctx.kept, **ctx.options)
+
+
+class OfOutput(OfInput):
+    """y = f(x), whose gradient follows from y."""
+
+    @classmethod
+    def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
+        ctx.kept, ctx.options = cls.pair[0](x, **options), options
+        return ctx.kept  # type: ignore[no-any-return]
 
 
 class ReLU(OfOutput):
@@ -40,7 +49,7 @@ class ReLU(OfOutput):
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        return through_relu(dy, ctx.y)
+        return through_relu(dy, ctx.kept)
 
 
 class Sigmoid(OfOutput):
@@ -61,22 +70,6 @@ class Tanh(OfOutput):
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         return dy * (1 - output * output)
-
-
-class OfInput(RecordableOp):
-    """y = f(x), whose gradient follows from x: a subclass names the functional pair."""
-
-    fresh = True
-    pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
-
-    @classmethod
-    def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
-        ctx.x, ctx.options = x, options
-        return cls.pair[0](x, **options)
-
-    @classmethod
-    def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.x, **ctx.options)
 
 
 class GELU(OfInput):
@@ -130,8 +123,8 @@ class LeakyReLU(OfInput):
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        ones = backend.ones(ctx.x.shape, ctx.x.dtype, backend.device_of(ctx.x))
-        return masked_graph(dy, F.leaky_relu_backward(ones, ctx.x, **ctx.options))
+        ones = backend.ones(dy.shape, dy.dtype, dy.device)
+        return masked_graph(dy, F.leaky_relu_backward(ones, ctx.kept, **ctx.options))
 
 
 class Softplus(RecordableOp):

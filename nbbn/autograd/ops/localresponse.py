@@ -21,7 +21,7 @@ class LocalResponseNorm(OfInput):
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         (x,) = inputs
-        plan = Plan(ctx.x, **ctx.options)
+        plan = Plan(ctx.kept, **ctx.options)
         sums, mirrored = (partial(_sums, plan.windows, mirrored=way) for way in (False, True))
         d = dy._apply(LinearMap, x * x, function=sums, adjoint=mirrored) * plan.a + plan.k
         ratio = dy * x * d ** (-plan.beta - 1)
