@@ -47,7 +47,7 @@ from .ops.reductions import Max, Mean, Sum
 from .ops.shapes import Reshape, To, Transpose
 from .ops.softmax import LogSoftmax, Softmax
 from .ops.sparse import SparseLinear
-from .tensor import SparseTensor, Tensor, apply, apply_with_stats, as_tensor
+from .tensor import SparseTensor, Tensor, apply, apply_with_stats, tensor_of
 
 # What `nbbn.ops` gives; the variants of batch normalization are public as layers.
 __all__ = [
@@ -120,17 +120,14 @@ def log_softmax(x: Any, *, axis: int = -1) -> Tensor:
 def dropout(x: Any, p: float, rng: np.random.Generator) -> Tensor:
     """Zero elements with probability `p` and scale the rest by ``1 / (1 - p)``.
 
+    Otherwise as `relu`.
+
     Parameters
     ----------
-    x : Tensor or ndarray
     p : float
         In [0, 1]; 1 leaves zeros.
     rng : Generator
         Source of the mask.
-
-    Returns
-    -------
-    Tensor
     """
     p = fraction(p, "the dropout probability p")
     if not isinstance(rng, np.random.Generator):
@@ -288,20 +285,14 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors of one shape along a new axis, as ``numpy.stack``.
+    """Join tensors of one shape along a new axis, as ``numpy.stack``. Otherwise as `concatenate`.
 
     Parameters
     ----------
-    tensors : list or tuple of Tensor or ndarray
-        One or more.
     axis : int, default 0
         Where the new axis is in the result.
-
-    Returns
-    -------
-    Tensor
     """
-    several = [_tensor(x, "a tensor") for x in _several(tensors)]
+    several = [tensor_of(x, "a tensor") for x in _several(tensors)]
     shape = several[0].shape
     position = integer(axis, "axis")
     if not -len(shape) - 1 <= position <= len(shape):
@@ -333,7 +324,7 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     ShapeError
         No such axis, or a length that does not divide into so many parts.
     """
-    x = _tensor(x, "x")
+    x = tensor_of(x, "x")
     axis = axis_index(axis, x.data)
     length = x.shape[axis]
     if isinstance(sections, list | tuple):
@@ -348,20 +339,15 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
 
 
 def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
-    """Put a border of a constant value around a tensor, as ``numpy.pad``.
+    """Put a border of a constant value around a tensor, as ``numpy.pad``. Otherwise as `relu`.
 
     Parameters
     ----------
-    x : Tensor or ndarray
     widths : int, (int, int), or sequence of (int, int)
         Elements before and after, for all axes or for each.
     value : float, default 0
-
-    Returns
-    -------
-    Tensor
     """
-    x, value = _tensor(x, "x"), real(value, "value")
+    x, value = tensor_of(x, "x"), real(value, "value")
     try:
         found = np.broadcast_to(np.asarray(widths), (x.ndim, 2)).tolist()
     except ValueError:
@@ -418,39 +404,31 @@ def minimum(a: Any, b: Any) -> Tensor:
 def gather(x: Any, index: np.ndarray, axis: int = -1) -> Tensor:
     """Take ``x[..., index[..., i, ...], ...]`` along an axis, as ``numpy.take_along_axis``.
 
+    Otherwise as `relu`.
+
     Parameters
     ----------
-    x : Tensor or ndarray
     index : ndarray of int, rank of `x`
         It broadcasts with `x` on the other axes. Positions taken twice add up in the gradient.
     axis : int, default -1
-
-    Returns
-    -------
-    Tensor
     """
-    x = _tensor(x, "x")
+    x = tensor_of(x, "x")
     return apply(Index, x, index=_along(x.shape, index, axis_index(axis, x.data)))
 
 
 def scatter_add(x: Any, index: np.ndarray, size: int, axis: int = -1) -> Tensor:
     """Add elements up at positions along an axis of length `size`, zeros elsewhere.
 
-    The transposed of `gather`: ``y[..., index[..., i, ...], ...] += x[..., i, ...]``.
+    The transposed of `gather`: ``y[..., index[..., i, ...], ...] += x[..., i, ...]``. Otherwise as
+    `gather`.
 
     Parameters
     ----------
-    x : Tensor or ndarray
     index : ndarray of int, shape of `x`
     size : int
         Length of the axis in the result.
-    axis : int, default -1
-
-    Returns
-    -------
-    Tensor
     """
-    x = _tensor(x, "x")
+    x = tensor_of(x, "x")
     axis = axis_index(axis, x.data)
     shape = (*x.shape[:axis], positive(size, "size"), *x.shape[axis + 1 :])
     if getattr(index, "shape", x.shape) != x.shape:
@@ -492,7 +470,7 @@ def einsum(subscripts: str, a: Any, b: Any) -> Tensor:
         raise ArgumentError(
             f"each part of {subscripts!r} must name a letter once, and the result none that is new"
         )
-    tensors = [_tensor(a, "a"), _tensor(b, "b")]
+    tensors = [tensor_of(a, "a"), tensor_of(b, "b")]
     sizes: dict[str, int] = {}
     for x, letters in zip(tensors, (of_a, of_b), strict=True):
         if len(letters) != x.ndim:
@@ -526,17 +504,11 @@ def einsum(subscripts: str, a: Any, b: Any) -> Tensor:
     return product.transpose(*order) if order != sorted(order) else product
 
 
-def _tensor(x: Any, name: str) -> Tensor:
-    if not isinstance(x, Tensor):
-        checks.floating(x, name)
-    return as_tensor(x)
-
-
 def _operand(x: Any, name: str) -> Any:
     """Check one of two operands, which may be a number."""
     if isinstance(x, int | float | np.number) and not isinstance(x, bool):
         return number(x, name)
-    return _tensor(x, name)
+    return tensor_of(x, name)
 
 
 def _several(tensors: Any) -> list[Any]:
@@ -549,9 +521,7 @@ def _several(tensors: Any) -> list[Any]:
 
 def _along(shape: tuple[int, ...], index: Any, axis: int) -> tuple[Any, ...]:
     """Make the index that is `index` along one axis, and its own place along every other."""
-    if not backend.is_array(index) or index.dtype.kind not in "iu":
-        kind = getattr(index, "dtype", type(index).__name__)
-        raise DTypeError(f"index must be an array of integers, got {kind}")
+    checks.integers(index, "index")
     if index.ndim != len(shape):
         raise ShapeError(f"index must have the rank of x, {shape}, got shape {index.shape}")
     grid = np.ogrid[tuple(slice(n) for n in shape)]

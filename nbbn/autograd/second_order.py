@@ -18,7 +18,7 @@ from ..errors import DTypeError, ShapeError, TapeError
 from ..functional import checks
 from .op import Op
 from .ops.shapes import Cast
-from .tensor import Elsewhere, Node, Position, Tape, Tensor, apply, recording_tape
+from .tensor import Elsewhere, Node, Position, Tape, Tensor, apply, recording_tape, tensor_of
 
 __all__ = ["grad"]
 
@@ -170,9 +170,7 @@ def _start(output: Tensor, grad_output: Tensor | np.ndarray | None) -> Tensor:
                 ".sum() or .mean(), or pass grad_output"
             )
         return Tensor(backend.ones(output.shape, output.dtype, output.device))
-    if not isinstance(grad_output, Tensor):
-        checks.floating(grad_output, "grad_output")
-        grad_output = Tensor(grad_output)
+    grad_output = tensor_of(grad_output, "grad_output")
     if grad_output.shape != output.shape:
         raise ShapeError(f"grad_output must have shape {output.shape}, got {grad_output.shape}")
     return grad_output

@@ -22,7 +22,9 @@ import numpy as np
 from .. import backend
 from .._validation import as_array, function, switch
 from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
+from ..functional import checks
 from .op import Context, Op
+from .ops._common import compute
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.index import Index
 from .ops.matmul import MatMul
@@ -481,10 +483,7 @@ class Tape:
                 if isinstance(x, Tensor):
                     x._accumulate(gradient)
                 elif x in grads:
-                    where = backend.device_of(gradient)
-                    total = backend.empty(gradient.shape, gradient.dtype, where)
-                    backend.run(np.add, grads[x], gradient, total)
-                    grads[x] = total
+                    grads[x] = compute(np.add, grads[x], gradient)
                     fresh.add(x)
                 else:
                     grads[x] = gradient
@@ -647,10 +646,18 @@ class SparseTensor(Tensor):
     rows : CSR
     """
 
-    __slots__ = ("rows",)
+    # In place of the properties of these names.
+    __slots__ = ("device", "dtype", "ndim", "rows", "shape", "size")
+
+    device: str
+    dtype: np.dtype[Any]
+    ndim: int
+    shape: tuple[int, ...]
+    size: int
 
     def __init__(self, rows: backend.CSR) -> None:
-        self.rows = rows
+        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+        self.ndim, self.size, self.device = 2, len(rows) * rows.features, "cpu"
         self.grad, self.requires_grad = None, False
         self._tape = self._position = self._buffer = self._logits = None
         self._of_sigmoid = False
@@ -662,36 +669,18 @@ class SparseTensor(Tensor):
             "only Dense takes a sparse batch: begin the model with one, or pass x.toarray()"
         )
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-        return self.rows.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions, 2."""
-        return 2
-
-    @property
-    def size(self) -> int:
-        """Number of elements, zeros included."""
-        return len(self.rows) * self.rows.features
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return self.rows.dtype
-
-    @property
-    def device(self) -> str:
-        """Where the values are, "cpu"."""
-        return "cpu"
-
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
         return f"SparseTensor({self.rows!r})"
+
+
+def tensor_of(value: Any, name: str) -> Tensor:
+    """Return a Tensor itself, or an array of floating numbers as one."""
+    if not isinstance(value, Tensor):
+        checks.floating(value, name)
+    return as_tensor(value)
 
 
 def as_tensor(value: Any) -> Tensor:

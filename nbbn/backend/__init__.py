@@ -1,47 +1,5 @@
 """Where arrays live, how they are allocated and how work is launched; threads and memory."""
 
-from .arrays import (
-    add_at,
-    address,
-    adopt,
-    aligned_zeros,
-    assign,
-    available,
-    checked,
-    choose,
-    constant,
-    contiguous,
-    dense,
-    describe_devices,
-    device_adder,
-    device_module,
-    device_of,
-    empty,
-    fill,
-    host,
-    is_array,
-    is_bfloat16,
-    is_foreign,
-    is_writeable,
-    kernels,
-    matmul,
-    memory,
-    not_recordable,
-    ones,
-    recording,
-    require,
-    run,
-    run_ahead,
-    to,
-    verify,
-    zeros,
-)
-from .sparse import CSR, as_csr
-
-__all__ = [
-    "CSR", "add_at", "address", "adopt", "aligned_zeros", "as_csr", "assign", "available",
-    "checked", "choose", "constant", "contiguous", "dense", "describe_devices", "device_adder",
-    "device_module", "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign",
-    "is_writeable", "kernels", "matmul", "memory", "not_recordable", "ones", "recording", "require",
-    "run", "run_ahead", "to", "verify", "zeros",
-]  # fmt: skip
+from .arrays import *  # noqa: F403 - its `__all__`
+from .sparse import CSR as CSR
+from .sparse import as_csr as as_csr

@@ -19,6 +19,14 @@ from ..errors import DeviceError
 from . import pool
 from .recorder import HostMemory
 
+__all__ = [
+    "add_at", "address", "adopt", "aligned_zeros", "assign", "available", "checked", "choose",
+    "constant", "contiguous", "dense", "describe_devices", "device_adder", "device_module",
+    "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign",
+    "is_writeable", "kernels", "matmul", "memory", "not_recordable", "ones", "recording",
+    "require", "run", "run_ahead", "to", "verify", "zeros",
+]  # fmt: skip
+
 # What stands for CuPy in Numba's simulator: nbbn's tests set it before they ask for a device.
 simulated: Any = None
 
@@ -395,11 +403,7 @@ def _contiguous_on_device(array: Any, dtype: Any) -> np.ndarray:
 
 def address(array: Any) -> int:
     """Address of the first element, wherever it is."""
-    found: int
-    if isinstance(array, np.ndarray):
-        found = array.__array_interface__["data"][0]
-    else:
-        found = device_module().Memory.address(array)
+    found: int = (memory(array) or HostMemory).address(array)
     return found
 
 

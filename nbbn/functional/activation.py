@@ -46,7 +46,7 @@ def relu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
 
 @in_kind
 def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Gradient of `relu`: `dy` where the output `y` is positive, else 0.
+    """Gradient of `relu`: `dy` where the output `y` is positive, else 0. Otherwise as `relu`.
 
     Parameters
     ----------
@@ -60,11 +60,6 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, *, out: np.ndarray | None = Non
     Returns
     -------
     dx : ndarray, shape and dtype of `y`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
     """
     return _elementwise("relu_backward", out, dy, y)
 
@@ -103,23 +98,12 @@ def silu(x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
 def silu_backward(dy: np.ndarray, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
     """Gradient of `silu`: ``dy * s * (1 + x * (1 - s))``, s the sigmoid of x.
 
+    Otherwise as `relu_backward`, with `x` in place of `y`.
+
     Parameters
     ----------
-    dy : ndarray of float, shape of `x`
-        Gradient of the loss with respect to the output.
     x : ndarray of float
         Input of the forward.
-    out : ndarray, shape and dtype of `x`, optional
-        Receives the result; may be `dy` or `x`.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
     """
     return _elementwise("silu_backward", out, dy, x, name="x")
 

@@ -60,13 +60,25 @@ def unmasked(array: Any, name: str) -> None:
         )
 
 
+def integers(array: Any, name: str) -> None:
+    """Check that `array` holds integers."""
+    if not backend.is_array(array) or array.dtype.kind not in "iu":
+        found = getattr(array, "dtype", type(array).__name__)
+        raise DTypeError(f"{name} must be an array of integers, got {found}")
+
+
 def same_shape(array: Any, x: np.ndarray, name: str, like: str = "x") -> None:
     """Check that `array` is floating and has the shape of `x`."""
     floating(array, name)
     if type(array) is not type(x):
         on_device(array, backend.device_of(x), name)
-    if array.shape != x.shape:
-        raise ShapeError(f"{name} must have {like}'s shape {x.shape}, got {array.shape}")
+    shape_of(array, x.shape, name, like)
+
+
+def shape_of(array: Any, shape: tuple[int, ...], name: str, like: str) -> None:
+    """Check that `array` has the shape that `like` has."""
+    if array.shape != shape:
+        raise ShapeError(f"{name} must have {like}'s shape {shape}, got {array.shape}")
 
 
 def on_device(array: Any, device: str, name: str) -> None:

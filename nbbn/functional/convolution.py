@@ -104,19 +104,12 @@ def conv2d_backward(
     out_dweight: np.ndarray | None = None,
     out_dbias: np.ndarray | None = None,
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Gradients of `conv2d`.
+    """Gradients of `conv2d`. Otherwise as `conv2d`, with its operands and options.
 
     Parameters
     ----------
     dy : ndarray of float, shape of the output
         Gradient of the loss with respect to the output.
-    x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) for axis -1
-    weight : ndarray of float, shape (O, C / groups, kh, kw)
-    stride : int or (int, int), default 1
-    padding : int, (int, int), ((int, int), (int, int)), "same" or "valid", default 0
-    dilation : int or (int, int), default 1
-    groups : int, default 1
-    axis : {1, -1}, default 1
     needs : (bool, bool, bool), default (True, True, True)
     out : ndarray, shape and dtype of `x`, optional
     out_dweight : ndarray, shape of `weight`, optional
@@ -154,20 +147,15 @@ def conv_transpose2d(
 ) -> np.ndarray:
     """Transposed convolution: the gradient of `conv2d` with respect to its input, plus a bias.
 
+    Otherwise as `conv2d`.
+
     Parameters
     ----------
-    x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) for axis -1
     weight : ndarray of float, shape (C, O / groups, kh, kw)
-    bias : ndarray of float, shape (O,), optional
-    stride : int or (int, int), default 1
     padding : int, (int, int), ((int, int), (int, int)) or "valid", default 0
         What the convolution pads, and this takes away from its result.
     output_padding : int or (int, int), default 0
         Rows and columns behind that the convolution leaves out; below the stride.
-    dilation : int or (int, int), default 1
-    groups : int, default 1
-    axis : {1, -1}, default 1
-    out : ndarray, shape of the result, dtype of `x`, optional
 
     Returns
     -------
@@ -197,30 +185,13 @@ def conv_transpose2d_backward(
     out_dweight: np.ndarray | None = None,
     out_dbias: np.ndarray | None = None,
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Gradients of `conv_transpose2d`.
+    """Gradients of `conv_transpose2d`. Otherwise as `conv2d_backward`.
 
     Parameters
     ----------
-    dy : ndarray of float, shape of the output
-        Gradient of the loss with respect to the output.
-    x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) for axis -1
     weight : ndarray of float, shape (C, O / groups, kh, kw)
-    stride : int or (int, int), default 1
-    padding : int, (int, int), ((int, int), (int, int)) or "valid", default 0
-    output_padding : int or (int, int), default 0
-    dilation : int or (int, int), default 1
-    groups : int, default 1
-    axis : {1, -1}, default 1
-    needs : (bool, bool, bool), default (True, True, True)
-    out : ndarray, shape and dtype of `x`, optional
-    out_dweight : ndarray, shape of `weight`, optional
-    out_dbias : ndarray, shape (O,), optional
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `x`, or None
-    dweight : ndarray, shape of `weight`, or None
-    dbias : ndarray, shape (O,), or None
+    padding, output_padding
+        The forward's.
     """
     found = Convolution.of_output(
         x, weight, stride, padding, output_padding, dilation, groups, axis
@@ -284,11 +255,7 @@ class Convolution:
                 f"channels on axis {self.axis}"
             )
         self._set_window(stride, dilation)
-        if isinstance(padding, str) and padding == "same":
-            raise ArgumentError(
-                'a transposed convolution takes no padding "same": give the numbers, such as '
-                "((0, 1), (0, 1))"
-            )
+        refuse_same(padding)
         size = self._image(y.shape)
         self._pads = padding_numbers(padding, size, kernel, self.stride, self.dilation)
         more = pair(output_padding, "output_padding", least=0)
@@ -488,6 +455,15 @@ def padding_numbers(
     return sides(padding)
 
 
+def refuse_same(padding: Any) -> None:
+    """Refuse padding by the size of an image that is not known."""
+    if isinstance(padding, str) and padding == "same":
+        raise ArgumentError(
+            'a transposed convolution takes no padding "same": give the numbers, such as '
+            "((0, 1), (0, 1))"
+        )
+
+
 def _needs(needs: Any) -> tuple[bool, ...]:
     if not isinstance(needs, tuple | list) or len(needs) != 3:
         raise DTypeError(f"needs must be three of True and False, got {needs!r:.80}")
@@ -497,5 +473,4 @@ def _needs(needs: Any) -> tuple[bool, ...]:
 def _check_dy(dy: Any, shape: tuple[int, ...], device: str) -> None:
     checks.floating(dy, "dy")
     checks.on_device(dy, device, "dy")
-    if dy.shape != shape:
-        raise ShapeError(f"dy must have the output's shape {shape}, got {dy.shape}")
+    checks.shape_of(dy, shape, "dy", "the output")

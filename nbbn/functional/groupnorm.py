@@ -172,6 +172,8 @@ def group_norm(
 ) -> tuple[np.ndarray, GroupStats]:
     """Normalize groups of consecutive channels of each example, as PyTorch's group normalization.
 
+    Otherwise as `layer_norm`.
+
     Parameters
     ----------
     x : ndarray of float, 2 dimensions or more
@@ -181,15 +183,7 @@ def group_norm(
         Divides the number of channels C. As in PyTorch, a batch of one example with a single value
         a group is a ShapeError.
     axis : int, default 1
-        The channel axis.
-    eps : float, default 1e-5
-    out : ndarray, shape and dtype of `x`, optional
-
-    Returns
-    -------
-    y : ndarray, shape and dtype of `x`
-    stats : GroupStats
-        Of shape (N, groups).
+        The channel axis. The statistics are of shape (N, groups).
     """
     plan = _Groups(x, groups, axis)
     if plan.layout.shape[0] * plan.count == 1:
@@ -236,24 +230,12 @@ def instance_norm(
     eps: float = 1e-5,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, GroupStats]:
-    """Normalize each channel of each example over all positions.
+    """Normalize each channel of each example over all positions. Otherwise as `group_norm`.
 
     Parameters
     ----------
     x : ndarray of float, 3 dimensions or more
-        As in PyTorch, a single position is a ShapeError. The first axis that is not the channels'
-        is the batch.
-    gamma, beta : ndarray of float, shape (C,), optional
-    axis : int, default 1
-        The channel axis.
-    eps : float, default 1e-5
-    out : ndarray, shape and dtype of `x`, optional
-
-    Returns
-    -------
-    y : ndarray, shape and dtype of `x`
-    stats : GroupStats
-        Of shape (N, C).
+        As in PyTorch, a single position is a ShapeError. The statistics are of shape (N, C).
     """
     plan = _Groups(x, None, axis)
     if plan.count == 1:

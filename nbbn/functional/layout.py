@@ -108,7 +108,7 @@ def row_layout(x: Any, axis: int, name: str) -> Layout:
     rest = *shape[:last], *shape[last + 1 :]
     order = None
     if last != len(shape) - 1:
-        order = (*(d for d in range(x.ndim) if d != last), last)
+        order = (*all_but(last, x), last)
     return placed(x, order, (math.prod(rest), shape[last]), dtype)
 
 
@@ -144,7 +144,7 @@ def group_layout(x: Any, groups: int | None, axis: int) -> Layout:
         raise ShapeError(
             f"the {channels} channels of x with shape {x.shape} do not divide into {groups} groups"
         )
-    others = [d for d in range(x.ndim) if d != channel]
+    others = all_but(channel, x)
     order = (others[0], channel, *others[1:])
     inner = math.prod(x.shape[d] for d in others[1:])
     shape = x.shape[others[0]], groups, channels // groups, inner
@@ -210,6 +210,11 @@ def sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 def axis_index(axis: Any, x: np.ndarray) -> int:
     """Check `axis` against the rank of `x` and return it counted from the front."""
     return _axis_index(integer(axis, "axis"), x.shape, "x")
+
+
+def all_but(axis: int, x: Any) -> tuple[int, ...]:
+    """Name the other axes from the front."""
+    return tuple(d for d in range(x.ndim) if d != axis % x.ndim)
 
 
 def plain_layout(x: Any, name: str) -> Layout:

@@ -19,9 +19,9 @@ from ..errors import ShapeError
 from . import checks
 from ._kind import in_kind
 from ._out import Target
-from .layout import Layout, axis_index, fold, plain_layout
+from .layout import all_but, axis_index, fold, plain_layout
 
-__all__ = ["Plan", "Windows", "local_response_norm", "local_response_norm_backward"]
+__all__ = ["local_response_norm", "local_response_norm_backward"]
 
 OVER, ALPHA_OF = ("channels", "positions"), ("mean", "sum")
 
@@ -170,8 +170,6 @@ def _statistics(x: Any) -> np.dtype[Any]:
 class Plan:
     """The options of both directions, checked, and how x folds: flat."""
 
-    layout: Layout
-
     def __init__(
         self, x: Any, *, size: Any, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0,
         alpha_of: Any = "mean", over: Any = "channels", axis: Any = 1,
@@ -186,9 +184,9 @@ class Plan:
             raise ShapeError(f"x has no channels: axis {axis} of shape {x.shape} has length 0")
         # Beyond any axis, and before its powers overflow.
         size = integer(size, "size", least=1, most=2**31)
-        others = [d for d in range(x.ndim) if d != channel]
         within = choice(over, OVER, "over") == "positions"
-        self.windows = Windows(x.shape, tuple(others[1:]) if within else (channel,), size)
+        axes = all_but(channel, x)[1:] if within else (channel,)
+        self.windows = Windows(x.shape, axes, size)
         self.beta = real(beta, "beta")
         self.k, alpha = real(k, "k", least=0), real(alpha, "alpha", least=0)
         mean = choice(alpha_of, ALPHA_OF, "alpha_of") == "mean"

@@ -95,7 +95,7 @@ def max_pool2d_backward(
     dx : ndarray of the given shape, dtype of `dy`
     """
     windows = _windows(shape, size, stride, padding, dilation, ceil_mode, axis)
-    layout = windows.check(dy, "dy", axis)
+    layout = windows.layout_of(dy, axis)
     taps = _index(index, windows, layout)
     dx, _ = _result(windows.input, dy.dtype, layout, axis)
     if dy.size:
@@ -126,20 +126,12 @@ def avg_pool2d(
 ) -> np.ndarray:  # fmt: skip
     """Mean of each window, where padding counts as zeros unless `count_include_pad` is False.
 
-    What a last window of `ceil_mode` has behind the padding never counts.
+    What a last window of `ceil_mode` has behind the padding never counts. Otherwise as
+    `max_pool2d`, without the index.
 
     Parameters
     ----------
-    x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) with `axis` -1
-    size, stride, padding, dilation, ceil_mode
-        The windows, as the module says.
     count_include_pad : bool, default True
-    axis : {1, -1}, default 1
-        The channel axis.
-
-    Returns
-    -------
-    y : ndarray, shape (N, C, OH, OW) or (N, OH, OW, C), dtype of `x`
     """
     layout = image_layout(x, axis, "x")
     windows = _windows(x.shape, size, stride, padding, dilation, ceil_mode, axis)
@@ -159,21 +151,15 @@ def avg_pool2d_backward(
 ) -> np.ndarray:  # fmt: skip
     """Gradient of `avg_pool2d`: the sum of ``dy / count`` over the windows that a pixel is in.
 
+    Otherwise as `max_pool2d_backward`, without the index.
+
     Parameters
     ----------
-    dy : ndarray of float, shape of the output
-        Gradient of the loss with respect to the output.
-    shape : tuple of int
-        Shape of the forward's `x`.
-    size, stride, padding, dilation, ceil_mode, count_include_pad, axis
+    count_include_pad : bool, default True
         The forward's.
-
-    Returns
-    -------
-    dx : ndarray of the given shape, dtype of `dy`
     """
     windows = _windows(shape, size, stride, padding, dilation, ceil_mode, axis)
-    layout = windows.check(dy, "dy", axis)
+    layout = windows.layout_of(dy, axis)
     dx, _ = _result(windows.input, dy.dtype, layout, axis)
     counted = windows.counted[switch(count_include_pad, "count_include_pad")]
     if dy.size:
@@ -202,7 +188,7 @@ def global_avg_pool2d(x: np.ndarray, *, axis: int = 1, keepdims: bool = False) -
     layout = image_layout(x, axis, "x")
     _no_empty(x.shape)
     A, H, W, B = layout.shape
-    one = _one_pixel(x.shape, axis)
+    one = _with_size(x.shape, image_axis(axis), (1, 1))
     y, _ = _result(one, x.dtype, layout, axis, (A, B))
     if x.size:
         launcher = backend.kernels("pooling", layout.device).global_avg_pool
@@ -216,18 +202,7 @@ def global_avg_pool2d_backward(
 ) -> np.ndarray:
     """Gradient of `global_avg_pool2d`: ``dy / (H * W)`` for each pixel.
 
-    Parameters
-    ----------
-    dy : ndarray of float, shape of the output
-        Gradient of the loss with respect to the output, with or without `keepdims`.
-    shape : tuple of int
-        Shape of the forward's `x`.
-    axis : {1, -1}, default 1
-        The channel axis.
-
-    Returns
-    -------
-    dx : ndarray of the given shape, dtype of `dy`
+    Otherwise as `max_pool2d_backward`, without the index; `dy` is with or without `keepdims`.
     """
     shape = _shape(shape)
     _no_empty(shape)
@@ -248,13 +223,7 @@ def global_max_pool2d(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximum of each channel of each image, and where it is: `max_pool2d` of one window.
 
-    Parameters
-    ----------
-    x : ndarray of float, shape (N, C, H, W), or (N, H, W, C) with `axis` -1
-    axis : {1, -1}, default 1
-        The channel axis.
-    keepdims : bool, default False
-        Keep rows and columns, of length 1.
+    Otherwise as `global_avg_pool2d`.
 
     Returns
     -------
@@ -272,20 +241,7 @@ def global_max_pool2d_backward(
 ) -> np.ndarray:
     """Gradient of `global_max_pool2d`: `dy` at the maximum, else 0.
 
-    Parameters
-    ----------
-    dy : ndarray of float, shape of the output
-        Gradient of the loss with respect to the output, with or without `keepdims`.
-    index : ndarray of unsigned integers, shape of the output
-        What the forward returned.
-    shape : tuple of int
-        Shape of the forward's `x`.
-    axis : {1, -1}, default 1
-        The channel axis.
-
-    Returns
-    -------
-    dx : ndarray of the given shape, dtype of `dy`
+    Otherwise as `max_pool2d_backward`; `dy` and `index` are with or without `keepdims`.
     """
     shape = _shape(shape)
     _no_empty(shape)
@@ -313,10 +269,10 @@ class _Windows(NamedTuple):
     def index_type(self) -> np.dtype[Any]:
         return np.min_scalar_type(self.window[0] * self.window[1] - 1)
 
-    def check(self, dy: Any, name: str, axis: int) -> Layout:
+    def layout_of(self, dy: Any, axis: int) -> Layout:
         """Check that a gradient has the shape of the output; return its layout."""
-        layout = image_layout(dy, axis, name)
-        _same_shape(dy, self.output, name)
+        layout = image_layout(dy, axis, "dy")
+        checks.shape_of(dy, self.output, "dy", "the output")
         return layout
 
 
@@ -415,10 +371,6 @@ def _with_size(shape: tuple[int, ...], axis: int, size: tuple[int, ...]) -> tupl
     return (*shape[:2], *size) if axis == 1 else (shape[0], *size, shape[3])
 
 
-def _one_pixel(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return _with_size(shape, axis, (1, 1))
-
-
 def _shape(shape: Any) -> tuple[int, ...]:
     """Check the shape of images."""
     if not isinstance(shape, tuple | list) or len(shape) != 4:
@@ -434,20 +386,15 @@ def _no_empty(shape: tuple[int, ...]) -> None:
         raise ShapeError(f"images must have pixels and channels, got shape {shape}")
 
 
-def _same_shape(array: Any, shape: tuple[int, ...], name: str) -> None:
-    if array.shape != shape:
-        raise ShapeError(f"{name} must have the output's shape {shape}, got {array.shape}")
-
-
 def _with_pixel(array: Any, shape: tuple[int, ...], axis: int, name: str) -> Any:
     """Give an array (N, C) rows and columns of length 1."""
-    one = _one_pixel(shape, image_axis(axis))
+    one = _with_size(shape, image_axis(axis), (1, 1))
     if not backend.is_array(array):
         raise DTypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
     if array.ndim == 2:
-        _same_shape(array, (shape[0], math.prod(one[1:])), name)
+        checks.shape_of(array, (shape[0], math.prod(one[1:])), name, "the output")
         return array.reshape(one)
-    _same_shape(array, one, name)
+    checks.shape_of(array, one, name, "the output")
     return array
 
 
@@ -465,12 +412,6 @@ def _result(
     return Target(out, out, layout._replace(shape=folded or layout.shape)), layout
 
 
-def _in_memory(index: np.ndarray, layout: Layout) -> np.ndarray:
-    """View an index as it is in memory, (A, OH, OW, B)."""
-    direct = index if layout.order is None else index.transpose(layout.order)
-    return direct.reshape(layout.shape)
-
-
 def _index(index: Any, windows: _Windows, layout: Layout) -> np.ndarray:
     """Check an index of maxima; return it in the memory order of a layout."""
     expected = windows.index_type
@@ -478,6 +419,10 @@ def _index(index: Any, windows: _Windows, layout: Layout) -> np.ndarray:
         found = getattr(index, "dtype", type(index).__name__)
         raise DTypeError(f"index must be a {expected} array that max_pool2d returned, got {found}")
     checks.on_device(index, layout.device, "index")
-    _same_shape(index, windows.output, "index")
-    direct = index if layout.order is None else index.transpose(layout.order)
-    return backend.contiguous(direct, expected).reshape(layout.shape)
+    checks.shape_of(index, windows.output, "index", "the output")
+    return _in_memory(index, layout)
+
+
+def _in_memory(index: np.ndarray, layout: Layout) -> np.ndarray:
+    """Fold an index as a layout says."""
+    return fold(index, layout._replace(storage=index.dtype))

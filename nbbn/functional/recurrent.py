@@ -153,29 +153,18 @@ def recurrent_backward(
     lengths: np.ndarray | None = None,
     reverse: bool = False,
 ) -> RecurrentGradients:
-    """Gradient of `recurrent`, back through time.
+    """Gradient of `recurrent`, back through time. Otherwise as `recurrent`.
 
     Parameters
     ----------
     dstates : ndarray of float, shape (S, T + 1, N, H)
         Gradient of the loss with respect to all states.
-    weight : ndarray of float
-        As in the forward.
     states : RecurrentStates
         What the forward returned.
-    bias : ndarray of float, optional
-        As in the forward.
-    kind, lengths, reverse
-        As in the forward.
 
     Returns
     -------
     RecurrentGradients
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
     """
     if not isinstance(states, RecurrentStates):
         raise DTypeError(f"states must be RecurrentStates, got {type(states).__name__}")
@@ -264,9 +253,7 @@ def checked_lengths(lengths: Any, T: int, N: int, device: str) -> np.ndarray:
     """Return lengths (N,) as int64, or an empty array for None."""
     if lengths is None:
         return backend.zeros(0, np.int64, device)
-    if not backend.is_array(lengths) or lengths.dtype.kind not in "iu":
-        found = getattr(lengths, "dtype", type(lengths).__name__)
-        raise DTypeError(f"lengths must be an array of integers, got {found}")
+    checks.integers(lengths, "lengths")
     checks.unmasked(lengths, "lengths")
     if lengths.shape != (N,):
         raise ShapeError(f"lengths must have shape ({N},), one for each sequence, got "

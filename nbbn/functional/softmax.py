@@ -26,22 +26,12 @@ _REDUCTIONS = ("mean", "sum", "none")
 def softmax(x: np.ndarray, *, axis: int = -1, out: np.ndarray | None = None) -> np.ndarray:
     """Softmax, ``exp(x) / sum(exp(x))`` along `axis`, shifted by the maximum so as not to overflow.
 
+    Otherwise as `nbbn.functional.relu`.
+
     Parameters
     ----------
-    x : ndarray of float
     axis : int, default -1
-        Axis that sums to 1.
-    out : ndarray, shape and dtype of `x`, optional
-        Receives the result; may be `x`.
-
-    Returns
-    -------
-    ndarray, shape and dtype of `x`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        `x` is not an array of real floating numbers, or `axis` or `out` does not fit.
+        Axis that sums to 1; a ShapeError where `x` has none of that number.
     """
     return _rowwise("softmax", (x,), x, axis, out)
 
@@ -52,25 +42,12 @@ def softmax_backward(
 ) -> np.ndarray:
     """Gradient of `softmax`: ``y * (dy - sum(dy * y))``.
 
+    Otherwise as `nbbn.functional.relu_backward`.
+
     Parameters
     ----------
-    dy : ndarray of float, shape of `y`
-        Gradient of the loss with respect to the output.
-    y : ndarray of float
-        Output of the forward.
     axis : int, default -1
         The forward's axis.
-    out : ndarray, shape and dtype of `y`, optional
-        Receives the result.
-
-    Returns
-    -------
-    dx : ndarray, shape and dtype of `y`
-
-    Raises
-    ------
-    DTypeError, ShapeError, ArgumentError
-        Operands that do not fit together.
     """
     return _rowwise("softmax_backward", (dy, y), y, axis, out)
 

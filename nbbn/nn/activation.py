@@ -20,13 +20,7 @@ class ReLU(Module):
 
 
 class LeakyReLU(Module):
-    """Rectified linear unit with a slope where `x` is negative.
-
-    Parameters
-    ----------
-    slope : float, default 0.01
-        At least 0.
-    """
+    """Rectified linear unit with a slope below 0. Otherwise as `nbbn.functional.leaky_relu`."""
 
     def __init__(self, slope: float = 0.01) -> None:
         self.slope = leaky_slope(slope)
@@ -40,12 +34,7 @@ class LeakyReLU(Module):
 
 
 class GELU(Module):
-    """Gaussian error linear unit; see `nbbn.functional.gelu`.
-
-    Parameters
-    ----------
-    approximate : {"none", "tanh"}, default "none"
-    """
+    """Gaussian error linear unit. Otherwise as `nbbn.functional.gelu`."""
 
     def __init__(self, approximate: str = "none") -> None:
         self.approximate: str = choice(approximate, ("none", "tanh"), "approximate")

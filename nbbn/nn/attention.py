@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -58,11 +59,8 @@ class Embedding(Module):
         """
         tokens = x.data if isinstance(x, Tensor) else x
         V, device = len(self.weight), self.weight.device
-        if not backend.is_array(tokens) or tokens.dtype.kind not in "iuf":
-            found = getattr(tokens, "dtype", type(tokens).__name__)
-            raise DTypeError(f"tokens must be an array of integers, got {found}")
-        if tokens.dtype.kind == "f" and not isinstance(x, Tensor):
-            raise DTypeError(f"tokens must be an array of integers, got {tokens.dtype}")
+        if not isinstance(x, Tensor):
+            checks.integers(tokens, "tokens")
         checks.on_device(tokens, device, "tokens")
         index = backend.contiguous(tokens, np.dtype(np.int64))
         bad = backend.empty(1, np.int64, device, lasting=True)
@@ -295,22 +293,21 @@ class MultiheadAttention(Module):
     def _allowed(self, scores: Tensor, mask: Any, lengths: Any) -> Any:
         """Where scores (N, heads, T, S) count; None for everywhere."""
         N, _, T, S = scores.shape
-        allowed: Any = np.tri(T, S, dtype=bool) if self.causal else None
+        masks: list[Any] = [np.tri(T, S, dtype=bool)] if self.causal else []
         if mask is None and lengths is None:
             # It follows from shapes alone.
-            return None if allowed is None else backend.constant(backend.to(allowed, scores.device))
+            return backend.constant(backend.to(masks[0], scores.device)) if masks else None
         if mask is not None:
             if not backend.is_array(mask) or mask.dtype != np.bool_:
                 found = getattr(mask, "dtype", type(mask).__name__)
                 raise DTypeError(f"mask must be an array of bool, True where allowed, got {found}")
             if mask.shape not in ((T, S), (N, T, S)):
                 raise ShapeError(f"mask must have shape {(T, S)} or {(N, T, S)}, got {mask.shape}")
-            mask = backend.host(mask).reshape(-1, 1, T, S)
-            allowed = mask if allowed is None else allowed & mask
+            masks.append(backend.host(mask).reshape(-1, 1, T, S))
         if lengths is not None:
             known = backend.host(checked_lengths(lengths, S, N, "cpu"))
-            there = (np.arange(S) < known[:, None])[:, None, None]
-            allowed = there if allowed is None else allowed & there
+            masks.append((np.arange(S) < known[:, None])[:, None, None])
+        allowed = functools.reduce(np.logical_and, masks)
         if not allowed.any(-1).all():
             raise ArgumentError(
                 "mask leaves a step nothing to attend to: allow it one, itself for example, and "
@@ -330,6 +327,8 @@ class MultiheadAttention(Module):
 class TransformerEncoderLayer(Module):
     """Self-attention and two Dense layers, each with a residual and a LayerNorm, as PyTorch's.
 
+    Otherwise as `MultiheadAttention`.
+
     Parameters
     ----------
     d_model, nhead : int
@@ -342,13 +341,8 @@ class TransformerEncoderLayer(Module):
         Between the Dense layers: ReLU by default.
     norm_first : bool, default False
         Normalize what goes into the attention and the Dense layers, not what comes out.
-    causal : bool, default False
-        As of `MultiheadAttention`.
     eps : float, default 1e-5
         Of the layer norms.
-    rng : Generator, int or None
-        Source of weights and masks.
-    dtype : {float32, float64}
 
     Attributes
     ----------

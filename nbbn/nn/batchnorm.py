@@ -342,12 +342,12 @@ class BatchNorm(Module):
 class SyncBatchNorm(BatchNorm):
     """`BatchNorm` with `sync` on: batch normalization over all ranks of a distributed run.
 
+    Otherwise as `BatchNorm`.
+
     Parameters
     ----------
-    channels : int
-        Length of the channel axis, C.
     **options
-        As for `BatchNorm`.
+        Those of `BatchNorm`.
     """
 
     def __init__(self, channels: int, **options: Any) -> None:

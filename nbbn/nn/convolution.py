@@ -11,7 +11,7 @@ from .._validation import choice, float_type, positive, switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor
 from ..errors import ArgumentError
-from ..functional.convolution import Pair, padding_numbers
+from ..functional.convolution import Pair, padding_numbers, refuse_same
 from ..functional.layout import image_axis, pair
 from .initializers import initialize
 from .module import Module
@@ -22,14 +22,6 @@ __all__ = ["Conv2d", "ConvTranspose2d"]
 class _OfImages(Module):
     """What both layers have in common."""
 
-    weight: Parameter
-    bias: Parameter | None
-    stride: Pair
-    dilation: Pair
-    padding: Any
-    groups: int
-    axis: int
-
     def _set_window(
         self, in_channels: Any, out_channels: Any, kernel_size: Any, stride: Any, padding: Any,
         dilation: Any, groups: Any, axis: Any,
@@ -38,10 +30,8 @@ class _OfImages(Module):
         in_channels = positive(in_channels, "in_channels")
         out_channels = positive(out_channels, "out_channels")
         kernel = pair(kernel_size, "kernel_size", least=1)
-        self.stride, self.dilation = (
-            pair(stride, "stride", least=1),
-            pair(dilation, "dilation", least=1),
-        )
+        self.stride = pair(stride, "stride", least=1)
+        self.dilation = pair(dilation, "dilation", least=1)
         # For its errors: what "same" means in numbers depends on the image.
         padding_numbers(padding, kernel, kernel, self.stride, self.dilation)
         self.padding, self.axis = padding, image_axis(axis)
@@ -93,6 +83,8 @@ def _short(value: Any) -> Any:
 class Conv2d(_OfImages):
     """Convolution of images, `nbbn.functional.conv2d`.
 
+    Otherwise as `nbbn.Dense`, in `bias`, `init`, `rng` and `dtype`.
+
     Parameters
     ----------
     in_channels, out_channels : int
@@ -105,17 +97,10 @@ class Conv2d(_OfImages):
     dilation : int or (int, int), default 1
     groups : int, default 1
         With groups = in_channels, each channel has its own filters (depthwise).
-    bias : bool, default True
-        Leave it out in front of a BatchNorm, which subtracts it again.
     axis : {1, -1}, default 1
         The channel axis: images are (N, C, H, W), or (N, H, W, C).
     activation : {None, "relu"}, default None
         Applied to the result in the same pass; `nbbn.fold` sets it.
-    init : str or float, default "he"
-        Initializer of the weight, see `nbbn.initializers.initialize`; the bias starts at 0.
-    rng : Generator, int or None
-        Source of the weights.
-    dtype : {float32, float64}
 
     Attributes
     ----------
@@ -160,26 +145,14 @@ class Conv2d(_OfImages):
 class ConvTranspose2d(_OfImages):
     """Transposed convolution of images, `nbbn.functional.conv_transpose2d`.
 
+    Otherwise as `Conv2d`, without `activation`.
+
     Parameters
     ----------
-    in_channels, out_channels : int
-    kernel_size : int or (int, int)
-        Height and width.
-    stride : int or (int, int), default 1
     padding : int, (int, int), ((int, int), (int, int)) or "valid", default 0
         What the convolution pads, and this takes away from its result.
     output_padding : int or (int, int), default 0
         Rows and columns behind that the convolution leaves out; below the stride.
-    dilation : int or (int, int), default 1
-    groups : int, default 1
-    bias : bool, default True
-    axis : {1, -1}, default 1
-        The channel axis: images are (N, C, H, W), or (N, H, W, C).
-    init : str or float, default "he"
-        Initializer of the weight, see `nbbn.initializers.initialize`; the bias starts at 0.
-    rng : Generator, int or None
-        Source of the weights.
-    dtype : {float32, float64}
 
     Attributes
     ----------
@@ -207,11 +180,7 @@ class ConvTranspose2d(_OfImages):
         in_channels, out_channels, kernel = self._set_window(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, axis
         )
-        if padding == "same":
-            raise ArgumentError(
-                'a transposed convolution takes no padding "same": give the numbers, such as '
-                "((0, 1), (0, 1))"
-            )
+        refuse_same(padding)
         self.output_padding = pair(output_padding, "output_padding", least=0)
         shape = (in_channels, out_channels // self.groups, *kernel)
         # A pixel of the result meets every stride-th one of the kernel.

@@ -86,23 +86,13 @@ class LayerNorm(_OfGroups):
 class RMSNorm(_OfGroups):
     """RMS normalization of the last axes, as PyTorch's: see `nbbn.functional.rms_norm`.
 
-    Training and evaluation are the same.
+    Otherwise as `LayerNorm`, without beta.
 
     Parameters
     ----------
-    shape : int or sequence of int
-        Sizes of the axes that are normalized over, the last of the input.
     eps : float, optional
         Added to the mean of the squares; by default what `nbbn.functional.rms_norm` takes. Keras
         has 1e-6, ONNX 1e-5.
-    scale : bool, default True
-        Learn gamma.
-    dtype : {float32, float64}
-
-    Attributes
-    ----------
-    gamma : Parameter of that shape, or None
-        "weight" in the state dict.
     """
 
     def __init__(
@@ -150,7 +140,7 @@ def _check_channels(layer: Module, x: Tensor, channels: int, axis: int) -> None:
 class GroupNorm(_OfGroups):
     """Group normalization, as PyTorch's: see `nbbn.functional.group_norm`.
 
-    Training and evaluation are the same.
+    Otherwise as `LayerNorm`, with gamma and beta of shape (C,).
 
     Parameters
     ----------
@@ -158,18 +148,8 @@ class GroupNorm(_OfGroups):
         Divides `channels`. 1 normalizes all channels together.
     channels : int
         Length of the channel axis, C.
-    eps : float, default 1e-5
-        Added to the variance. Keras has 1e-3.
     axis : int, default 1
         The channel axis; Keras has -1.
-    scale, shift : bool, default True
-        Learn gamma, and beta.
-    dtype : {float32, float64}
-
-    Attributes
-    ----------
-    gamma, beta : Parameter, shape (C,), or None
-        "weight" and "bias" in the state dict.
     """
 
     def __init__(
@@ -207,27 +187,18 @@ class InstanceNorm(_OfGroups):
 
     With running statistics, training moves them towards the mean over the batch of each channel's
     mean and unbiased variance, and evaluation normalizes with them, as a BatchNorm does. Without
-    them training and evaluation are the same.
+    them training and evaluation are the same. Otherwise as `GroupNorm`.
 
     Parameters
     ----------
-    channels : int
-        Length of the channel axis, C.
-    eps : float, default 1e-5
-        Added to the variance.
     momentum : float, default 0.1
         Weight of the new value in the running statistics.
-    axis : int, default 1
-        The channel axis.
     scale, shift : bool, default False
         Learn gamma, and beta.
     track_running_stats : bool, default False
-    dtype : {float32, float64}
 
     Attributes
     ----------
-    gamma, beta : Parameter, shape (C,), or None
-        "weight" and "bias" in the state dict.
     running_mean, running_var : ndarray, shape (C,), or None
     """
 

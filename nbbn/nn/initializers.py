@@ -31,14 +31,6 @@ def _scaled(numerator: float, both: bool = False, *, uniform: bool = False) -> D
     return draw
 
 
-def _zeros(rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
-    return np.zeros(shape)
-
-
-def _ones(rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
-    return np.ones(shape)
-
-
 def _orthogonal(rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
     from threadpoolctl import threadpool_limits
 
@@ -63,7 +55,9 @@ INITIALIZERS: dict[str, Draw] = {
     "glorot": _GLOROT, "glorot_normal": _GLOROT, "glorot_uniform": _GLOROT_UNIFORM,
     "xavier": _GLOROT, "xavier_normal": _GLOROT, "xavier_uniform": _GLOROT_UNIFORM,
     "lecun": _LECUN, "lecun_normal": _LECUN, "lecun_uniform": _LECUN_UNIFORM,
-    "orthogonal": _orthogonal, "zeros": _zeros, "ones": _ones,
+    "orthogonal": _orthogonal,
+    "zeros": lambda rng, shape, *fans: np.zeros(shape),
+    "ones": lambda rng, shape, *fans: np.ones(shape),
 }  # fmt: skip
 
 

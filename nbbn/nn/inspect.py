@@ -13,11 +13,13 @@ import numpy as np
 from .. import backend
 from .._validation import function, instance, switch
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
+from ..functional.layout import all_but
 from .activation import ReLU
 from .convolution import Conv2d
 from .layers import BatchNorm, Module, Softmax, is_linear
 from .losses import DoubleSoftmaxWarning, cross_entropy
 from .observe import observed
+from .summary import table
 
 __all__ = ["Inspection", "InspectionWarning", "LayerInspection", "inspect"]
 
@@ -87,15 +89,7 @@ class Inspection(NamedTuple):
     def __str__(self) -> str:
         """Lay out a table, and the warnings under it."""
         head = ("layer", "mean", "std", "dead", "|weight|", "|grad|", "mean gap", "std gap")
-        rows = [head, *(_row(layer) for layer in self.layers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        lines = table([head, *map(_row, self.layers)], 1)
         if self.loss is not None:
             lines.append(f"loss {self.loss:.4g}")
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
@@ -254,7 +248,7 @@ def _dead(label: str, layer: Module, output: np.ndarray, texts: list[str]) -> fl
     if not (fused or isinstance(layer, ReLU)) or output.ndim < 2 or not output.size:
         return None
     axis = layer.axis if isinstance(layer, BatchNorm | Conv2d) else 1
-    dead = float(np.mean((output <= 0).all(axis=_others(output, axis))))
+    dead = float(np.mean((output <= 0).all(axis=all_but(axis, output))))
     if dead > _MANY_DEAD and output.size // output.shape[axis] >= _ENOUGH:
         texts.append(
             f"{label}: {dead:.0%} of its ReLUs are dead on this batch; a smaller "
@@ -276,7 +270,7 @@ def _gaps(
         )
     if layer.running_mean is None or layer.running_var is None or count < 2:
         return None, None
-    wide, others = x.astype(np.float64), _others(x, layer.axis)
+    wide, others = x.astype(np.float64), all_but(layer.axis, x)
     mean, std = wide.mean(axis=others), np.sqrt(wide.var(axis=others) + layer.eps)
     running_mean = backend.host(layer.running_mean)
     running_std = np.sqrt(backend.host(layer.running_var) + layer.eps)
@@ -323,10 +317,6 @@ def _backward(
 
 def _own(module: Module) -> list[Parameter]:
     return [value for value in vars(module).values() if isinstance(value, Parameter)]
-
-
-def _others(array: np.ndarray, axis: int) -> tuple[int, ...]:
-    return tuple(d for d in range(array.ndim) if d != axis % array.ndim)
 
 
 def _label(name: str, layer: Module) -> str:

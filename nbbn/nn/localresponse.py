@@ -12,22 +12,10 @@ __all__ = ["LocalResponseNorm"]
 
 
 class LocalResponseNorm(Module):
-    """Local response normalization: see `nbbn.functional.local_response_norm`.
+    """Local response normalization as a layer.
 
-    The defaults are PyTorch's. AlexNet's is
-    ``LocalResponseNorm(5, k=2, alpha=1e-4, beta=0.75, alpha_of="sum")``.
-
-    Parameters
-    ----------
-    size : int
-        Length of the window.
-    alpha, beta, k : float, default 1e-4, 0.75 and 1
-    alpha_of : {"mean", "sum"}, default "mean"
-        What alpha multiplies.
-    over : {"channels", "positions"}, default "channels"
-        Across channels, or within each.
-    axis : int, default 1
-        The channel axis.
+    Otherwise as `nbbn.functional.local_response_norm`, with its options. The defaults are
+    PyTorch's. AlexNet's is ``LocalResponseNorm(5, k=2, alpha=1e-4, beta=0.75, alpha_of="sum")``.
     """
 
     def __init__(

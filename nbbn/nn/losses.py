@@ -17,7 +17,7 @@ import numpy as np
 from .. import backend
 from .._validation import choice, fraction
 from ..autograd import functions as ops
-from ..autograd.tensor import Tensor, apply
+from ..autograd.tensor import Tensor, apply, tensor_of
 from ..errors import ArgumentError, ShapeError
 from ..functional import checks
 
@@ -50,27 +50,15 @@ def cross_entropy(
 
     With ``nll = -log_softmax(logits)``, class weights w and smoothing s, the loss of label y is
     ``(1 - s) * w[y] * nll[y] + s / K * sum(w * nll)``, and that of probabilities p is
-    ``sum(w * ((1 - s) * p + s / K) * nll)``.
+    ``sum(w * ((1 - s) * p + s / K) * nll)``. Otherwise as `nbbn.functional.cross_entropy`; for the
+    output of a Softmax use `nll`.
 
     Parameters
     ----------
-    logits : Tensor, shape (N, K), (N, K, d1, ...) or (K,)
-        Unnormalized scores. For the output of a Softmax use `nll`.
     labels : ndarray of int, shape (N,), (N, d1, ...) or (); or of float, shape of `logits`
-        Classes in [0, K), or a probability of each class.
-    weight : ndarray of float, shape (K,), optional
-        Weight of each class, 1 by default: for classes of unequal size.
-    ignore_index : int, optional
-        A label whose examples count for nothing; PyTorch has -100. Not with probabilities.
-    label_smoothing : float, default 0
-        Share of each target, in [0, 1], that is spread evenly over the classes.
+        Classes in [0, K), or a probability of each class, with which there is no `ignore_index`.
     reduction : {"mean", "sum", "none"}, default "mean"
         A mean over labels divides by the sum of their weights, one over probabilities by N.
-
-    Returns
-    -------
-    Tensor
-        0-dimensional, or (N, ...) for "none".
 
     Warns
     -----
@@ -126,9 +114,7 @@ def nll(
         Rows that sum to 1.
     labels : ndarray of int, shape (N,)
     """
-    if not isinstance(probabilities, Tensor):
-        checks.floating(probabilities, "probabilities")
-        probabilities = Tensor(probabilities)
+    probabilities = tensor_of(probabilities, "probabilities")
     if probabilities._logits is not None:
         return ops.cross_entropy(probabilities._logits, labels, reduction=reduction)
     if probabilities.ndim != 2:
@@ -192,6 +178,7 @@ def binary_cross_entropy(
 
     ``weight * (pos_weight * t * softplus(-x) + (1 - t) * softplus(x))`` for logits x and targets t,
     which neither overflows nor cancels. PyTorch calls it ``binary_cross_entropy_with_logits``.
+    Otherwise as `mse`.
 
     Parameters
     ----------
@@ -203,11 +190,6 @@ def binary_cross_entropy(
         Factor of each element's loss. A mean is still over all elements.
     pos_weight : ndarray of float, broadcastable to `logits`, optional
         Factor of the loss of ones: the number of zeros by that of ones balances them.
-    reduction : {"mean", "sum", "none"}, default "mean"
-
-    Returns
-    -------
-    Tensor
 
     Warns
     -----
@@ -237,9 +219,7 @@ def binary_cross_entropy(
 def _pair(name: str, output: Any, targets: Any, reduction: Any) -> tuple[Tensor, Tensor]:
     """Check what a loss compares: two of one shape, the targets brought to the output's dtype."""
     choice(reduction, _REDUCTIONS, "reduction")
-    if not isinstance(output, Tensor):
-        checks.floating(output, "the output")
-        output = Tensor(output)
+    output = tensor_of(output, "the output")
     given = targets.data if isinstance(targets, Tensor) else targets
     checks.floating(given, "targets")
     checks.on_device(given, output.device, "targets")

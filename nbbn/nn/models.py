@@ -101,7 +101,7 @@ def cnn(
     """Build a convolutional network for small images that ends in logits.
 
     Each stage is two 3 x 3 convolutions, each with BatchNorm and ReLU, and a maximum over 2 x 2
-    pixels that halves the image; `mlp` follows, on what is left of it.
+    pixels that halves the image; `mlp` follows, on what is left of it. Otherwise as `mlp`.
 
     Parameters
     ----------
@@ -116,22 +116,11 @@ def cnn(
         Widths of the hidden layers behind the stages.
     axis : {1, -1}
         Where images and convolutions have their channels.
-    batch_norm : bool, default True
-    dropout : float, default 0
-        Probability of zeroing a unit of the hidden layers in training.
-    init, rng, dtype
-        As in `mlp`.
-
-    Returns
-    -------
-    Sequential
 
     Raises
     ------
     ShapeError
         Images of another rank, or too small for so many stages.
-    ArgumentError, DTypeError
-        As `mlp`.
     """
     shape = tuple(positive(n, "a length in shape") for n in iterate(shape, "shape", "integers"))
     axis = image_axis(axis)

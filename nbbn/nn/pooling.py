@@ -70,14 +70,12 @@ class MaxPool2d(_Pool2d):
 class AvgPool2d(_Pool2d):
     """Mean of each window of images, as PyTorch's; see `nbbn.functional.avg_pool2d`.
 
+    Otherwise as `MaxPool2d`.
+
     Parameters
     ----------
-    size, stride, padding, dilation, ceil_mode
-        As of `MaxPool2d`.
     count_include_pad : bool, default True
         Count padding, as zeros.
-    axis : {1, -1}, default 1
-        As of `MaxPool2d`.
     """
 
     def __init__(
@@ -95,15 +93,7 @@ class AvgPool2d(_Pool2d):
 
 
 class GlobalAvgPool2d(Module):
-    """Mean of each channel of each image.
-
-    Parameters
-    ----------
-    axis : {1, -1}, default 1
-        The channel axis, of images (N, C, H, W) or (N, H, W, C).
-    keepdims : bool, default False
-        Return (N, C, 1, 1) or (N, 1, 1, C), not (N, C).
-    """
+    """Mean of each channel of each image. Otherwise as `nbbn.functional.global_avg_pool2d`."""
 
     def __init__(self, *, axis: int = 1, keepdims: bool = False) -> None:
         self.axis, self.keepdims = image_axis(axis), switch(keepdims, "keepdims")
@@ -117,7 +107,7 @@ class GlobalAvgPool2d(Module):
 
 
 class GlobalMaxPool2d(GlobalAvgPool2d):
-    """Maximum of each channel of each image. Parameters as of `GlobalAvgPool2d`."""
+    """Maximum of each channel of each image. Otherwise as `GlobalAvgPool2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a number for each channel of each image."""

@@ -9,16 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import backend
-from .._validation import (
-    choice,
-    float_type,
-    fraction,
-    generator,
-    positive,
-    possible,
-    real,
-    switch,
-)
+from .._validation import choice, float_type, fraction, generator, positive, possible, real, switch
 from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, DTypeError, ShapeError

@@ -13,6 +13,7 @@ from ..autograd import functions as ops
 from ..autograd.tensor import Parameter, Tensor
 from ..errors import ArgumentError, ShapeError
 from ..functional import checks
+from ..functional.layout import all_but
 from .module import Module
 
 __all__ = ["Reweighted", "SpectralNorm", "WeightStandardization"]
@@ -79,11 +80,10 @@ class WeightStandardization(Reweighted):
 
     With the mean and the biased variance of the weights of an output:
     ``(weight - mean) / sqrt(var + eps)``. Usually together with a GroupNorm, for small batches.
+    The outputs are the first axis of the weight. Otherwise as `Reweighted`.
 
     Parameters
     ----------
-    layer : Module
-        As for `Reweighted`; its outputs are the first axis of the weight.
     eps : float, default 1e-5
 
     References
@@ -111,12 +111,10 @@ class SpectralNorm(Reweighted):
 
     The weight counts as a matrix, its outputs by all the rest, W. Each call in training improves
     the estimates ``u = W v / |W v|`` and ``v = W^T u / |W^T u|`` of its singular vectors;
-    ``sigma = u^T W v``, whose gradient takes u and v as constants.
+    ``sigma = u^T W v``, whose gradient takes u and v as constants. Otherwise as `Reweighted`.
 
     Parameters
     ----------
-    layer : Module
-        As for `Reweighted`.
     iterations : int, default 1
         Improvements a call.
     axis : int, default 0
@@ -163,8 +161,7 @@ class SpectralNorm(Reweighted):
         _improve(weight.data, self._order(), 15, self.eps, self.u, self.v)
 
     def _order(self) -> tuple[int, ...]:
-        others = (d for d in range(self._learned().ndim) if d != self.axis)
-        return (self.axis, *others)
+        return (self.axis, *all_but(self.axis, self._learned()))
 
     def reweighted(self, weight: Tensor) -> Tensor:
         """Divide by the largest singular value."""

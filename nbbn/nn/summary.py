@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,22 +73,24 @@ class Summary(NamedTuple):
             )
             for own in self.layers
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if place < 3 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
         frozen = f" ({self.frozen:,} of them frozen)" if self.frozen else ""
-        return "\n".join(
-            [
-                *lines,
-                f"{self.parameters + self.frozen:,} parameters{frozen}, {self.statistics:,} "
-                f"statistics, {self.nbytes / 1e6:,.2f} MB",
-            ]
+        sums = (
+            f"{self.parameters + self.frozen:,} parameters{frozen}, {self.statistics:,} "
+            f"statistics, {self.nbytes / 1e6:,.2f} MB"
         )
+        return "\n".join([*table(rows, 3), sums])
+
+
+def table(rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Lay out columns, the first ones as words and the others as numbers; return the lines."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < words else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def summary(model: Module, x: Tensor | np.ndarray | tuple[int, ...] | None = None) -> Summary:

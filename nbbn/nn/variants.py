@@ -25,12 +25,11 @@ class GhostBatchNorm(BatchNorm):
     """Batch normalization of virtual batches: groups of examples, each with its own statistics.
 
     The running statistics move towards those of the whole batch, the groups' merged exactly, so
-    that in evaluation this is the layer that a `BatchNorm` over whole batches would be.
+    that in evaluation this is the layer that a `BatchNorm` over whole batches would be. Otherwise
+    as `BatchNorm`.
 
     Parameters
     ----------
-    channels : int
-        Length of the channel axis, C.
     size : int
         Examples in a virtual batch. N examples make ``max(1, N // size)`` groups of as equal a
         length as can be, so that none is smaller.
@@ -89,12 +88,11 @@ class BatchRenorm(BatchNorm):
     ``y = gamma * (x_hat * r + d) + beta`` with ``r = sigma_batch / sigma_running`` clipped to
     [1 / r_max, r_max] and ``d = (mean_batch - mean_running) / sigma_running`` clipped to
     [-d_max, d_max], sigma = sqrt(var + eps); no gradient passes r and d. With r_max = 1 and
-    d_max = 0 it is `BatchNorm`; without limits it is what evaluation computes.
+    d_max = 0 it is `BatchNorm`; without limits it is what evaluation computes. Otherwise as
+    `BatchNorm`.
 
     Parameters
     ----------
-    channels : int
-        Length of the channel axis, C.
     r_max, d_max : float or callable, optional
         Limits, >= 1 and >= 0, or functions that give them from the number of batches seen so far.
         By default the paper's: 1 and 0 for 5,000 batches, then rising to 3 at 40,000 and 5 at
@@ -151,12 +149,11 @@ class InPlaceBatchNorm(BatchNorm):
 
     A `BatchNorm` keeps its input and its output until the backward pass; this layer keeps its
     output, which also serves the next layer, and computes what entered from it. On a tape its input
-    gives up its array, so that nothing else may use that input afterwards.
+    gives up its array, so that nothing else may use that input afterwards. Otherwise as
+    `BatchNorm`.
 
     Parameters
     ----------
-    channels : int
-        Length of the channel axis, C.
     slope : float, default 0.01
         Of the leaky ReLU below 0, in (0, 1]; 1 is no activation.
     **options

@@ -14,13 +14,35 @@ from ...functional.layout import axis_index
 from ..op import Op
 
 if TYPE_CHECKING:
-    from ..tensor import Tensor
+    from ..tensor import Tensor as Tensor
+else:
+    # A floor above; operations name it in annotations alone.
+    Tensor = Any
 
 
 class RecordableOp(Op):
     """An operation that computes through `backend.run` alone."""
 
     recordable = True
+
+
+class LinearMap(RecordableOp):
+    """A linear function of an array, with its adjoint, which the gradient goes through."""
+
+    fresh = True
+
+    @staticmethod
+    def forward(ctx: Any, x: np.ndarray, *, function: Any, adjoint: Any) -> np.ndarray:
+        ctx.function, ctx.adjoint = function, adjoint
+        return function(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: np.ndarray) -> Any:
+        return ctx.adjoint(dy)
+
+    @staticmethod
+    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
+        return dy._apply(LinearMap, dy, function=ctx.adjoint, adjoint=ctx.function)
 
 
 def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:

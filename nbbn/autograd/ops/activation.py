@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional import checks
-from ._common import RecordableOp, compute
+from ._common import RecordableOp, Tensor, compute
 from .masks import masked_graph, through_relu
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
-
 
 _SQRT_2_PI, _DENSITY_AT_0 = math.sqrt(2 / math.pi), 1 / math.sqrt(2 * math.pi)
 
 
-class OfOutput(RecordableOp):
-    """y = f(x), whose gradient follows from y: a subclass names the functional pair."""
+class OfInput(RecordableOp):
+    """y = f(x), whose gradient follows from x: a subclass names the functional pair."""
 
     fresh = True
     pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
 
     @classmethod
-    def forward(cls, ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.y = cls.pair[0](x)
-        return ctx.y  # type: ignore[no-any-return]
+    def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
+        ctx.kept, ctx.options = x, options
+        return cls.pair[0](x, **options)
 
     @classmethod
     def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.y)
+        return cls.pair[1](dy, ctx.kept, **ctx.options)
+
+
+class OfOutput(OfInput):
+    """y = f(x), whose gradient follows from y."""
+
+    @classmethod
+    def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
+        ctx.kept, ctx.options = cls.pair[0](x, **options), options
+        return ctx.kept  # type: ignore[no-any-return]
 
 
 class ReLU(OfOutput):
@@ -44,7 +49,7 @@ class ReLU(OfOutput):
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        return through_relu(dy, ctx.y)
+        return through_relu(dy, ctx.kept)
 
 
 class Sigmoid(OfOutput):
@@ -65,22 +70,6 @@ class Tanh(OfOutput):
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         return dy * (1 - output * output)
-
-
-class OfInput(RecordableOp):
-    """y = f(x), whose gradient follows from x: a subclass names the functional pair."""
-
-    fresh = True
-    pair: ClassVar[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]
-
-    @classmethod
-    def forward(cls, ctx: Any, x: np.ndarray, **options: Any) -> np.ndarray:
-        ctx.x, ctx.options = x, options
-        return cls.pair[0](x, **options)
-
-    @classmethod
-    def backward(cls, ctx: Any, dy: np.ndarray) -> Any:
-        return cls.pair[1](dy, ctx.x, **ctx.options)
 
 
 class GELU(OfInput):
@@ -134,8 +123,8 @@ class LeakyReLU(OfInput):
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        ones = backend.ones(ctx.x.shape, ctx.x.dtype, backend.device_of(ctx.x))
-        return masked_graph(dy, F.leaky_relu_backward(ones, ctx.x, **ctx.options))
+        ones = backend.ones(dy.shape, dy.dtype, dy.device)
+        return masked_graph(dy, F.leaky_relu_backward(ones, ctx.kept, **ctx.options))
 
 
 class Softplus(RecordableOp):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..._validation import real
-from ._common import RecordableOp, compute, unbroadcast, unbroadcast_graph, zeros_beside
-from .activation import OfOutput
+from ._common import RecordableOp, Tensor, compute, unbroadcast, unbroadcast_graph, zeros_beside
+from .activation import OfInput, OfOutput
 from .masks import masked_graph
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Add(RecordableOp):
@@ -135,17 +132,10 @@ class Exp(OfOutput):
         return dy * output
 
 
-class Log(RecordableOp):
+class Log(OfInput):
     """Natural logarithm; dx = dy / x."""
 
-    @staticmethod
-    def forward(ctx: Any, x: np.ndarray) -> np.ndarray:
-        ctx.x = x
-        return compute(np.log, x)
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        return compute(np.divide, dy, ctx.x)
+    pair = partial(compute, np.log), partial(compute, np.divide)
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
 from ...distributed import Ranks
+from ...functional.layout import all_but
 from ...functional.stats import merge_ranks
-from ._common import RecordableOp, compute
+from ._common import RecordableOp, Tensor, compute
 from .masks import through_relu
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class BatchNormTrain(RecordableOp):
@@ -48,7 +46,7 @@ class BatchNormTrain(RecordableOp):
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         x, gamma, *_ = inputs
-        g, others = through_relu(dy, ctx.y), _all_but(ctx.axis, ctx.x)
+        g, others = through_relu(dy, ctx.y), all_but(ctx.axis, ctx.x)
         dx = dgamma = None
         if ctx.needs[0]:
             dx = dy._apply(BatchNormInputGradient, g, x, gamma, stats=ctx.stats, axis=ctx.axis)
@@ -151,7 +149,7 @@ class BatchNormInfer(RecordableOp):
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
         (x, _, _, gamma, *_), axis = inputs, ctx.axis
-        g, others = through_relu(dy, ctx.y), _all_but(axis, ctx.x)
+        g, others = through_relu(dy, ctx.y), all_but(axis, ctx.x)
         inv_std, center = (backend.empty(ctx.var.shape, ctx.x.dtype) for _ in range(2))
         backend.run(inverse_std, ctx.var, ctx.eps, inv_std)
         backend.run(np.copyto, center, ctx.mean, "same_kind")
@@ -222,7 +220,7 @@ def _differentiate_input_gradient(
     dg: np.ndarray, dx: np.ndarray, dgamma: np.ndarray,
 ) -> None:  # fmt: skip
     """Write the formulas of BatchNormInputGradient's backward; ``*_x_hat`` are sums."""
-    np.sum(u * d_g, axis=_all_but(axis, x), dtype=np.float64, out=dgamma)
+    np.sum(u * d_g, axis=all_but(axis, x), dtype=np.float64, out=dgamma)
     m = max(count, 1)
     scale = np.ones_like(mean) if gamma is None else gamma.astype(np.float64)
     vectors = scale, dgamma / m, g_x_hat / m, u_x_hat / m, mean, inv_std
@@ -237,10 +235,6 @@ def _per_channel(vector: Any, like: Any, axis: int) -> Any:
     shape = [1] * like.ndim
     shape[axis] = like.shape[axis]
     return vector.reshape(tuple(shape))
-
-
-def _all_but(axis: int, like: Any) -> tuple[int, ...]:
-    return tuple(d for d in range(like.ndim) if d != axis % like.ndim)
 
 
 def inverse_std(var: np.ndarray, eps: float, inv_std: np.ndarray) -> None:

@@ -1,4 +1,7 @@
-"""Variants of batch normalization: weighted, ghost, renormalized, in place."""
+"""Variants of batch normalization: weighted, ghost, renormalized, in place.
+
+Their sources are those that their layers name, in `nbbn.nn.variants`.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,7 @@ class WeightedBatchNorm(RecordableOp):
 
 
 class GhostBatchNorm(RecordableOp):
-    """Batch normalization of each of several groups of examples with the group's own statistics.
-
-    Source: Hoffer, Hubara and Soudry, "Train longer, generalize better" (2017), arXiv:1705.08741.
-    """
+    """Batch normalization of each of several groups of examples with the group's own statistics."""
 
     fresh = True
 
@@ -106,7 +106,6 @@ class BatchRenorm(RecordableOp):
     """y = gamma * (x_hat * r + d) + beta, where r and d, both clipped, are constants.
 
     r = sigma_batch / sigma_running, d = (mean_batch - mean_running) / sigma_running.
-    Source: Ioffe, "Batch Renormalization" (2017), arXiv:1702.03275.
     """
 
     fresh = True
@@ -169,8 +168,6 @@ class InPlaceBatchNorm(RecordableOp):
 
     y = leaky_relu(scale * x_hat + beta) with scale = |gamma| + eps, which is never 0, so that
     x_hat = (leaky_relu^-1(y) - beta) / scale. The statistics are the batch's, or given.
-    Source: Rota Bulò, Porzi and Kontschieder, "In-Place Activated BatchNorm" (2018),
-    arXiv:1712.02616.
     """
 
     fresh = True
@@ -206,9 +203,7 @@ class InPlaceBatchNorm(RecordableOp):
         # What entered the activation is an x of mean beta and standard deviation scale.
         mean, var, factor = (backend.empty(ctx.scale.shape, _FLOAT64) for _ in range(3))
         inverse = backend.empty(ctx.scale.shape, _FLOAT64)
-        backend.run(
-            _as_input, ctx.beta, ctx.scale, ctx.inv_std, mean, var, inverse, factor
-        )  # fmt: skip
+        backend.run(_as_input, ctx.beta, ctx.scale, ctx.inv_std, mean, var, inverse, factor)
         if ctx.stats is None:
             dx, dgamma, dbeta = F.batch_norm_infer_backward(
                 g, linear, mean, var, factor, eps=0.0, axis=ctx.axis, out=g

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...functional.activation import relu_backward
 from ...functional.convolution import Convolution
-from ._common import RecordableOp
+from ._common import RecordableOp, Tensor
 from .masks import through_relu
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Conv2d(RecordableOp):
@@ -23,9 +20,9 @@ class Conv2d(RecordableOp):
     @staticmethod
     def forward(
         ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *,
-        stride: Any, padding: Any, dilation: Any, groups: int, axis: int, activation: Any = None,
+        activation: Any = None, **window: Any,
     ) -> np.ndarray:  # fmt: skip
-        found = Convolution(x, weight, stride, padding, dilation, groups, axis)
+        found = Convolution(x, weight, **window)
         y = found.forward(x, weight, bias, activation=activation)
         ctx.found, ctx.x, ctx.weight = found, x, weight
         ctx.y = y if activation else None
@@ -60,12 +57,9 @@ class ConvTranspose2d(RecordableOp):
 
     @staticmethod
     def forward(
-        ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *,
-        stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int, axis: int,
-    ) -> np.ndarray:  # fmt: skip
-        found = Convolution.of_output(
-            x, weight, stride, padding, output_padding, dilation, groups, axis
-        )
+        ctx: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, **window: Any
+    ) -> np.ndarray:
+        found = Convolution.of_output(x, weight, **window)
         ctx.found, ctx.x, ctx.weight = found, x, weight
         return found.input_gradient(x, weight, bias)
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional.layout import Layout, group_layout, trailing_layout
-from ._common import RecordableOp
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
+from ._common import RecordableOp, Tensor
 
 
 class OfGroups(RecordableOp):

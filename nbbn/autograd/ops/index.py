@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
 from ...errors import DTypeError, ShapeError
-from ._common import RecordableOp, empty_beside
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
+from ._common import RecordableOp, Tensor, empty_beside
 
 
 class Index(RecordableOp):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +11,8 @@ from ... import backend
 from ...errors import ArgumentError, ShapeError
 from ...functional import checks
 from ...functional.layout import axis_index
-from ._common import RecordableOp, compute, empty_beside, unbroadcast, unbroadcast_graph
+from ._common import RecordableOp, Tensor, compute, empty_beside, unbroadcast, unbroadcast_graph
 from .masks import masked, masked_graph
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Concatenate(RecordableOp):

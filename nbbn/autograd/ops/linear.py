@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
 from ...errors import ShapeError
 from ...functional import checks
-from ._common import RecordableOp, empty_beside
+from ._common import RecordableOp, Tensor, empty_beside
 from .matmul import matmul
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Linear(RecordableOp):

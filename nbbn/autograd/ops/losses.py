@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional import checks
-from ._common import RecordableOp, empty_beside, reduced
+from ._common import RecordableOp, Tensor, empty_beside, reduced
 from .masks import masked_graph
 from .softmax import Softmax
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class CrossEntropy(RecordableOp):

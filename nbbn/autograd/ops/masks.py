@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
-from ._common import RecordableOp
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
+from ._common import RecordableOp, Tensor
 
 
 def masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
 from ...errors import ShapeError
 from ...functional import checks
-from ._common import RecordableOp, unbroadcast, unbroadcast_graph
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
+from ._common import RecordableOp, Tensor, unbroadcast, unbroadcast_graph
 
 
 class MatMul(RecordableOp):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
 from ...functional.pooling import max_pool2d_at
-from ._common import RecordableOp
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
+from ._common import LinearMap, RecordableOp, Tensor
 
 
 class MaxPool2d(RecordableOp):
@@ -31,25 +29,8 @@ class MaxPool2d(RecordableOp):
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        return dy._apply(Unpool, dy, index=ctx.index, shape=ctx.shape, windows=ctx.windows)
-
-
-class Unpool(RecordableOp):
-    """Put dy where `MaxPool2d` found its maxima; du = u there."""
-
-    fresh = True
-
-    @staticmethod
-    def forward(
-        ctx: Any, dy: np.ndarray, *, index: np.ndarray, shape: tuple[int, ...],
-        windows: dict[str, Any],
-    ) -> np.ndarray:  # fmt: skip
-        ctx.index, ctx.windows = index, windows
-        return F.max_pool2d_backward(dy, index, shape, **windows)
-
-    @staticmethod
-    def backward(ctx: Any, du: np.ndarray) -> Any:
-        return max_pool2d_at(du, ctx.index, **ctx.windows)
+        taken = partial(max_pool2d_at, index=ctx.index, **ctx.windows)
+        return dy._apply(LinearMap, dy, function=partial(MaxPool2d.backward, ctx), adjoint=taken)
 
 
 class AvgPool2d(RecordableOp):
@@ -69,24 +50,8 @@ class AvgPool2d(RecordableOp):
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        return dy._apply(AvgUnpool, dy, shape=ctx.shape, windows=ctx.windows)
-
-
-class AvgUnpool(RecordableOp):
-    """Spread dy over the windows of `AvgPool2d`; du are their means."""
-
-    fresh = True
-
-    @staticmethod
-    def forward(
-        ctx: Any, dy: np.ndarray, *, shape: tuple[int, ...], windows: dict[str, Any]
-    ) -> np.ndarray:
-        ctx.windows = windows
-        return F.avg_pool2d_backward(dy, shape, **windows)
-
-    @staticmethod
-    def backward(ctx: Any, du: np.ndarray) -> Any:
-        return F.avg_pool2d(du, **ctx.windows)
+        means = partial(F.avg_pool2d, **ctx.windows)
+        return dy._apply(LinearMap, dy, function=partial(AvgPool2d.backward, ctx), adjoint=means)
 
 
 class GlobalAvgPool2d(RecordableOp):
@@ -97,7 +62,7 @@ class GlobalAvgPool2d(RecordableOp):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, axis: int, keepdims: bool) -> np.ndarray:
         y = F.global_avg_pool2d(x, axis=axis, keepdims=keepdims)
-        ctx.shape, ctx.axis = x.shape, axis
+        ctx.shape, ctx.axis, ctx.keepdims = x.shape, axis, keepdims
         return y
 
     @staticmethod
@@ -106,19 +71,6 @@ class GlobalAvgPool2d(RecordableOp):
 
     @staticmethod
     def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        return dy._apply(GlobalAvgUnpool, dy, shape=ctx.shape, axis=ctx.axis)
-
-
-class GlobalAvgUnpool(RecordableOp):
-    """Spread dy over the images of `GlobalAvgPool2d`; du are their means."""
-
-    fresh = True
-
-    @staticmethod
-    def forward(ctx: Any, dy: np.ndarray, *, shape: tuple[int, ...], axis: int) -> np.ndarray:
-        ctx.axis, ctx.keepdims = axis, dy.ndim == 4
-        return F.global_avg_pool2d_backward(dy, shape, axis=axis)
-
-    @staticmethod
-    def backward(ctx: Any, du: np.ndarray) -> Any:
-        return F.global_avg_pool2d(du, axis=ctx.axis, keepdims=ctx.keepdims)
+        means = partial(F.global_avg_pool2d, axis=ctx.axis, keepdims=ctx.keepdims)
+        spread = partial(GlobalAvgPool2d.backward, ctx)
+        return dy._apply(LinearMap, dy, function=spread, adjoint=means)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import functional as F  # noqa: N812 - the usual name
-from ._common import RecordableOp
+from ._common import RecordableOp, Tensor
 from .activation import Sigmoid, Tanh
 from .joining import Concatenate, Where
 from .masks import through_relu
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Recurrent(RecordableOp):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
 from ..._validation import switch
 from ...errors import ShapeError
-from ._common import RecordableOp, axes_of, empty_beside, expand, expand_graph, reduced
+from ._common import RecordableOp, Tensor, axes_of, empty_beside, expand, expand_graph, reduced
 from .masks import masked_graph
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
 
 
 class Sum(RecordableOp):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ... import backend
 from ...errors import DTypeError, ShapeError
 from ..op import Op
-from ._common import RecordableOp, axes_of
-
-if TYPE_CHECKING:
-    from ..tensor import Tensor
+from ._common import RecordableOp, Tensor, axes_of
 
 
 class Reshape(RecordableOp):
