@@ -400,11 +400,6 @@ def _unflatten(graph: _Graph, name: str, layer: nn.Unflatten) -> None:
     graph.shape = layer.shape
 
 
-def _reweighted(graph: _Graph, name: str, layer: nn.Reweighted) -> None:
-    """Export the layer inside, with the weight that is used."""
-    graph.layer(name, layer.plain())
-
-
 def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
     return lambda graph, name, layer: graph.add(op, name)
 
@@ -419,7 +414,8 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.GroupNorm: _group_norm,
     nn.InstanceNorm: _instance_norm,
     nn.LocalResponseNorm: _local_response_norm,
-    nn.Reweighted: _reweighted,
+    # The layer inside, with the weight that is used.
+    nn.Reweighted: lambda graph, name, layer: graph.layer(name, layer.plain()),
     nn.ReLU: _elementwise("Relu"),
     nn.Sigmoid: _elementwise("Sigmoid"),
     nn.Tanh: _elementwise("Tanh"),
