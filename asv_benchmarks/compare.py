@@ -7,6 +7,7 @@ moment of the machine hits all alike. Quote the ratios: microseconds are this ma
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -202,36 +203,29 @@ def parse_shape(name):
     return shape, -1 if last else 1
 
 
-def bn_cases(shapes):
-    for kind in KINDS:
-        for name in shapes:
+def cases_of(what, arguments):
+    """What is timed: for each case a title, and the arguments of the peers' function."""
+    if what == "bn":
+        for kind, name in itertools.product(KINDS, arguments.shapes):
             shape, axis = parse_shape(name)
             yield {"kind": kind, "shape": name}, {"kind": kind, "shape": shape, "axis": axis}
-
-
-def norm_cases(names):
-    for kind in KINDS:
-        for name in names:
+    elif what == "norms":
+        for kind, name in itertools.product(KINDS, arguments.norms):
             norm, shape, groups = NORMS[name]
             case = {"kind": kind, "norm": norm, "shape": shape, "groups": groups}
             yield {"kind": kind, "norm": name}, case
-
-
-def step_cases(nets):
-    for name in nets:
-        hidden, batch = NETS[name]
-        yield {"net": name}, {"sizes": (784, *hidden, 10), "batch": batch}
-
-
-def cnn_cases(names):
-    for name in names:
+    elif what == "step":
+        for name in arguments.nets:
+            hidden, batch = NETS[name]
+            yield {"net": name}, {"sizes": (784, *hidden, 10), "batch": batch}
+    elif what == "cnn":
+        # The last one alone: what a smaller one before it took would count as its own.
+        name = list(CNNS)[0 if arguments.quick else -1]
         filters, batch = CNNS[name]
         yield {"net": name}, {"filters": filters, "batch": batch}
-
-
-def recurrent_cases(cells):
-    for cell in cells:
-        yield {"net": cell}, {"cell": cell}
+    else:
+        for cell in CELLS[: 1 if arguments.quick else None]:
+            yield {"net": cell}, {"cell": cell}
 
 
 def run_processes(rounds, epochs):
@@ -343,21 +337,11 @@ def main(argv=None):
         "busy": arguments.busy,
     }
     common = (arguments.contenders, arguments.rounds, samples, arguments.busy, versions)
-    if "bn" in wanted:
-        result["bn"] = run_cases("bn", bn_cases(arguments.shapes), *common)
-    if "norms" in wanted:
-        result["norms"] = run_cases("norms", norm_cases(arguments.norms), *common)
-    if "step" in wanted:
-        result["step"] = run_cases("step", step_cases(arguments.nets), *common)
-    if "cnn" in wanted:
-        # The last one alone: what a smaller one before it took would count as its own.
-        names = list(CNNS)[:1] if arguments.quick else list(CNNS)[-1:]
-        result["cnn"] = run_cases("cnn", cnn_cases(names), *common)
-    if "recurrent" in wanted:
-        cells = recurrent_cases(CELLS[: 1 if arguments.quick else None])
-        result["recurrent"] = run_cases("recurrent", cells, *common)
-    if "process" in wanted:
-        result["process"] = run_processes(min(arguments.rounds, 5), arguments.epochs)
+    for what in wanted:
+        if what == "process":
+            result[what] = run_processes(min(arguments.rounds, 5), arguments.epochs)
+        else:
+            result[what] = run_cases(what, cases_of(what, arguments), *common)
     result["versions"] |= versions
     print(report.markdown(result))
     if arguments.json:

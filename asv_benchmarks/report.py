@@ -49,20 +49,19 @@ def markdown(result):
 def rows(result):
     """Every number as a row of COLUMNS; a copy counts as often as its function passes over it."""
     found = []
-    for case in result.get("bn", ()):
-        seconds = case["seconds"] | floors(case)
-        found += [(case["kind"], case["shape"], name, value) for name, value in seconds.items()]
-    for case in result.get("norms", ()):
-        what, seconds = f"norms {case['kind']}", case["seconds"] | floors(case)
-        found += [(what, case["norm"], name, value) for name, value in seconds.items()]
-    for case in result.get("step", ()):
-        found += [("step", case["net"], name, value) for name, value in case["seconds"].items()]
-    for what in ("cnn", "recurrent"):
+    for what in ("bn", "norms", "step", "cnn", "recurrent"):
         for case in result.get(what, ()):
-            found += [(what, case["net"], name, value) for name, value in case["seconds"].items()]
+            kind = case.get("kind")
+            label = {"bn": kind, "norms": f"norms {kind}"}.get(what, what)
+            seconds = case["seconds"] | (floors(case) if kind else {})
+            found += [(label, name_of(case), name, value) for name, value in seconds.items()]
     for run in result.get("process", ()):
         found.append(("process", "MNIST", run["process"], run["seconds"]))
     return found
+
+
+def name_of(case):
+    return next(case[key] for key in ("shape", "norm", "net") if key in case)
 
 
 def floors(case):
@@ -99,15 +98,9 @@ def busy_table(cases):
         cells = []
         for name in names:
             rounds, quiet = case["busy"].get(name), case["seconds"].get(name)
-            known = rounds and quiet
-            cells.append(
-                f"{statistics.median(rounds) / quiet:.1f}, {max(rounds) / quiet:.1f}"
-                if known else "-"
-            )  # fmt: skip
-        lines.append(
-            [" ".join(str(case[key]) for key in ("kind", "norm", "shape", "net") if key in case)]
-        )
-        lines[-1] += cells
+            ratios = rounds and quiet and (statistics.median(rounds) / quiet, max(rounds) / quiet)
+            cells.append("{:.1f}, {:.1f}".format(*ratios) if ratios else "-")
+        lines.append([f"{case.get('kind', '')} {name_of(case)}".lstrip(), *cells])
     return table(["case", *names], lines)
 
 
@@ -130,16 +123,16 @@ def summary(measured):
 
 
 def group(what, case):
-    if what == "process":
-        return "shell to a trained net"
-    if what == "step":
-        return f"training step, {case}"
-    if what == "cnn":
-        return f"convolutional training step, {case}"
-    if what == "recurrent":
-        return f"recurrent training step, {case}"
     if what.startswith("norms "):
         return f"normalization of groups, {what.removeprefix('norms ')}"
+    named = {
+        "process": "shell to a trained net",
+        "step": f"training step, {case}",
+        "cnn": f"convolutional training step, {case}",
+        "recurrent": f"recurrent training step, {case}",
+    }
+    if what in named:
+        return named[what]
     return f"batch norm {what}, {'above' if elements(case) > LARGE else 'up to'} 4 MiB"
 
 

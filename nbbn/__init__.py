@@ -61,51 +61,36 @@ __all__ = [
     "recalibrate", "recordable", "summary", "threads", "train", "warmup",
 ]  # fmt: skip
 
-# Where public names are defined; and the modules that are public, by their own names or others.
-_DEFINED = {
-    "autograd": ("Op", "Parameter", "Tape", "Tensor", "apply"),
-    "autograd.gradcheck": ("gradcheck", "gradgradcheck"),
-    "autograd.second_order": ("grad",),
-    "errors": ("NbbnError",),
-    "export.fold": ("fold",),
-    "functional.warmup": ("warmup",),
-    "nn.activation": ("GELU", "LeakyReLU", "ReLU", "Sigmoid", "SiLU", "Tanh"),
-    "nn.attention": ("Embedding", "MultiheadAttention", "PositionalEmbedding",
-                     "TransformerEncoderLayer"),
-    "nn.batchnorm": ("BatchNorm", "Convention", "SyncBatchNorm"),
-    "nn.convolution": ("Conv2d", "ConvTranspose2d"),
-    "nn.groupnorm": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"),
-    "nn.inspect": ("inspect",),
-    "nn.layers": ("Dense", "Dropout", "Flatten", "Sequential", "Softmax", "Unflatten"),
-    "nn.localresponse": ("LocalResponseNorm",),
-    "nn.models": ("cnn", "mlp"),
-    "nn.module": ("Module",),
-    "nn.pooling": ("AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"),
-    "nn.summary": ("summary",),
-    "nn.reweighted": ("SpectralNorm", "WeightStandardization"),
-    "nn.recurrent": ("GRU", "LSTM", "RNN"),
-    "nn.variants": ("BatchRenorm", "GhostBatchNorm", "InPlaceBatchNorm", "Ramp", "recalibrate"),
-    "train.trust": ("recordable",),
-}  # fmt: skip
+# The modules that are public, by their own names or others; and the homes of names that `nn` does
+# not have.
 _MODULES = (
     "autograd", "backend", "backend.pool", "backend.threads", "data", "distributed", "errors",
     "export", "export.onnx", "functional", "jit", "nn", "nn.initializers", "nn.losses", "optim",
-    "train", "train.callbacks", "train.checkpoint", "train.config", "train.inference", "train.logs",
-    "train.metrics", "train.plots", "train.progress",
+    "sklearn", "train", "train.callbacks", "train.checkpoint", "train.config", "train.inference",
+    "train.logs", "train.metrics", "train.plots", "train.progress",
 )  # fmt: skip
-_HOMES = {name: home for home, names in _DEFINED.items() for name in names}
-_HOMES |= {module.rpartition(".")[2]: module for module in _MODULES}
-_HOMES |= {"convert": "export", "jit_cuda": "jit.cuda", "ops": "autograd.functions"}
-_HOMES |= {"sklearn": "sklearn"}
+_PATHS = {module.rpartition(".")[2]: module for module in _MODULES}
+_PATHS |= {"convert": "export", "jit_cuda": "jit.cuda", "ops": "autograd.functions"}
+_HOMES = dict.fromkeys(__all__, "nn") | {
+    **dict.fromkeys(("Op", "Parameter", "Tape", "Tensor", "apply"), "autograd"),
+    **dict.fromkeys(("gradcheck", "gradgradcheck"), "autograd.gradcheck"),
+    "NbbnError": "errors",
+    "fold": "export.fold",
+    "grad": "autograd.second_order",
+    "inspect": "nn.inspect",
+    "recordable": "train.trust",
+    "summary": "nn.summary",
+    "warmup": "functional.warmup",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name in _PATHS:
+        value: Any = importlib.import_module(f"nbbn.{_PATHS[name]}")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"nbbn.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'nbbn' has no attribute {name!r}")
-    home = _HOMES[name]
-    value = importlib.import_module(f"nbbn.{home}")
-    if name in _DEFINED.get(home, ()):
-        value = getattr(value, name)
     globals()[name] = value
     return value
 

@@ -7,6 +7,7 @@ class alone. Needs ``nbbn[sklearn]``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -141,49 +142,29 @@ def _takes_parts(estimator: Any) -> bool:
     return True
 
 
+@dataclass(eq=False, repr=False)
 class _Perceptron(BaseEstimator):  # type: ignore[misc]
     """What both estimators share."""
 
-    def __init__(
-        self,
-        hidden_layer_sizes: int | Sequence[int] = (100,),
-        activation: str = "relu",
-        *,
-        batch_norm: bool = True,
-        dropout: float = 0.0,
-        solver: str = "adam",
-        weight_decay: float = 0.0,
-        batch_size: int | str = "auto",
-        learning_rate: str = "constant",
-        learning_rate_init: float = 1e-3,
-        max_iter: int = 200,
-        shuffle: bool = True,
-        random_state: Any = None,
-        tol: float | None = 1e-4,
-        verbose: bool = False,
-        warm_start: bool = False,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.batch_norm = batch_norm
-        self.dropout = dropout
-        self.solver = solver
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.max_iter = max_iter
-        self.shuffle = shuffle
-        self.random_state = random_state
-        self.tol = tol
-        self.verbose = verbose
-        self.warm_start = warm_start
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
+    hidden_layer_sizes: int | Sequence[int] = (100,)
+    activation: str = "relu"
+    _: KW_ONLY
+    batch_norm: bool = True
+    dropout: float = 0.0
+    solver: str = "adam"
+    weight_decay: float = 0.0
+    batch_size: int | str = "auto"
+    learning_rate: str = "constant"
+    learning_rate_init: float = 1e-3
+    max_iter: int = 200
+    shuffle: bool = True
+    random_state: Any = None
+    tol: float | None = 1e-4
+    verbose: bool = False
+    warm_start: bool = False
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 10
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -356,6 +337,7 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         return np.concatenate([self.model_(part).numpy() for part in parts]).astype(np.float64)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NbbnClassifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
     """A classifier by a multi-layer perceptron with batch normalization and dropout.
 
@@ -423,38 +405,7 @@ class NbbnClassifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
         If the columns of `X` had names.
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: int | Sequence[int] = (100,),
-        activation: str = "relu",
-        *,
-        batch_norm: bool = True,
-        dropout: float = 0.0,
-        solver: str = "adam",
-        weight_decay: float = 0.0,
-        batch_size: int | str = "auto",
-        learning_rate: str = "constant",
-        learning_rate_init: float = 1e-3,
-        max_iter: int = 200,
-        shuffle: bool = True,
-        random_state: Any = None,
-        tol: float | None = 1e-4,
-        verbose: bool = False,
-        warm_start: bool = False,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        class_weight: Any = None,
-    ) -> None:
-        super().__init__(
-            hidden_layer_sizes, activation, batch_norm=batch_norm, dropout=dropout, solver=solver,
-            weight_decay=weight_decay, batch_size=batch_size, learning_rate=learning_rate,
-            learning_rate_init=learning_rate_init, max_iter=max_iter, shuffle=shuffle,
-            random_state=random_state, tol=tol, verbose=verbose, warm_start=warm_start,
-            early_stopping=early_stopping, validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-        )  # fmt: skip
-        self.class_weight = class_weight
+    class_weight: Any = None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -533,13 +484,7 @@ class NbbnClassifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Compute the logarithms of `predict_proba`, which do not underflow for classes.
 
-        Parameters
-        ----------
-        X : array-like or sparse matrix, shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of float64, shape (n_samples, n_classes)
+        Otherwise as `predict_proba`.
         """
         outputs = self._forward(X)
         if self._several:
@@ -583,14 +528,7 @@ class NbbnRegressor(RegressorMixin, _Perceptron):  # type: ignore[misc]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Make one epoch of steps with these examples, at a constant learning rate.
 
-        Parameters
-        ----------
-        X, y, sample_weight
-            As for `fit`.
-
-        Returns
-        -------
-        self
+        Otherwise as `fit`.
         """
         first = not hasattr(self, "model_")
         return self._fit(X, y, sample_weight, first=first, whole=False)

@@ -9,7 +9,7 @@ import argparse
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +101,7 @@ def curve(
     model: nbbn.Module, optimizer: nbbn.optim.Optimizer, batches: data.Batches, steps: int,
     every: int, measure: Callable[[], Any], loss: Any = losses.cross_entropy,
 ) -> list[Any]:  # fmt: skip
-    """What `measure()` gives after every `every` steps of training."""
+    """What `measure()` gives after every `every` steps of training, one epoch after another."""
     step, found = train.record_step(model, loss, optimizer), []
     for done, (x, y) in zip(range(1, steps + 1), forever(batches), strict=False):
         with np.errstate(all="ignore"):
@@ -115,6 +115,23 @@ def first(steps: Sequence[int], accuracies: Sequence[float], target: float) -> i
     """The first step whose accuracy is at least the target."""
     reached = (s for s, accuracy in zip(steps, accuracies, strict=True) if accuracy >= target)
     return next(reached, None)
+
+
+def judge(parts: Collection[bool]) -> Verdict:
+    """The verdict on a claim of several parts, each of which holds or does not."""
+    return "reproduced" if all(parts) else "partly" if any(parts) else "not reproduced"
+
+
+def bare_net(seed: int, eps: float, scale: float) -> tuple[nbbn.Module, list[nbbn.Parameter]]:
+    """784-100-100-100-10 in float64, hidden weights times `scale`; and these weights."""
+    rng, layers = np.random.default_rng(seed), []
+    for inputs in (784, 100, 100):
+        dense = nbbn.Dense(inputs, 100, bias=False, rng=rng, dtype=np.float64)
+        dense.weight.data *= scale
+        norm = nbbn.BatchNorm(100, convention=nbbn.Convention(eps=eps), dtype=np.float64)
+        layers += [dense, norm, nbbn.ReLU()]
+    logits = nbbn.Dense(100, 10, rng=rng, dtype=np.float64)
+    return nbbn.Sequential(*layers, logits), [dense.weight for dense in layers[::3]]
 
 
 def spread(values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ import time
 from functools import partial
 
 import numpy as np
-from common import Experiment, axes, band, curve, first
+from common import Experiment, axes, band, curve, first, judge
 
 import nbbn
 from nbbn import data, optim
@@ -83,5 +83,4 @@ for axis, (net, (_, last, every)) in zip(panels, NETS.items(), strict=True):
     axis.legend(loc="lower right")
 panels[0].set_ylabel("test accuracy, %")
 
-verdict = "reproduced" if all(halved) else "partly" if any(halved) else "not reproduced"
-experiment.finish(numbers, figure, verdict, "; ".join(reasons))
+experiment.finish(numbers, figure, judge(halved), "; ".join(reasons))

@@ -11,7 +11,7 @@ does not give the weights' deviation and the learning rate of SGD; here both are
 """
 
 import numpy as np
-from common import Experiment, axes, band, curve, spread
+from common import Experiment, axes, band, curve, judge, spread
 
 import nbbn
 from nbbn import data, optim
@@ -80,11 +80,10 @@ better = all(final[True] > final[False]) and all(
 )
 # Clearly more stable is at least a factor of two, in every seed.
 stable = all(2 * a < b for a, b in zip(typical[True], typical[False], strict=True))
-verdict = "reproduced" if better and stable else "partly" if better or stable else "not reproduced"
 experiment.finish(
     {"steps": steps, "accuracy_with": accuracy[True], "accuracy_without": accuracy[False],
      "drift_with": typical[True], "drift_without": typical[False]},
-    figure, verdict,
+    figure, judge((better, stable)),
     f"{spread(final[True])} with, {spread(final[False])} without after {STEPS:,} steps; a typical "
     f"sigmoid's percentiles drift {np.mean(typical[True]):.2f} of their width with, "
     f"{np.mean(typical[False]):.2f} without",

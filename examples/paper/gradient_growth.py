@@ -17,7 +17,7 @@ pi / (pi - 1), or if weights ten times as large change it by 1 %. Partly if only
 import math
 
 import numpy as np
-from common import Experiment, axes, band
+from common import Experiment, axes, band, judge
 
 import nbbn
 from nbbn import data
@@ -81,7 +81,6 @@ errors = [np.mean(values) / theory(batch) - 1 for batch, values in factors.items
 worst, limit = max(errors, key=abs), np.mean(factors[largest])
 larger = np.mean(tenfold) / np.mean(factors[typical]) - 1
 parts = [abs(worst) < 0.05, abs(limit / LIMIT - 1) < 0.05, abs(larger) < 0.01]
-verdict = {3: "reproduced", 0: "not reproduced"}.get(sum(parts), "partly")
 reason = (
     f"{limit:.3f} a layer at a batch of {largest} (pi / (pi - 1) is {LIMIT:.3f}), {worst:+.1%} from"
     f" theory at worst; weights ten times as large change it by {larger:+.1%}"
@@ -114,5 +113,5 @@ experiment.finish(
     {"depth": DEPTH, "width": WIDTH, "growth": factors,
      "theory": {batch: theory(batch) for batch in SIZES}, "weights_x10": larger,
      "unevenness": {batch: np.mean(values, axis=0) for batch, values in uneven.items()}},
-    figure, verdict, reason,
+    figure, judge(parts), reason,
 )  # fmt: skip

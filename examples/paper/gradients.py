@@ -15,7 +15,7 @@ gradient is more than ten times the least. Partly if one is.
 """
 
 import numpy as np
-from common import Experiment, axes, band
+from common import Experiment, axes, band, judge
 
 import nbbn
 from nbbn import data, optim, train
@@ -99,7 +99,6 @@ ranges = {kind: (g.max(axis=1) / g.min(axis=1)).mean() for kind, g in gradients.
 ratio = (gradients["residual"] / gradients["residual, batch norm"])[:, HIDDEN // 2]
 heavier = np.array(tails["residual"]) > tails["residual, batch norm"]
 parts = [(ratio > 1).all() and heavier.all(), ranges["plain, batch norm"] <= 10]
-verdict = ("not reproduced", "partly", "reproduced")[sum(parts)]
 reason = (
     f"residual net: without batch norm gradients {ratio.mean():.3g} times as large, kurtosis "
     f"{np.mean(tails['residual']):.1f} instead of {np.mean(tails['residual, batch norm']):.1f}; "
@@ -126,5 +125,5 @@ right.legend(fontsize=7)
 experiment.finish(
     {"depth": HIDDEN, "width": WIDTH, "kurtosis": tails, "largest_over_least": ranges,
      "mean_norms": {kind: found.mean(axis=0) for kind, found in gradients.items()}},
-    figure, verdict, reason,
+    figure, judge(parts), reason,
 )  # fmt: skip

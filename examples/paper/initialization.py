@@ -12,11 +12,10 @@ gradient of scaled weights is 1/a of the other, so that a large deviation wants 
 """
 
 import numpy as np
-from common import Experiment, axes
+from common import Experiment, axes, curve
 
 import nbbn
-from nbbn import data, optim, train
-from nbbn.nn import losses
+from nbbn import data, optim
 
 experiment = Experiment(
     "initialization",
@@ -34,11 +33,9 @@ def accuracy(depth, batch_norm, rate, deviation, seed):
     rng = np.random.default_rng(seed)
     sizes = (784, *[100] * depth, 10)
     model = nbbn.mlp(sizes, batch_norm=batch_norm, init=float(deviation), rng=rng)
-    step = train.record_step(model, losses.cross_entropy, optim.SGD(model.parameters(), rate))
-    with np.errstate(all="ignore"):
-        for _, (x, y) in zip(range(STEPS), data.Batches(images, labels, 60, rng=rng), strict=False):
-            step(x, y)
-        return experiment.accuracy(model)
+    batches = data.Batches(images, labels, 60, rng=rng)
+    optimizer = optim.SGD(model.parameters(), rate)
+    return curve(model, optimizer, batches, STEPS, STEPS, lambda: experiment.accuracy(model))[0]
 
 
 def decades(trains):

@@ -13,7 +13,7 @@ without batch norm, by its test accuracy, which favours that net.
 """
 
 import numpy as np
-from common import Experiment, axes, band, curve, first, spread
+from common import Experiment, axes, band, curve, first, judge, spread
 
 import nbbn
 from nbbn import data, optim
@@ -76,14 +76,13 @@ panels[0].set_yticks([2, 5, 10, 20, 50, 90], [2, 5, 10, 20, 50, 90])
 
 fails = [what for what, true in holds.items() if not true]
 holds = {what: bool(true) for what, true in holds.items()}
-verdict = "partly" if 0 < len(fails) < len(holds) else "not reproduced" if fails else "reproduced"
 name = {kind: f"x{kind[0]} {kind[2]} {'with' if kind[1] else 'without'}" for kind in kinds}
 experiment.finish(
     {"steps": steps, "rate_of_x1": base, "holds": holds,
      "steps_to_baseline": {name[kind]: found for kind, found in reached.items()},
      "best": {name[kind]: found for kind, found in best.items()},
      "mean_curves": {name[kind]: found.mean(axis=0) for kind, found in curves.items()}},
-    figure, verdict,
+    figure, judge(holds.values()),
     f"x1 is {base:g}; best {spread(target)} without, {spread(best[1, True, 'relu'])} with at x1, "
     f"{spread(best[5, True, 'relu'])} at x5, {spread(best[30, True, 'relu'])} at x30; steps to the "
     f"baseline's best: {np.mean(plain):.0f} without, {np.mean(x1):.0f} with at x1, "

@@ -14,11 +14,10 @@ examples. Dropout is 0.5, L2 is 1e-3 on the weights.
 """
 
 import numpy as np
-from common import Experiment, axes, band, forever
+from common import Experiment, axes, band, curve, forever, judge
 
 import nbbn
 from nbbn import data, optim, train
-from nbbn.nn import losses
 
 experiment = Experiment(
     "regularization",
@@ -38,13 +37,14 @@ def run(kind, size, seed):
     rng = np.random.default_rng(seed)
     model = nbbn.mlp((784, 200, 200, 10), batch_norm=batch_norm, dropout=dropout, rng=rng)
     optimizer = optim.SGD(optim.decay_groups(model, decay), 0.03, momentum=0.9)
-    step = train.record_step(model, losses.cross_entropy, optimizer)
     images, labels = experiment.images(size)
-    batches = forever(data.Batches(images, labels, 60, drop_last=True, rng=rng))
-    for _, (x, y) in zip(range(STEPS), batches, strict=False):
-        step(x, y)
+    batches = data.Batches(images, labels, 60, drop_last=True, rng=rng)
     seen = data.Batches(images[:10_000], labels[:10_000], 1000, shuffle=False)
-    return train.evaluate(model, seen).accuracy, experiment.accuracy(model), model
+
+    def measure():
+        return train.evaluate(model, seen).accuracy, experiment.accuracy(model), model
+
+    return curve(model, optimizer, batches, STEPS, STEPS, measure)[0]
 
 
 def noise(model, batch_size):
@@ -109,13 +109,12 @@ right.set(xscale="log", yscale="log", xlabel="batch size", ylabel="noise of a ba
 right.legend()
 
 fails = [what for what, true in holds.items() if not true]
-verdict = "partly" if 0 < len(fails) < len(holds) else "not reproduced" if fails else "reproduced"
 least = SIZES[0]
 experiment.finish(
     {"examples": SIZES, "holds": holds, "noise_exponent": float(exponent), "batch_sizes": BATCHES,
      "noise": noises, "test": {f"{k}, {n}": v for (k, n), v in tests.items()},
      "gap": {f"{k}, {n}": v for (k, n), v in gaps.items()}},
-    figure, verdict,
+    figure, judge(holds.values()),
     f"at {least:,} examples " + ", ".join(f"{k} {tests[k, least].mean():.2%}" for k in KINDS)
     + f", at {SIZES[-1]:,} " + ", ".join(f"{k} {tests[k, SIZES[-1]].mean():.2%}" for k in KINDS)
     + f"; noise falls with exponent {exponent:.2f}"

@@ -22,11 +22,10 @@ import copy
 import itertools
 
 import numpy as np
-from common import Experiment, axes, band, forever
+from common import Experiment, axes, band, curve
 
 import nbbn
-from nbbn import data, optim, train
-from nbbn.nn import losses
+from nbbn import data, optim
 
 experiment = Experiment(
     "running_averages",
@@ -65,12 +64,9 @@ def tried(size, weight, seed):
     model = nbbn.mlp((784, 100, 100, 100, 10), rng=rng)
     for norm in norms(model):
         norm.momentum = weight
-    batches = forever(data.Batches(images, labels, size, rng=rng, drop_last=True))
+    batches = data.Batches(images, labels, size, rng=rng, drop_last=True)
     optimizer = optim.SGD(model.parameters(), RATE_AT_128 * size / 128)
-    step = train.record_step(model, losses.cross_entropy, optimizer)
-    for x, y in itertools.islice(batches, STEPS):
-        step(x, y)
-    exact = recalibrated(model)
+    (exact,) = curve(model, optimizer, batches, STEPS, STEPS, lambda: recalibrated(model))
     moving = error(model, exact, 3)
     accuracies = experiment.accuracy(model), experiment.accuracy(exact)
     rows = rng.integers(len(images), size=STEPS * size)

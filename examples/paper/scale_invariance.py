@@ -14,7 +14,7 @@ relative 1e-12 for any seed.
 """
 
 import numpy as np
-from common import Experiment, axes, band
+from common import Experiment, axes, band, bare_net
 
 import nbbn
 from nbbn import data
@@ -30,18 +30,11 @@ x = x.astype(np.float64)
 
 def computed(seed, eps, scale):
     """Output, a times the weights' gradients, and the cosines of weights and gradients."""
-    rng, layers = np.random.default_rng(seed), []
-    for inputs in (784, 100, 100):
-        dense = nbbn.Dense(inputs, 100, bias=False, rng=rng, dtype=np.float64)
-        dense.weight.data *= scale
-        norm = nbbn.BatchNorm(100, convention=nbbn.Convention(eps=eps), dtype=np.float64)
-        layers += [dense, norm, nbbn.ReLU()]
-    model = nbbn.Sequential(*layers, nbbn.Dense(100, 10, rng=rng, dtype=np.float64))
+    model, weights = bare_net(seed, eps, scale)
     with nbbn.Tape() as tape:
         output = model(x)
         loss = losses.cross_entropy(output, y)
     tape.backward(loss)
-    weights = [layer.weight for layer in layers[::3]]
     cosines = [
         np.vdot(w.data, w.grad) / np.linalg.norm(w.data) / np.linalg.norm(w.grad) for w in weights
     ]

@@ -16,10 +16,9 @@ the loss is the fault of the running averages, not of training.
 """
 
 import numpy as np
-from common import Experiment, axes, band
+from common import Experiment, axes, band, curve, judge
 
-from nbbn import data, nn, optim, train
-from nbbn.nn import losses
+from nbbn import data, nn, optim
 
 experiment = Experiment(
     "small_batches",
@@ -58,10 +57,8 @@ def run(norm, size, seed):
         layers += [norm(channels, steps), nn.ReLU()] if norm else [nn.ReLU()]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Dense(16 * 7 * 7, 10, rng=rng))
     optimizer = optim.SGD(model.parameters(), RATE_AT_128 * size / 128)
-    step = train.record_step(model, losses.cross_entropy, optimizer)
-    for x, y in data.Batches(images, labels, size, drop_last=True, rng=rng):
-        step(x, y)
-    found = [experiment.accuracy(model)]
+    batches = data.Batches(images, labels, size, drop_last=True, rng=rng)
+    found = curve(model, optimizer, batches, steps, steps, lambda: experiment.accuracy(model))
     if norm is NORMS["batch"]:
         nn.recalibrate(model, data.Batches(images[:2000], labels[:2000], 500, shuffle=False))
         found.append(experiment.accuracy(model))
@@ -89,10 +86,9 @@ axis.legend(ncols=2, loc="lower right")
 over_group = accuracies["batch"] - accuracies["group"]
 harmed = over_group[:, 0].max() < 0 and over_group[:, 0].mean() < over_group[:, -1].mean()
 helped = all(mean["renorm"][:2] > mean["batch"][:2])
-verdict = "reproduced" if harmed and helped else "partly" if harmed or helped else "not reproduced"
 experiment.finish(
     {"batch_sizes": SIZES, "images": EXAMPLES, "accuracy": accuracies},
-    figure, verdict,
+    figure, judge((harmed, helped)),
     f"from batches of {SIZES[-1]} to {SIZES[0]}, test accuracies go: "
     + ", ".join(f"{name} {m[-1]:.2%} to {m[0]:.2%}" for name, m in mean.items()),
 )  # fmt: skip

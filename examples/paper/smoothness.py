@@ -16,7 +16,7 @@ every seed. Reproduced if all three are.
 """
 
 import numpy as np
-from common import Experiment, axes, band, curve
+from common import Experiment, axes, band, curve, judge
 
 import nbbn
 from nbbn import data, optim, train
@@ -68,7 +68,6 @@ def measured(kind, seed):
 found = {kind: np.array([measured(kind, s) for s in experiment.seeds]) for kind in KINDS}
 medians = {kind: np.median(values, axis=1) for kind, values in found.items()}
 lower = (medians["batch norm"] < medians["without"]).all(axis=0)
-verdict = {3: "reproduced", 0: "not reproduced"}.get(int(lower[:3].sum()), "partly")
 factors = medians["without"].mean(axis=0) / medians["batch norm"].mean(axis=0)
 reason = "without batch norm, " + ", ".join(
     f"{name} {factor:.2g} times as large{'' if is_lower else ' (not for every seed)'}"
@@ -85,5 +84,5 @@ panels[0].legend()
 experiment.finish(
     {"medians": {kind: dict(zip(MEASURES, values.T, strict=True))
                  for kind, values in medians.items()}},
-    figure, verdict, reason,
+    figure, judge(lower[:3]), reason,
 )  # fmt: skip

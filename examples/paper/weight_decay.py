@@ -17,9 +17,8 @@ effective rate that differs by 10 %. Partly if one is.
 """
 
 import numpy as np
-from common import Experiment, axes, band, forever, spread
+from common import Experiment, axes, band, bare_net, forever, judge, spread
 
-import nbbn
 from nbbn import data, optim, train
 from nbbn.nn import losses
 
@@ -30,18 +29,6 @@ RATE, DECAY, BATCH, STEPS = 0.1, 0.01, 60, experiment.pick(5000, 100)
 images, labels = experiment.images()
 
 
-def net(seed, scale):
-    """Three hidden layers, their weights times `scale`; and these weights."""
-    rng, layers = np.random.default_rng(seed), []
-    for inputs in (784, 100, 100):
-        dense = nbbn.Dense(inputs, 100, bias=False, rng=rng, dtype=np.float64)
-        dense.weight.data *= scale
-        norm = nbbn.BatchNorm(100, convention=nbbn.Convention(eps=1e-30), dtype=np.float64)
-        layers += [dense, norm, nbbn.ReLU()]
-    logits = nbbn.Dense(100, 10, rng=rng, dtype=np.float64)
-    return nbbn.Sequential(*layers, logits), [dense.weight for dense in layers[::3]]
-
-
 def square(weight):
     """Its squared norm."""
     return float(np.square(weight.numpy()).sum())
@@ -49,7 +36,7 @@ def square(weight):
 
 def trained(seed, decay=0.0, follow=None, scale=1.0):
     """Losses, squared norms of the weights before each step, and the test accuracy."""
-    model, weights = net(seed, scale)
+    model, weights = bare_net(seed, 1e-30, scale)
 
     def schedule(index):
         if follow is None:
@@ -99,7 +86,6 @@ settled = {name: np.mean([e[-STEPS // 5 :] for e in found]) for name, found in e
 exponent = np.log(settled["decay x 4"] / settled["decay"]) / np.log(4)
 forgotten = settled["decay, weights x 2"] / settled["decay"] - 1
 parts = apart < 1e-6 and abs(gap) < 0.001, abs(exponent - 0.5) < 0.15 and abs(forgotten) < 0.1
-verdict = ("not reproduced", "partly", "reproduced")[sum(parts)]
 reason = (
     f"with decay's rates instead of decay {early} losses agree to {apart:.1g}, accuracies to "
     f"{100 * abs(gap):.2f} points; the effective rate goes with decay^{exponent:.2f}, and from "
@@ -122,5 +108,5 @@ experiment.finish(
     {"losses_apart": float(f"{apart:.2g}"), "exponent": exponent, "forgotten": forgotten,
      "effective_rate": {name: float(f"{rate:.4g}") for name, rate in settled.items()},
      "accuracy": accuracy},
-    figure, verdict, reason,
+    figure, judge(parts), reason,
 )  # fmt: skip

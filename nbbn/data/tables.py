@@ -17,22 +17,8 @@ _EXACT = 2**53
 def as_numbers(value: Any, name: str) -> Any:
     """Turn nested lists, a DataFrame or a Series into an array of numbers that are all the same.
 
-    Parameters
-    ----------
-    value : object
-    name : str
-        The argument's, for messages.
-
-    Returns
-    -------
-    ndarray or object
-        Integers and floats of one type stay what they are; float64 where columns differ. What is
-        neither a list nor a table is returned as it is.
-
-    Raises
-    ------
-    DTypeError
-        Something else than numbers; the message says what turns it into numbers.
+    Integers and floats of one type stay what they are; float64 where columns differ. What is
+    neither a list nor a table is returned as it is.
     """
     if isinstance(value, list | tuple):
         try:

@@ -23,7 +23,7 @@ from .._validation import instance, real, switch
 from ..autograd.tensor import Parameter, Tensor, as_tensor
 from ..errors import ArgumentError, NbbnError
 from ..nn.layers import is_linear, unnested
-from .walk import Convolution, Weighted
+from .walk import Convolution, Weighted, dense_of
 
 __all__ = ["fold"]
 
@@ -121,9 +121,9 @@ def _add(steps: list[_Step], name: str, layer: nn.Module) -> None:
         _join(steps, 2, [*steps[-2].after[:-1], *_rectified(before)])
     elif isinstance(layer, nn.Dense):
         while (found := _in_front(steps)) is not None:
-            norm, between, dense = found
+            norm, between, last = found
             kept = [part for step in between for part in step.after]
-            after = [*kept, *steps[-1].after[:-1], _ahead(dense, norm)]
+            after = [*kept, *steps[-1].after[:-1], _ahead(last, norm)]
             _join(steps, 2 + len(between), after)
 
 
@@ -155,7 +155,7 @@ def _behind(layer: Weighted, norm: nn.BatchNorm) -> nn.Module:
     if norm.beta is not None:
         bias = bias + norm.beta.data
     if isinstance(layer, nn.Dense):
-        return _dense(s[:, None] * weight, bias, layer)
+        return dense_of(s[:, None] * weight, bias, layer.weight.dtype)
     # A transposed convolution has its filters on axis 1, in groups that are on axis 0.
     transposed = isinstance(layer, nn.ConvTranspose2d)
     grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
@@ -176,13 +176,13 @@ def _rectified(layer: nn.Module) -> list[nn.Module]:
     return [fused]
 
 
-def _ahead(dense: nn.Dense, norm: nn.BatchNorm) -> nn.Dense:
+def _ahead(layer: nn.Dense, norm: nn.BatchNorm) -> nn.Dense:
     """Fold a BatchNorm into the Dense after it, whose inputs may be several for each channel."""
-    weight, bias = _wide(dense)
+    weight, bias = _wide(layer)
     spread = weight.shape[1] // norm._channels
     first = norm.axis == 1
     s, t = (np.repeat(v, spread) if first else np.tile(v, spread) for v in _scale_and_shift(norm))
-    return _dense(weight * s, bias + weight @ t, dense)
+    return dense_of(weight * s, bias + weight @ t, layer.weight.dtype)
 
 
 def _scale_and_shift(norm: nn.BatchNorm) -> tuple[np.ndarray, np.ndarray]:
@@ -201,14 +201,6 @@ def _wide(layer: Weighted) -> tuple[np.ndarray, np.ndarray]:
     if layer.bias is None:
         return weight, np.zeros(1)
     return weight, layer.bias.data.astype(np.float64)
-
-
-def _dense(weight: np.ndarray, bias: np.ndarray, like: nn.Dense) -> nn.Dense:
-    folded = nn.Dense(weight.shape[1], weight.shape[0], init=0.0, dtype=like.weight.dtype)
-    folded.weight.data[...] = weight
-    if folded.bias is not None:
-        folded.bias.data[...] = bias
-    return folded
 
 
 # ---------------------------------------------------------------- refusing

@@ -23,7 +23,7 @@ from ..nn.layers import BatchNorm, Module
 from ..nn.recurrent import Recurrent
 from .conventions import BatchNormState, as_array, variance
 from .recurrent import load_keras_recurrent, to_keras_recurrent
-from .walk import Layer, Loader, Norm, Weighted, layers_of
+from .walk import Layer, Loader, Weighted, layers_of
 
 __all__ = ["load_keras", "to_keras"]
 
@@ -82,7 +82,7 @@ def load_keras(
     loader = Loader(model, "keras", eps, momentum, count)
     for segment, found in _segments(layers, arrays):
         given = iter(found)
-        spare = len(found) - sum(_count(layer) for layer in segment.values())
+        spare = len(found) - sum(len(_leaves(layer)) for layer in segment.values())
         first = next(iter(segment.values()))
         if spare and not (spare == 1 and loader.absorbs(first)):
             raise ArgumentError(
@@ -90,22 +90,11 @@ def load_keras(
                 f"weights there are {len(found)}, of shapes {[a.shape for a in found]}"
             )
         for name, layer in segment.items():
+            leaves = [*_leaves(layer), "bias"] if spare and layer is first else _leaves(layer)
+            own = {leaf: next(given) for leaf in leaves}
             if isinstance(layer, Weighted):
-                kernel = _from_keras(next(given), layer)
-                bias = next(given) if spare or layer.bias is not None else None
-                loader.weighted(layer, kernel, bias, f"Keras' {name!r}")
-                continue
-            if isinstance(layer, Norm):
-                leaves = [leaf for leaf in ("weight", "bias") if leaf in layer.state_dict()]
-                loader.norm(layer, {leaf: next(given) for leaf in leaves}, f"Keras' {name!r}")
-                continue
-            state = BatchNormState(
-                gamma=None if layer.gamma is None else next(given),
-                beta=None if layer.beta is None else next(given),
-                mean=next(given),
-                var=next(given),
-            )
-            loader.batch_norm(layer, state, f"Keras' {name!r}")
+                own["weight"] = _from_keras(own["weight"], layer)
+            loader.take(layer, own, f"Keras' {name!r}")
     loader.copy()
 
 
@@ -134,19 +123,14 @@ def to_keras(model: Module, *, count: int | None = None) -> list[np.ndarray]:
         return to_keras_recurrent(model)
     found: list[np.ndarray] = []
     for name, layer in layers_of(model).items():
-        if isinstance(layer, Weighted):
-            weight = layer.weight.numpy()
-            found.append(np.array(weight.transpose(_BACK[weight.ndim]), order="C"))
-            if layer.bias is not None:
-                found.append(np.array(layer.bias.numpy()))
-            continue
         _check_state(layer, name)
-        if isinstance(layer, Norm):
-            found.extend(layer.state_dict().values())
-            continue
-        state = BatchNormState.of(layer)
-        arrays = (state.gamma, state.beta, state.mean, variance(state, "keras", count))
-        found.extend(array for array in arrays if array is not None)
+        arrays: dict[str, Any] = layer.state_dict()
+        if isinstance(layer, Weighted):
+            weight = arrays["weight"]
+            arrays["weight"] = np.ascontiguousarray(weight.transpose(_BACK[weight.ndim]))
+        elif isinstance(layer, BatchNorm):
+            arrays["running_var"] = variance(BatchNormState.of(layer), "keras", count)
+        found += [arrays[leaf] for leaf in _leaves(layer)]
     return found
 
 
@@ -192,12 +176,10 @@ def _segments(
     return ((a, b) for a, b in zip(ours, theirs, strict=True) if a)
 
 
-def _count(layer: Layer) -> int:
-    """How many arrays Keras has for a layer."""
-    if isinstance(layer, Weighted):
-        return 1 + (layer.bias is not None)
-    statistics = 0 if isinstance(layer, Norm) else 2
-    return statistics + (layer.gamma is not None) + (layer.beta is not None)
+def _leaves(layer: Layer) -> list[str]:
+    """Names in our state of what Keras has for a layer, in its order."""
+    own = dict(layer._state())
+    return [leaf for leaf in ("weight", "bias", "running_mean", "running_var") if leaf in own]
 
 
 def _check_state(layer: Layer, name: str) -> None:

@@ -82,27 +82,11 @@ def load_torch(
     matched = _named(layers, groups, names) if names is not None else _match(layers, groups)
     loader = Loader(model, "torch", eps, momentum, count)
     for name, layer in layers.items():
-        group = groups[matched[name]]
-        label = f"PyTorch's {matched[name]!r}"
-        if isinstance(layer, Weighted):
-            loader.weighted(layer, group.get("weight"), group.get("bias"), label)
-            continue
-        if isinstance(layer, Norm):
-            own = layer.gamma, layer.beta
-            kept = {
-                leaf: _wanted(group.get(leaf), parameter, neutral)
-                for leaf, parameter, neutral in zip(("weight", "bias"), own, (1, 0), strict=True)
-            }
-            loader.norm(layer, {**group, **kept}, label)
-            continue
-        found = BatchNormState(
-            mean=group.get("running_mean"),
-            var=group.get("running_var"),
-            gamma=_wanted(group.get("weight"), layer.gamma, 1),
-            beta=_wanted(group.get("bias"), layer.beta, 0),
-            updates=_updates(group, label),
-        )
-        loader.batch_norm(layer, found, label)
+        group, label = groups[matched[name]], f"PyTorch's {matched[name]!r}"
+        if not isinstance(layer, Weighted):
+            group = _wanted(group, {"weight": (layer.gamma, 1), "bias": (layer.beta, 0)})
+        updates = _updates(group, label) if isinstance(layer, BatchNorm) else None
+        loader.take(layer, group, label, updates)
     loader.copy()
 
 
@@ -186,11 +170,10 @@ def _stateful(model: Module) -> dict[str, Layer]:
     }
 
 
-def _wanted(given: np.ndarray | None, own: Any, neutral: float) -> np.ndarray | None:
+def _wanted(group: dict[str, np.ndarray], own: dict[str, Any]) -> dict[str, np.ndarray]:
     """Leave out a scale of 1, or a shift of 0, that the layer does without."""
-    if own is None and given is not None and (given == neutral).all():
-        return None
-    return given
+    without = {name: neutral for name, (parameter, neutral) in own.items() if parameter is None}
+    return {k: a for k, a in group.items() if k not in without or (a != without[k]).any()}
 
 
 def _updates(group: Mapping[str, np.ndarray], label: str) -> int | None:

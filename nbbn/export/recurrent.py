@@ -14,15 +14,14 @@ import numpy as np
 
 from ..errors import ArgumentError, ShapeError
 from ..nn.recurrent import Direction, NormalizedDirection, Recurrent
-from .conventions import as_array, fill, fitting
+from .conventions import fill, fitting
 
 # Where each of our gates is among Keras': i, f, g, o as in PyTorch; r, z, n behind z.
 _ORDER = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2), "tanh": (0,), "relu": (0,)}
 
 
-def load_keras_recurrent(layer: Recurrent, weights: Sequence[Any]) -> None:
+def load_keras_recurrent(layer: Recurrent, arrays: Sequence[np.ndarray]) -> None:
     """Copy Keras' arrays, those of all layers and directions in order, into a recurrent layer."""
-    arrays = [as_array(value, f"weights[{i}]") for i, value in enumerate(weights)]
     each = 3 if _checked(layer)[0].bias_ih is not None else 2
     if len(arrays) != each * len(layer.cells):
         raise ArgumentError(
@@ -45,7 +44,7 @@ def load_keras_recurrent(layer: Recurrent, weights: Sequence[Any]) -> None:
         for name, array in found.items():
             own = getattr(cell, name).data
             label = f"{name} of Keras' layer {k}"
-            pairs.append((own, _reordered(fitting(array, own, label), _ORDER[cell.kind])))
+            pairs.append((own, reordered(fitting(array, own, label), _ORDER[cell.kind])))
     fill(pairs)
 
 
@@ -55,10 +54,10 @@ def to_keras_recurrent(layer: Recurrent) -> list[np.ndarray]:
     for cell in _checked(layer):
         order = _ORDER[cell.kind]
         # An order of two that change places is its own inverse.
-        weights = [_reordered(w.numpy(), order) for w in (cell.weight_ih, cell.weight_hh)]
+        weights = [reordered(w.numpy(), order) for w in (cell.weight_ih, cell.weight_hh)]
         found += [np.array(w.T, order="C") for w in weights]
         if cell.bias_ih is not None and cell.bias_hh is not None:
-            own, inside = (_reordered(b.numpy(), order) for b in (cell.bias_ih, cell.bias_hh))
+            own, inside = (reordered(b.numpy(), order) for b in (cell.bias_ih, cell.bias_hh))
             found.append(np.stack([own, inside]) if cell.kind == "gru" else own + inside)
     return found
 
@@ -72,7 +71,7 @@ def _checked(layer: Recurrent) -> tuple[Direction, ...]:
     return layer.cells
 
 
-def _reordered(array: Any, order: tuple[int, ...]) -> Any:
+def reordered(array: Any, order: tuple[int, ...]) -> Any:
     """Reorder the gates along the first axis."""
     gates = np.split(array, len(order))
     return np.concatenate([gates[k] for k in order])

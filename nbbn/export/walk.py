@@ -65,6 +65,15 @@ def layers_of(model: Module) -> dict[str, Layer]:
     return found
 
 
+def dense_of(weight: np.ndarray, bias: np.ndarray | None, dtype: np.dtype[Any]) -> Dense:
+    """Make a Dense of these weights (out, in)."""
+    layer = Dense(*weight.shape[::-1], bias=bias is not None, init=0.0, dtype=dtype)
+    layer.weight.data[...] = weight
+    if layer.bias is not None:
+        layer.bias.data[...] = bias
+    return layer
+
+
 class Loader:
     """Takes in the arrays of a framework's layers, and copies them once all are checked."""
 
@@ -88,8 +97,21 @@ class Loader:
         """Whether a bias that a layer does without can go into the BatchNorm behind it."""
         return isinstance(layer, Weighted) and layer.bias is None and id(layer) in self._behind
 
-    def weighted(self, layer: Weighted, weight: Any, bias: Any, label: str) -> None:
-        """Take in the arrays of a Dense or a convolution."""
+    def take(
+        self, layer: Layer, arrays: Mapping[str, Any], label: str, updates: int | None = None
+    ) -> None:
+        """Take in the arrays of a layer, by their names in states; of a BatchNorm its updates."""
+        if isinstance(layer, Weighted):
+            self._weighted(layer, arrays.get("weight"), arrays.get("bias"), label)
+        elif isinstance(layer, BatchNorm):
+            mean, var = arrays.get("running_mean"), arrays.get("running_var")
+            gamma, beta = arrays.get("weight"), arrays.get("bias")
+            state = BatchNormState(mean, var, gamma, beta, updates=updates)
+            self._batch_norm(layer, state, label)
+        else:
+            self._norm(layer, arrays, label)
+
+    def _weighted(self, layer: Weighted, weight: Any, bias: Any, label: str) -> None:
         if bias is not None and self.absorbs(layer):
             self._biases[id(self._behind[id(layer)])] = bias
             bias = None
@@ -100,8 +122,7 @@ class Loader:
         ]
         self._copies.append(lambda: fill(pairs))
 
-    def norm(self, layer: Norm, arrays: Mapping[str, Any], label: str) -> None:
-        """Take in the arrays of a layer that normalizes each example, by their names in states."""
+    def _norm(self, layer: Norm, arrays: Mapping[str, Any], label: str) -> None:
         pairs = []
         for attribute in ("gamma", "beta", "running_mean", "running_var"):
             own = getattr(layer, attribute, None)
@@ -112,8 +133,8 @@ class Loader:
             pairs.append((own, given))
         self._copies.append(lambda: fill(pairs))
 
-    def batch_norm(self, layer: BatchNorm, state: BatchNormState, label: str) -> None:
-        """Take in the state of a BatchNorm, without what its framework's files do not say."""
+    def _batch_norm(self, layer: BatchNorm, state: BatchNormState, label: str) -> None:
+        """Take in a state that lacks what its framework's files do not say."""
         bias = self._biases.get(id(layer))
         if bias is not None and state.mean is not None:
             mean = state.mean.astype(np.float64) - bias.astype(np.float64)

@@ -147,8 +147,9 @@ class LogFile(_Rows):
             )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = "".join(self._line(row) for row in kept)
-            write_atomically(self.path, (self._head() + content).encode())
+            head = ",".join(self._columns) + "\n" if self.path.suffix == ".csv" else ""
+            content = head + "".join(self._line(row) for row in kept)
+            write_atomically(self.path, content.encode())
             self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ArgumentError(f"cannot write to {self.path}: {error.strerror}") from None
@@ -168,9 +169,6 @@ class LogFile(_Rows):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-    def _head(self) -> str:
-        return ",".join(self._columns) + "\n" if self.path.suffix == ".csv" else ""
 
     def _line(self, row: dict[str, Any]) -> str:
         if self.path.suffix == ".jsonl":

@@ -171,20 +171,13 @@ def rates(trial: RateTrial) -> Figure:
 
 
 def confusion(labels: Any, predicted: Any) -> Figure:
-    """Draw how often each class was taken for which; `nbbn.metrics` has the numbers.
+    """Draw how often each class was taken for which: the numbers of a confusion matrix.
 
-    Parameters
-    ----------
-    labels, predicted : array_like of int, shape (N,)
+    Otherwise as `nbbn.train.metrics.confusion_matrix`.
 
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ShapeError, DTypeError, ArgumentError
-        As `nbbn.metrics.confusion_matrix`.
     """
     counts = confusion_matrix(labels, predicted)
     classes = len(counts)

@@ -35,9 +35,7 @@ class Lines(Callback):
 class Bar(Lines):
     """A progress bar for the running epoch above the lines of the finished ones.
 
-    Parameters
-    ----------
-    stream : file, default standard output
+    Otherwise as `Lines`.
     """
 
     _bar: Any = None

@@ -27,13 +27,8 @@ __all__ = ["Share"]
 class Share:
     """What the steps of one rank have in common with those of the others.
 
-    Parameters
-    ----------
-    ranks : Ranks
-    right : ndarray of int64, one element, optional
-        How many of this rank's examples of the epoch were classified right.
-    check : callable, optional
-        Is called with the loss over all ranks, a float, before anything changes.
+    `right`, one int64, counts which of this rank's examples of the epoch were classified right;
+    `check` is called with the loss over all ranks before anything changes.
     """
 
     def __init__(

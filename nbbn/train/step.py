@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
+from .._validation import instance
 from ..autograd.tensor import Parameter, Tape, Tensor, as_tensor
 from ..backend.recorder import Arena, GraphPlan, Plan, Recorder, difference
 from ..distributed import Ranks, check_ranks
@@ -376,8 +377,7 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 def check_step(model: Any, loss: Any, optimizer: Any) -> None:
     """Check what a training step is made of, as `record_step` does."""
-    if not isinstance(model, Module):
-        raise DTypeError(f"model must be a Module, got {type(model).__name__}")
+    instance(model, Module, "model")
     if not callable(loss):
         raise DTypeError(
             "the loss must be callable, such as nbbn.losses.cross_entropy, "

@@ -141,7 +141,7 @@ def small(isolated, monkeypatch, closed_url):
         raise DataError("no index in this test")
 
     monkeypatch.setattr(data.named, "MIRRORS", (closed_url,))
-    monkeypatch.setattr(data.named, "_from_wheel", no_index)
+    monkeypatch.setattr(wheel_source, "from_wheel", no_index)
 
 
 @pytest.fixture

@@ -17,15 +17,14 @@ def _attention(graph: Any, name: str, layer: nn.MultiheadAttention) -> None:
     _check(graph, name, layer, E)
     T, weight, bias = graph.shape[0], layer.in_proj_weight.data, layer.in_proj_bias
     graph.product(f"{name}.in_proj", weight, None if bias is None else bias.data)
-    graph.add(
-        "Reshape", f"{name}.heads", _store(graph, f"{name}.heads.shape", (0, 0, 3, heads, -1))
-    )
+    shape = graph.integers(f"{name}.heads.shape", (0, 0, 3, heads, -1))
+    graph.add("Reshape", f"{name}.heads", shape)
     # Queries, keys and values, each (N, heads, T, E / heads).
     graph.add("Transpose", f"{name}.heads", perm=(2, 0, 3, 1, 4))
     whole, parts = graph.value, []
     for k, part in enumerate(("queries", "keys", "values")):
         graph.value = whole
-        graph.add("Gather", f"{name}.{part}", _store(graph, f"{name}.{part}.place", k))
+        graph.add("Gather", f"{name}.{part}", graph.integers(f"{name}.{part}.place", k))
         parts.append(graph.value)
     queries, keys, values = parts
     graph.value = keys
@@ -40,7 +39,7 @@ def _attention(graph: Any, name: str, layer: nn.MultiheadAttention) -> None:
     graph.add("Softmax", f"{name}.scores", axis=-1)
     graph.add("MatMul", f"{name}.values", values)
     graph.add("Transpose", f"{name}.values", perm=(0, 2, 1, 3))
-    graph.add("Reshape", f"{name}.values", _store(graph, f"{name}.values.shape", (0, 0, E)))
+    graph.add("Reshape", f"{name}.values", graph.integers(f"{name}.values.shape", (0, 0, E)))
     graph.shape = T, E
     graph.layer(f"{name}.out_proj", layer.out_proj)
 
@@ -78,13 +77,6 @@ def _check(graph: Any, name: str, layer: nn.Module, features: int) -> None:
             f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}: it takes "
             f"(T, {features})"
         )
-
-
-def _store(graph: Any, name: str, integers: Any) -> str:
-    """Store a shape, or one position on an axis, and return its name."""
-    name = name.lstrip(".")
-    graph.arrays.append(graph.numpy_helper.from_array(np.array(integers), name))
-    return name
 
 
 EXPORTERS: dict[type[nn.Module], Any] = {

@@ -30,8 +30,11 @@ from .recurrent import EXPORTERS as RECURRENT
 __all__ = ["export"]
 
 OPSET = 15
-# The opset that has an operator or attribute that earlier ones lack, and the IR of opsets.
-_LAYER_NORM, _DILATED_MEANS, _GELU, _GROUP_NORM, _RMS_NORM = 17, 19, 20, 21, 23
+# The opset that has an operator, or an attribute of it, that earlier ones lack; the IR of opsets.
+_OPSETS = {
+    "LayerNormalization": 17, "Gelu": 20, "GroupNormalization": 21, "RMSNormalization": 23,
+}  # fmt: skip
+_DILATED_MEANS = 19
 _IR_VERSIONS = {15: 8, 17: 8, 19: 9, 20: 9, 21: 10, 23: 11}
 TOLERANCE = 1e-5
 _BATCH = "N"
@@ -122,9 +125,16 @@ class _Graph:
         self.arrays.append(self.numpy_helper.from_array(found, name))
         return name
 
+    def integers(self, name: str, values: Any) -> str:
+        """Store a shape, or one position on an axis, and return its name."""
+        name = name.lstrip(".")
+        self.arrays.append(self.numpy_helper.from_array(np.array(values), name))
+        return name
+
     def add(self, op: str, name: str, *arrays: str, **attributes: Any) -> None:
         """Apply an operator to the value so far."""
         label = f"{name}.{op}".lstrip(".")
+        self.opset = max(self.opset, _OPSETS.get(op, OPSET))
         self.nodes.append(
             self.helper.make_node(op, [self.value, *arrays], [label], name=label, **attributes)
         )
@@ -251,21 +261,18 @@ def _check_last(graph: _Graph, name: str, layer: nn.LayerNorm | nn.RMSNorm) -> i
 
 
 def _layer_norm(graph: _Graph, name: str, layer: nn.LayerNorm) -> None:
-    graph.opset = max(graph.opset, _LAYER_NORM)
     axis, arrays = _check_last(graph, name, layer), _affine(graph, name, layer, layer.shape)
     graph.add("LayerNormalization", name, *arrays, axis=axis, epsilon=layer.eps)
 
 
 def _rms_norm(graph: _Graph, name: str, layer: nn.RMSNorm) -> None:
-    graph.opset = max(graph.opset, _RMS_NORM)
     axis, scale = _check_last(graph, name, layer), _scale(graph, name, layer, layer.shape)
     eps = float(np.finfo(graph.dtype).eps) if layer.eps is None else layer.eps
     graph.add("RMSNormalization", name, scale, axis=axis, epsilon=eps)
 
 
 def _group_norm(graph: _Graph, name: str, layer: nn.GroupNorm) -> None:
-    # Before, scale and bias had one number a group.
-    graph.opset = max(graph.opset, _GROUP_NORM)
+    # Before its opset, scale and bias had one number a group.
     channels, settings = layer.channels, {"num_groups": layer.groups, "epsilon": layer.eps}
     arrays = _affine(graph, name, layer, (channels,))
     _over_channels(graph, name, layer, "GroupNormalization", channels, *arrays, **settings)
@@ -331,7 +338,6 @@ def _global_pooling(op: str) -> Callable[[_Graph, str, Any], None]:
 
 
 def _gelu(graph: _Graph, name: str, layer: nn.GELU) -> None:
-    graph.opset = max(graph.opset, _GELU)
     graph.add("Gelu", name, approximate=layer.approximate)
 
 
@@ -390,15 +396,8 @@ def _flatten(graph: _Graph, name: str, layer: nn.Flatten) -> None:
 def _unflatten(graph: _Graph, name: str, layer: nn.Unflatten) -> None:
     if math.prod(graph.shape) != math.prod(layer.shape):
         raise ShapeError(f"{name!r}, {layer!r}, cannot take examples of shape {graph.shape}")
-    shape = graph.numpy_helper.from_array(np.array((-1, *layer.shape)), f"{name}.shape")
-    graph.arrays.append(shape)
-    graph.add("Reshape", name, shape.name)
+    graph.add("Reshape", name, graph.integers(f"{name}.shape", (-1, *layer.shape)))
     graph.shape = layer.shape
-
-
-def _reweighted(graph: _Graph, name: str, layer: nn.Reweighted) -> None:
-    """Export the layer inside, with the weight that is used."""
-    graph.layer(name, layer.plain())
 
 
 def _elementwise(op: str) -> Callable[[_Graph, str, Any], None]:
@@ -415,7 +414,8 @@ _EXPORTERS: dict[type[nn.Module], Callable[[_Graph, str, Any], None]] = {
     nn.GroupNorm: _group_norm,
     nn.InstanceNorm: _instance_norm,
     nn.LocalResponseNorm: _local_response_norm,
-    nn.Reweighted: _reweighted,
+    # The layer inside, with the weight that is used.
+    nn.Reweighted: lambda graph, name, layer: graph.layer(name, layer.plain()),
     nn.ReLU: _elementwise("Relu"),
     nn.Sigmoid: _elementwise("Sigmoid"),
     nn.Tanh: _elementwise("Tanh"),

@@ -76,18 +76,16 @@ class Graph:
 
     def fold_constant(self, node: Node) -> bool:
         """Work out a node whose result does not depend on the input, if it is such a one."""
-        known = [self.constant(name) for name in node.inputs]
         if node.op == "Constant":
             value = node.attribute("value", None)
             if value is None:
                 raise node.refusal("only tensors are known as constants")
             self._constants[node.outputs[0]] = self.array(value)
             return True
-        if any(array is None for array in known) or node.op not in ("Transpose", "Identity"):
+        array = self.constant(node.input(0))
+        if array is None or node.op not in ("Transpose", "Identity"):
             return False
-        (array,) = known
-        if array is not None and node.op == "Transpose":
+        if node.op == "Transpose":
             array = array.transpose(node.attribute("perm", None))
-        if array is not None:
-            self._constants[node.outputs[0]] = array
+        self._constants[node.outputs[0]] = array
         return True

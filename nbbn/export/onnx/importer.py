@@ -15,6 +15,7 @@ import numpy as np
 
 from ... import nn
 from ...errors import ArgumentError, CheckpointError, DTypeError, NbbnError
+from ..walk import dense_of
 from .extra import require
 from .graph import Graph, Node
 from .recurrent import IMPORTERS as RECURRENT
@@ -167,15 +168,6 @@ class _Chain:
 # ---------------------------------------------------------------- operators
 
 
-def _dense(weight: np.ndarray, bias: np.ndarray | None) -> nn.Dense:
-    layer = nn.Dense(weight.shape[1], weight.shape[0], bias=bias is not None, init=0.0,
-                  dtype=weight.dtype)  # fmt: skip
-    layer.weight.data[...] = weight
-    if layer.bias is not None:
-        layer.bias.data[...] = bias
-    return layer
-
-
 def _gemm(chain: _Chain, node: Node) -> None:
     chain.plain(node)
     if node.attribute("transA", 0):
@@ -186,7 +178,7 @@ def _gemm(chain: _Chain, node: Node) -> None:
     if node.input(2) and node.attribute("beta", 1.0) != 0:
         bias = node.attribute("beta", 1.0) * chain.constant(node, 2, "C")
         bias = _row(node, bias, len(weight))
-    chain.layers.append(_dense(weight, bias))
+    chain.layers.append(dense_of(weight, bias, weight.dtype))
     chain.rank = 2
 
 
@@ -244,7 +236,7 @@ def _matmul(chain: _Chain, node: Node) -> None:
     weight = chain.constant(node, 1, "matrix")
     if weight.ndim != 2 or chain.rank not in (None, 2):
         raise node.refusal(f"only (N, in) times (in, out) is a layer, got {weight.shape}")
-    chain.layers.append(_dense(weight.T, None))
+    chain.layers.append(dense_of(weight.T, None, weight.dtype))
     chain.rank = 2
 
 
@@ -254,7 +246,7 @@ def _add(chain: _Chain, node: Node) -> None:
         raise node.refusal("only the bias of a matrix product can be added")
     position = 1 - node.inputs.index(chain.value)
     bias = _row(node, chain.constant(node, position, "addend"), last.weight.shape[0])
-    chain.layers[-1] = _dense(last.weight.data, bias)
+    chain.layers[-1] = dense_of(last.weight.data, bias, last.weight.dtype)
 
 
 def _row(node: Node, bias: np.ndarray, width: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from ... import nn
 from ...errors import ArgumentError, NbbnError, ShapeError
 from ...nn.recurrent import NormalizedDirection, Recurrent
+from ..recurrent import reordered
 
 # The operator, the order of its gates among ours, and what it must be told.
 _OPERATORS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
@@ -37,7 +38,7 @@ def recurrent(graph: Any, name: str, layer: Recurrent) -> None:
             f"(T, {layer.input_size})"
         )
     D, H = layer.directions, layer.hidden_size
-    op, order, options = _OPERATORS[layer.kind]
+    op, _, options = _OPERATORS[layer.kind]
     if D > 1:
         options = {**options, "direction": "bidirectional"}
     if "activations" in options:
@@ -46,15 +47,13 @@ def recurrent(graph: Any, name: str, layer: Recurrent) -> None:
     for k in range(layer.num_layers):
         cells = layer.cells[k * D : (k + 1) * D]
         label = f"{name}.l{k}"
-        arrays = [
-            graph.array(
-                f"{label}.{leaf}", np.stack([_ordered(getattr(c, leaf), order) for c in cells])
-            )
-            for leaf in ("weight_ih", "weight_hh")
-        ]
+        leaves = {
+            "weight_ih": _stacked(cells, "weight_ih"),
+            "weight_hh": _stacked(cells, "weight_hh"),
+        }
         if cells[0].bias_ih is not None:
-            both = [[_ordered(b, order) for b in (c.bias_ih, c.bias_hh)] for c in cells]
-            arrays.append(graph.array(f"{label}.bias", np.reshape(both, (D, -1))))
+            leaves["bias"] = np.hstack([_stacked(cells, "bias_ih"), _stacked(cells, "bias_hh")])
+        arrays = [graph.array(f"{label}.{leaf}", array) for leaf, array in leaves.items()]
         graph.add(op, label, *arrays, hidden_size=H, **options)
         if layer.last and k + 1 == layer.num_layers:
             # The second result is the last hidden state (D, N, H).
@@ -66,20 +65,15 @@ def recurrent(graph: Any, name: str, layer: Recurrent) -> None:
             return
         # From (T, D, N, H), one direction behind the other, to (T, N, D H).
         graph.add("Transpose", f"{label}.back", perm=(0, 2, 1, 3))
-        target = f"{label}.shape".lstrip(".")
-        graph.arrays.append(graph.numpy_helper.from_array(np.array([0, 0, -1]), target))
-        graph.add("Reshape", label, target)
+        graph.add("Reshape", label, graph.integers(f"{label}.shape", (0, 0, -1)))
     graph.add("Transpose", f"{name}.last", perm=(1, 0, 2))
     graph.shape = (graph.shape[0], D * H)
 
 
-def _ordered(weight: Any, order: tuple[int, ...]) -> np.ndarray:
-    return _reordered(weight.data, order)
-
-
-def _reordered(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
-    gates = np.split(array, len(order))
-    return np.concatenate([gates[k] for k in order])
+def _stacked(cells: Any, leaf: str) -> np.ndarray:
+    """Return what the directions of a layer have of a name, in ONNX's order of gates."""
+    _, order, _ = _OPERATORS[cells[0].kind]
+    return np.stack([reordered(getattr(cell, leaf).data, order) for cell in cells])
 
 
 # ---------------------------------------------------------------- reading
@@ -113,7 +107,7 @@ def weights_of(kind: str, W: Any, R: Any, B: Any) -> dict[str, np.ndarray]:
     found = {"weight_ih": W, "weight_hh": R}
     if B is not None:
         found["bias_ih"], found["bias_hh"] = np.split(B, 2)
-    return {name: _reordered(array, order) for name, array in found.items()}
+    return {name: reordered(array, order) for name, array in found.items()}
 
 
 def _read(chain: Any, node: Any) -> str:
