@@ -7,6 +7,7 @@ the device with the host.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,11 @@ class Function(NamedTuple):
     empty: tuple[int, ...] = (0,)
     # Whether sums follow the order of axes in memory, so that it may cost the last bits.
     in_memory_order: bool = False
+
+    @property
+    def size(self) -> int:
+        """Elements of x."""
+        return math.prod(next(iter(self.shapes.values())))
 
     def operands(self, rng: np.random.Generator, dtype: Any = np.float32) -> list[np.ndarray]:
         """Draw the operands; of half types, those that are not like x are float32."""
@@ -229,6 +235,7 @@ FUNCTIONS = [
     norm("rms_norm", (2, 5, 3, 4), (4,), beta=False, eps=1e-6, empty=(0, 1, 2)),
     norm("group_norm", (5, 8, 9, 11), (8,), groups=4, empty=(0, 2, 3)),
     norm("group_norm", (30, 600), (600,), groups=2),
+    norm("group_norm", (2, 3, 4, 4), (4,), groups=2, axis=-1),
     norm("group_norm", (5, 9, 11, 8), (8,), groups=2, axis=-1, empty=(0, 1, 2)),
     norm("instance_norm", (4, 3, 20, 30), (3,), empty=(0, 2, 3)),
     norm("instance_norm", (4, 5, 3), (3,), axis=2),
