@@ -9,8 +9,8 @@ import nbbn
 from nbbn import Parameter, Tape, Tensor, losses, ops, optim
 from nbbn.autograd.ops.batchnorm import BatchNormInputGradient
 from nbbn.errors import ArgumentError, DTypeError, ShapeError, TapeError
-from nbbn.train.loop import record_step
 from tests.helpers.cases import CASES
+from tests.helpers.training_pair import Pair, batches, under
 
 DIFFERENTIABLE = [case for case in CASES if not case.name.startswith("variants.")]
 
@@ -191,21 +191,8 @@ def test_a_penalty_trains_in_a_recorded_step(rng):
             (gradient,) = nbbn.grad(y.sum(), [x], create_graph=True)
             return (y * y).mean() + (gradient * gradient).sum() / len(x)
 
-    models = [Penalized(), Penalized()]
-    optimizers = [optim.SGD(m.parameters(), 0.01) for m in models]
-    step = record_step(models[0], lambda output, y: output, optimizers[0])
-    for _ in range(5):
-        x = rng.normal(size=(8, 4)).astype(np.float32)
-        value = step(x, np.zeros(8))
-        with Tape() as tape:
-            loss = models[1](x)
-        tape.backward(loss)
-        optimizers[1].step()
-        optimizers[1].zero_grad()
-        assert value == loss.item()
-    assert step.refusal is None
-    for own, other in zip(*(m.parameters() for m in models), strict=True):
-        np.testing.assert_array_equal(own.data, other.data)
+    pair = Pair(under(Penalized, lambda p: optim.SGD(p, 0.01)), lambda output, y: output)
+    assert pair.train(batches(rng, [8] * 5, (4,))) == 3
 
 
 # ------------------------------------------------------------------------------ grad itself

@@ -321,25 +321,6 @@ REFUSED = [
 test_what_does_not_fit_is_refused = refusing(REFUSED, globals())
 
 
-def gather_cases():
-    import numpy as np
-
-    from nbbn.kernels.gather_cpu import gather_scale
-
-    rng = np.random.default_rng(0)
-    for dtype in (np.uint8, np.float32, np.float64):
-        for rows in (1, 7, 200):
-            images = rng.integers(0, 256, (300, 784)).astype(dtype)
-            index = rng.permutation(300)[:rows]
-            x = np.empty((rows, 784), np.float32)
-            gather_scale(images, index, 1 / 78.3, -0.4, x)
-            yield f"{dtype.__name__} {rows}", x
-
-
-def test_any_thread_count_gives_the_same_bits(check_thread_identity):
-    check_thread_identity(gather_cases)
-
-
 def test_the_fingerprint_is_that_of_the_rows_in_use(rng):
     images, labels = rng.normal(size=(12, 3)).astype(np.float32), rng.integers(0, 9, 12)
     first, second = (Batches(images, labels, 2, rows=rows) for rows in np.split(np.arange(12), 2))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from nbbn import functional as F  # noqa: N812
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
-from tests.helpers import reference, views
+from tests.helpers import reference
 from tests.helpers.refusals import refusing
 
 # kernel, stride, padding, dilation, groups, channels, filters.
@@ -157,46 +153,6 @@ def test_identities(axis, rng):
     assert np.vdot(y, dy) == pytest.approx(np.vdot(x, back), rel=1e-12)
 
 
-@every_axis
-@pytest.mark.parametrize("view", views.VIEWS)
-def test_layouts_change_nothing(view, axis, rng):
-    x, weight = rng.normal(size=(2, 4, 4, 4)), rng.normal(size=(6, 2, 3, 3))
-    options = {"padding": 1, "groups": 2, "axis": axis}
-    y = F.conv2d(x, weight, **options)
-    np.testing.assert_array_equal(F.conv2d(view(x), view(weight), **options), y)
-    expected = F.conv2d_backward(y, x, weight, **options)
-    found = F.conv2d_backward(view(y), view(x), view(weight), **options)
-    for got, want in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
-@every_axis
-@pytest.mark.parametrize("view", [views.sliced, np.asfortranarray, views.misaligned, np.array])
-def test_results_go_where_they_are_told(view, axis, rng):
-    x, weight = rng.normal(size=(2, 4, 4, 4)), rng.normal(size=(6, 4, 3, 3))
-    y = F.conv2d(x, weight, axis=axis)
-    out = view(np.zeros_like(y))
-    assert F.conv2d(x, weight, axis=axis, out=out) is out
-    np.testing.assert_array_equal(out, y)
-    gradients = F.conv2d_backward(y, x, weight, axis=axis)
-    outs = [view(np.zeros_like(gradient)) for gradient in gradients]
-    named = dict(zip(("out", "out_dweight", "out_dbias"), outs, strict=True))
-    for got, out in zip(F.conv2d_backward(y, x, weight, axis=axis, **named), outs, strict=True):
-        assert got is out
-    for out, want in zip(outs, gradients, strict=True):
-        np.testing.assert_array_equal(out, want)
-
-
-def test_a_result_may_go_over_an_operand(rng):
-    x, weight = rng.normal(size=(2, 3, 5, 5)), rng.normal(size=(3, 3, 3, 3))
-    expected = F.conv2d(x, weight, padding=1)
-    np.testing.assert_array_equal(F.conv2d(x, weight, padding=1, out=x), expected)
-    over = weight.copy()
-    dweight = F.conv2d_backward(expected, x, weight, padding=1)[1]
-    F.conv2d_backward(expected, x, over, padding=1, needs=(False, True, False), out_dweight=over)
-    np.testing.assert_array_equal(over, dweight)
-
-
 def test_only_what_is_needed_is_computed(rng):
     x, weight = rng.normal(size=(2, 3, 5, 5)), rng.normal(size=(4, 3, 3, 3))
     dy = rng.normal(size=(2, 4, 3, 3))
@@ -209,79 +165,12 @@ def test_only_what_is_needed_is_computed(rng):
 
 
 @every_axis
-def test_no_images_give_no_images_and_gradients_of_zero(axis, rng):
-    x, weight, bias = np.zeros((0, 4, 4, 4)), rng.normal(size=(6, 4, 3, 3)), np.ones(6)
-    y = F.conv2d(x, weight, bias, axis=axis)
-    assert y.shape == ((0, 2, 2, 6) if axis == -1 else (0, 6, 2, 2))
-    dx, dweight, dbias = F.conv2d_backward(y, x, weight, axis=axis)
-    assert dx.shape == x.shape
-    assert not dweight.any()
-    assert not dbias.any()
-    x = np.zeros((0, 4, 4, 4))
-    y = F.conv_transpose2d(x, weight[:4, :2], axis=axis)
-    assert len(y) == 0
-    dx, dweight, dbias = F.conv_transpose2d_backward(y, x, weight[:4, :2], axis=axis)
-    assert dx.shape == x.shape
-    assert not dweight.any()
-    assert not dbias.any()
-
-
-def test_half_precision_computes_in_float32(rng):
-    x = rng.normal(size=(2, 3, 6, 6)).astype(np.float16)
-    weight = rng.normal(size=(4, 3, 3, 3)).astype(np.float16)
-    y = F.conv2d(x, weight)
-    assert y.dtype == np.float16
-    wide = F.conv2d(x.astype(np.float32), weight.astype(np.float32))
-    np.testing.assert_array_equal(y, wide.astype(np.float16))
-    dx, dweight, dbias = F.conv2d_backward(y, x, weight)
-    assert (dx.dtype, dweight.dtype, dbias.dtype) == (np.float16, np.float32, np.float32)
-
-
-@every_axis
 def test_nan_and_infinity_reach_what_they_touch_alone(axis, rng):
     x = rng.normal(size=(2, 6, 6, 2) if axis == -1 else (2, 2, 6, 6))
     x[(0, 0, 0, 1) if axis == -1 else (0, 1, 0, 0)] = np.nan
     y = first(F.conv2d(x, rng.normal(size=(3, 2, 2, 2)), axis=axis), axis)
     assert np.isnan(y[0, :, 0, 0]).all()
     assert np.isnan(y).sum() == 3
-
-
-# Every kernel in its parallel form, at every number of threads; one line for each digest.
-DIGEST = """
-CASES = (1, 3, 1, 24), (8, 3, 1, 9), (2, 2, 2, 8), (1, 1, 1, 9)
-import hashlib, numpy as np, nbbn
-import nbbn.functional as F
-from nbbn.kernels import _jit
-_jit.PARALLEL_MIN = 0
-rng = np.random.default_rng(0)
-found = set()
-for threads in (1, 2, 3, 4):
-    nbbn.threads.limit(threads)
-    rng = np.random.default_rng(0)
-    digest = hashlib.sha256()
-    for axis in (1, -1):
-        for groups, kernel, stride, size in CASES:
-            x = rng.normal(size=(21, 8, size, size)).astype(np.float32)
-            x = np.moveaxis(x, 1, -1) if axis == -1 else x
-            weight = rng.normal(size=(16, 8 // groups, kernel, kernel)).astype(np.float32)
-            options = {"groups": groups, "stride": stride, "axis": axis}
-            y = F.conv2d(x, weight, np.arange(16, dtype=np.float32), **options)
-            results = [y, *F.conv2d_backward(y, x, weight, **options)]
-            results.append(F.conv_transpose2d(y, weight, np.ones(8, np.float32), **options))
-            for array in results:
-                digest.update(np.ascontiguousarray(array))
-    found.add(digest.hexdigest())
-print(len(found))
-"""
-
-
-def test_every_number_of_threads_gives_the_same_bits():
-    env = {**os.environ, "NUMBA_NUM_THREADS": "4"}
-    done = subprocess.run(
-        [sys.executable, "-c", DIGEST], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "1"
 
 
 X, W = np.ones((2, 4, 5, 6)), np.ones((6, 4, 3, 3))
@@ -299,7 +188,6 @@ test_refusals = refusing(
         ("F.conv2d(X, W[:0])", ShapeError, r"at least 1 each, got \(0, 4, 3, 3\)"),
         ("F.conv2d(X[:, :, :0], W, padding=9)", ShapeError, r"\(2, 4, 0, 6\)"),
         ("F.conv2d(X, W, axis=-1)", ShapeError, "takes 4 channels.*with 6"),
-        ("F.conv2d(X, W, np.ones(5))", ShapeError, r"bias.*\(6,\).*\(5,\)"),
         ("F.conv2d(X, W, stride=0)", ArgumentError, "stride must be at least 1, got 0"),
         ("F.conv2d(X, W, stride=(1, -2))", ArgumentError, "stride must be at least 1, got -2"),
         ("F.conv2d(X, W, dilation=0)", ArgumentError, "dilation must be at least 1, got 0"),
@@ -310,11 +198,7 @@ test_refusals = refusing(
         ("F.conv2d(X, W, padding='full')", ArgumentError, '"same" or "valid", got \'full\''),
         ("F.conv2d(X, W, stride=1.5)", DTypeError, "stride must be an integer, got float"),
         ("F.conv2d(X, W, axis=2)", ArgumentError, "axis must be 1.*or -1.*got 2"),
-        ("F.conv2d(X, W, out=np.ones((2, 6, 3, 3)))", ShapeError, r"\(2, 6, 3, 4\).*\(2, 6, 3, 3"),
-        ("F.conv2d(X.astype(int), W)", DTypeError, "x must hold.*int64"),
-        ("F.conv2d_backward(DY[1:], X, W)", ShapeError, r"dy.*\(2, 6, 3, 4\), got \(1, 6, 3, 4\)"),
         ("F.conv2d_backward(DY, X, W, needs=True)", DTypeError, "three.*True"),
-        ("F.conv2d_backward(DY, X, W, out_dbias=np.ones(4))", ShapeError, r"\(6,\), got \(4,\)"),
         ("F.conv_transpose2d(X, W)", ShapeError, "takes 6 channels.*with 4"),
         ("F.conv_transpose2d(X, W[:4], padding=5)", ShapeError, r"\(-3, -2\) pixels.*pad less"),
         ("F.conv_transpose2d(X, W[:4], output_padding=1)", ArgumentError, r"stride \(1, 1\), got"),

@@ -178,13 +178,6 @@ def test_empty_and_scalar_arrays(name, shape):
     assert getattr(fn, f"{name}_backward")(x, y).shape == shape
 
 
-@pytest.mark.parametrize("name", SOFTMAXES)
-def test_softmax_of_no_rows(name):
-    x = np.zeros((0, 3), np.float32)
-    assert getattr(fn, name)(x).shape == (0, 3)
-    assert getattr(fn, f"{name}_backward")(x, x).shape == (0, 3)
-
-
 # ----------------------------------------------------------------------------- extreme values
 
 
@@ -356,20 +349,6 @@ def test_cross_entropy_is_minus_log_softmax(rng):
     np.testing.assert_allclose(got, want, rtol=1e-14, atol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize(("reduction", "shape"), [("mean", ()), ("sum", ()), ("none", (6,))])
-def test_cross_entropy_out(rng, reduction, shape, dtype):
-    logits, labels = rng.normal(size=(6, 6)).astype(dtype), np.arange(6)
-    expected = fn.cross_entropy(logits, labels, reduction=reduction)
-    strided = np.empty((*shape, 2), dtype)[..., 0]
-    for out in (np.empty(shape, dtype), strided, logits[(0, 0) if shape == () else 0][...]):
-        assert fn.cross_entropy(logits.copy(), labels, reduction=reduction, out=out) is out
-        np.testing.assert_array_equal(out, expected)
-    for wrong, error in ((np.empty(5, dtype), ShapeError), (np.empty(shape, int), DTypeError)):
-        with pytest.raises(error, match="out"):
-            fn.cross_entropy(logits, labels, reduction=reduction, out=wrong)
-
-
 def test_cross_entropy_of_no_rows():
     logits, labels = np.empty((0, 5), np.float32), np.empty(0, np.int64)
     assert fn.cross_entropy(logits, labels, reduction="none").shape == (0,)
@@ -380,32 +359,6 @@ def test_cross_entropy_of_no_rows():
 
 
 # ---------------------------------------------------------------------------- thread identity
-
-
-def elementwise_and_softmax_results():
-    import numpy as np
-
-    from nbbn import functional as fn
-
-    rng = np.random.default_rng(0)
-    for dtype in (np.float32, np.float64):
-        for shape in ((5, 3), (300_001, 1), (3000, 101), (40, 9000), (1, 200_000)):
-            x, dy = (rng.normal(size=shape).astype(dtype) for _ in range(2))
-            for name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
-                y = getattr(fn, name)(x)
-                yield f"{name} {np.dtype(dtype)} {shape}", y
-                dx = getattr(fn, f"{name}_backward")(dy, y)
-                yield f"{name}_backward {np.dtype(dtype)} {shape}", dx
-            labels = rng.integers(0, shape[1], shape[0])
-            for reduction in ("mean", "none"):
-                loss = fn.cross_entropy(x, labels, reduction=reduction)
-                yield f"cross_entropy {reduction} {np.dtype(dtype)} {shape}", np.asarray(loss)
-            dx = fn.cross_entropy_backward(x, labels)
-            yield f"cross_entropy_backward {np.dtype(dtype)} {shape}", dx
-
-
-def test_same_bits_for_any_number_of_threads(check_thread_identity):
-    check_thread_identity(elementwise_and_softmax_results)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -421,35 +374,6 @@ def test_same_bits_wherever_a_value_stands(rng, name):
 
 Y = np.ones((4, 3))
 LABELS = np.array([0, 1, 2, 0])
-
-
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_, np.complex128, object])
-@pytest.mark.parametrize("name", [*FORWARD, *BACKWARD])
-def test_type_of_arrays(name, dtype):
-    bad = np.ones((4, 3), dtype)
-    for arrays in ([bad],) if name in FORWARD else ([bad, Y], [Y, bad]):
-        with pytest.raises(DTypeError, match=str(np.dtype(dtype))):
-            getattr(fn, name)(*arrays)
-
-
-@pytest.mark.parametrize("shape", [(3, 4), (4,), (1, 3), (4, 3, 1)])
-@pytest.mark.parametrize("name", BACKWARD)
-def test_shapes_that_differ(name, shape):
-    with pytest.raises(ShapeError, match="dy"):
-        getattr(fn, name)(np.ones(shape), Y)
-
-
-@pytest.mark.parametrize("name", [*FORWARD, *BACKWARD])
-def test_out_must_fit(name):
-    arrays = [Y] if name in FORWARD else [Y, Y]
-    for out, error, words in (
-        (np.ones((3, 4)), ShapeError, "out"),
-        (np.ones((4, 3), np.float32), DTypeError, "out"),
-        ([1.0], DTypeError, "out"),
-        (read_only(Y), ArgumentError, "read-only"),
-    ):
-        with pytest.raises(error, match=words):
-            getattr(fn, name)(*arrays, out=out)
 
 
 @pytest.mark.parametrize("axis", [2, -3, 9])
@@ -490,8 +414,6 @@ def test_operands_of_cross_entropy(function, logits, labels, error, match):
 REFUSED = [
     ("fn.cross_entropy(Y, LABELS, reduction='batchmean')", ArgumentError, "batchmean"),
     ("fn.cross_entropy_backward(Y, LABELS, reduction='batchmean')", ArgumentError, "batchmean"),
-    ("fn.cross_entropy_backward(Y, LABELS, out=np.ones((3, 4)))", ShapeError, "out"),
-    ("fn.cross_entropy_backward(Y, LABELS, out=np.ones((4, 3), np.float32))", DTypeError, "out"),
     ("fn.cross_entropy_backward(Y, LABELS, np.ones(3), reduction='none')", NbbnError, "dloss"),
     ("fn.cross_entropy_backward(Y, LABELS, np.ones(4), reduction='mean')", NbbnError, "dloss"),
     ("fn.cross_entropy_backward(Y, LABELS, 'one', reduction='mean')", NbbnError, "dloss"),

@@ -22,15 +22,6 @@ def operands(kind: str, rng, dtype=np.float32):
 
 
 @every_kind
-def test_float16_computes_in_float32(kind, rng):
-    narrow = operands(kind, rng, np.float16)
-    wide = [a.astype(np.float32) for a in narrow]
-    got, want = F.recurrent(*narrow, kind=kind), F.recurrent(*wide, kind=kind)
-    assert got.states.dtype == np.float32
-    np.testing.assert_array_equal(got.states, want.states)
-
-
-@every_kind
 def test_no_steps_and_no_sequences(kind, rng):
     projected, weight, bias, initial = operands(kind, rng)
     states = F.recurrent(projected[:0], weight, bias, initial, kind=kind)
@@ -87,7 +78,6 @@ test_what_does_not_fit_is_refused = refusing(
         ("F.recurrent(P, W, kind='gru')", ShapeError, r"gru.*\(3 \* H, H\).*\(12, 3\)"),
         ("F.recurrent(P[..., 1:], W, kind='lstm')", ShapeError, r"\(T, N, 12\).*\(5, 4, 11\)"),
         ("F.recurrent(P, W[:0, :0], kind='lstm')", ShapeError, "H >= 1"),
-        ("F.recurrent(P, W, W[0], kind='lstm')", ShapeError, r"bias.*\(12,\).*\(3,\)"),
         ("F.recurrent(P, W, None, P, kind='lstm')", ShapeError, r"\(2, 4, 3\).*\(5, 4, 12\)"),
         ("F.recurrent(P, W, kind='lstm', reverse='no')", DTypeError, "reverse"),
         ("F.recurrent(P, W, kind='lstm', lengths=[1, 2])", DTypeError, "lengths.*list"),

@@ -14,11 +14,10 @@ from nbbn import (
     Tape,
     Tensor,
     TransformerEncoderLayer,
-    losses,
-    optim,
 )
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.helpers.refusals import refusing
+from tests.helpers.training_pair import Pair, adam, under
 
 N, T, S, E, HEADS = 3, 5, 4, 8, 2
 LENGTHS = np.array([4, 1, 3])
@@ -193,12 +192,10 @@ def test_positions(rng):
 
 def test_recorded_steps_are_the_eager_ones(rng):
     """Tokens to classes: embedding, positions, a causal encoder with dropout."""
-    batches = [(rng.integers(0, 7, (N, T)).astype(np.float32), np.array([0, 1, 1]))
-               for _ in range(4)]  # fmt: skip
 
-    def model():
+    def layers():
         generator = np.random.default_rng(2)
-        return nbbn.Sequential(
+        return (
             Embedding(7, E, rng=generator),
             PositionalEmbedding(T, E, rng=generator),
             TransformerEncoderLayer(E, HEADS, dim_feedforward=12, causal=True, rng=generator),
@@ -206,27 +203,10 @@ def test_recorded_steps_are_the_eager_ones(rng):
             nbbn.Dense(T * E, 2, rng=generator),
         )
 
-    results = []
-    for recorded in (False, True):
-        own = model()
-        optimizer = optim.Adam(own.parameters(), 0.01)
-        step = nbbn.train.record_step(own, losses.cross_entropy, optimizer)
-        for x, y in batches:
-            if recorded:
-                step(x, y)
-                continue
-            own.zero_grad()
-            with Tape() as tape:
-                loss = losses.cross_entropy(own(x), y)
-            tape.backward(loss)
-            optimizer.step()
-        if recorded:
-            assert (step.refusal, step.recordings) == (None, 2)
-            with pytest.raises(ArgumentError, match=r"\[0, 7\).*7 at position 0"):
-                step(np.full((N, T), 7, np.float32), batches[0][1])
-        results.append(own.state_dict())
-    for key, array in results[0].items():
-        np.testing.assert_array_equal(results[1][key], array, err_msg=key)
+    pair, y = Pair(under(layers, adam)), np.array([0, 1, 1])
+    assert pair.train([(rng.integers(0, 7, (N, T)).astype("f4"), y) for _ in range(4)]) == 2
+    with pytest.raises(ArgumentError, match=r"\[0, 7\).*7 at position 0"):
+        pair.step(np.full((N, T), 7, np.float32), y)
 
 
 X = np.ones((N, T, E), np.float32)

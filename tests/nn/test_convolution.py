@@ -82,30 +82,6 @@ def net(seed=0, **options):
     )
 
 
-def test_a_recorded_step_is_the_eager_one_bit_for_bit(rng):
-    found = []
-    for record in (True, False):
-        model = net()
-        optimizer = nbbn.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        batches = np.random.default_rng(0)
-        if record:
-            step = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer)
-        for _ in range(5):
-            x = batches.normal(size=(8, 1, 8, 8)).astype(np.float32)
-            y = batches.integers(0, 2, 8)
-            if record:
-                step(x, y)
-                continue
-            optimizer.zero_grad()
-            with nbbn.Tape() as tape:
-                loss = nbbn.losses.cross_entropy(model(x), y)
-            tape.backward(loss)
-            optimizer.step()
-        found.append(state_of(model))
-    assert found[0] == found[1]
-    assert step.refusal is None
-
-
 def test_it_learns_where_a_bar_stands(rng):
     x = 0.1 * rng.normal(size=(64, 1, 8, 8)).astype(np.float32)
     y = np.arange(64) % 2

@@ -9,7 +9,6 @@ import nbbn
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.helpers.layers import assert_all_close, assert_close, run, settled
 from tests.helpers.refusals import refusing
-from tests.helpers.training_pair import CLASSES, Pair, batches, under
 
 W = {"dtype": np.float64}
 
@@ -84,22 +83,6 @@ def test_an_empty_batch_leaves_running_statistics_alone():
     assert layer(np.empty((0, 3, 4), np.float32)).shape == (0, 3, 4)
     assert not layer.running_mean.any()
     assert (layer.running_var == 1).all()
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (lambda: nbbn.LayerNorm(6), (6,)),
-        (lambda: nbbn.RMSNorm((6, 4)), (6, 4)),
-        (lambda: nbbn.GroupNorm(2, 4), (4, 5)),
-        (lambda: nbbn.InstanceNorm(4, track_running_stats=True), (4, 3)),
-    ],
-)
-def test_a_recorded_step_repeats_it(layer, shape, rng):
-    """A replayed step leaves the bits that one which runs eagerly leaves."""
-    width = int(np.prod(shape))
-    make = under(lambda: (layer(), nbbn.Flatten(), nbbn.Dense(width, CLASSES, rng=0)))
-    assert Pair(make).train(batches(rng, [16] * 5, shape)) == 3
 
 
 def test_it_says_what_it_is():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import GRU, LSTM, RNN, Parameter, Tape, losses, optim
+from nbbn import GRU, LSTM, RNN, Parameter, Tape
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.helpers.refusals import refusing
 
@@ -139,66 +139,6 @@ def test_empty_batch(kind):
     assert y.shape == (0, T, 2 * H)
     assert x.grad.shape == x.shape
     assert all((p.grad == 0).all() for p in own.parameters())
-
-
-def _passes():
-    import numpy as np
-
-    import nbbn
-
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(64, 5, 40)).astype(np.float32)
-    batch_norm = {"normalization": "batch"}
-    for kind, options in ((nbbn.LSTM, {}), (nbbn.GRU, {}), (nbbn.RNN, {}), (nbbn.LSTM, batch_norm)):
-        own = kind(40, 96, rng=1, **options)
-        with nbbn.Tape() as tape:
-            y = own(x, lengths=np.arange(64) % 5 + 1)
-            loss = (y * y).sum()
-        tape.backward(loss)
-        yield f"{kind.__name__} {options}", y.data
-        for position, p in enumerate(own.parameters()):
-            yield f"{kind.__name__} {options} {position}", p.grad
-
-
-def test_bits_are_the_same_for_every_number_of_threads(check_thread_identity):
-    check_thread_identity(_passes)
-
-
-MODELS = {
-    "LSTM": lambda: LSTM(F, H, last=True, rng=1),
-    "GRU, both directions, two layers": lambda: GRU(
-        F, H, last=True, rng=1, bidirectional=True, num_layers=2
-    ),
-    "RNN": lambda: RNN(F, H, last=True, rng=1),
-    "batch norm": lambda: LSTM(F, H, last=True, rng=1, normalization="batch", max_steps=4),
-    "layer norm": lambda: LSTM(F, H, last=True, rng=1, normalization="layer", num_layers=2),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_recorded_steps_are_the_eager_ones(name, rng):
-    batches = [(rng.normal(size=(N, T, F)).astype(np.float32), np.array([0, 1, 2, 1, 0]))
-               for _ in range(4)]  # fmt: skip
-    results = []
-    for recorded in (False, True):
-        model = MODELS[name]()
-        optimizer = optim.Adam(model.parameters(), 0.01)
-        step = nbbn.train.record_step(model, losses.cross_entropy, optimizer)
-        for x, y in batches:
-            if recorded:
-                step(x, y)
-                continue
-            model.zero_grad()
-            with Tape() as tape:
-                loss = losses.cross_entropy(model(x), y)
-            tape.backward(loss)
-            optimizer.step()
-        if recorded:
-            assert step.refusal is None
-            assert step.recordings == 2
-        results.append(model.state_dict())
-    for key, array in results[0].items():
-        np.testing.assert_array_equal(results[1][key], array, err_msg=key)
 
 
 # ------------------------------------------------------------------------------ normalization

@@ -11,7 +11,6 @@ from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.helpers import reference
 from tests.helpers.layers import assert_close, run, state_of
 from tests.helpers.refusals import refusing
-from tests.helpers.training_pair import CLASSES, FEATURES, Pair, batches, under
 
 W = {"dtype": np.float64}
 
@@ -116,13 +115,6 @@ def test_backward_is_of_its_own_call(rng):
         tape.backward(y, np.ones((2, 4)))
         gradients.append(wrapped.layer.weight.grad)
     np.testing.assert_array_equal(*gradients)
-
-
-@pytest.mark.parametrize("kind", [nbbn.WeightStandardization, nbbn.SpectralNorm])
-def test_a_recorded_step_repeats_it(kind, rng):
-    options = {"rng": 3} if kind is nbbn.SpectralNorm else {}
-    make = under(lambda: (kind(nbbn.Dense(FEATURES, CLASSES, rng=0), **options),))
-    assert Pair(make).train(batches(rng, [16] * 5)) == 3
 
 
 @pytest.mark.parametrize("kind", [nbbn.WeightStandardization, nbbn.SpectralNorm])

@@ -219,24 +219,6 @@ class Block(nbbn.Module):
         return self.norm(x)
 
 
-@pytest.mark.parametrize("layout", [np.asarray, np.asfortranarray])
-def test_results_go_where_they_are_wanted(layout, rng):
-    x, dy, weights = layout(rng.normal(size=(4, 3, 5))), rng.normal(size=(4, 3, 5)), np.ones((4, 5))
-    want, stats = F.weighted_batch_norm_train(x, weights)
-    expected = F.weighted_batch_norm_backward(dy, x, weights, stats)
-    out = dy.copy()
-    found = F.weighted_batch_norm_backward(out, x, weights, stats, out=out)
-    assert found[0] is out
-    assert_all_close(found, expected)
-    taken = x.copy("K")
-    assert_close(F.weighted_batch_norm_backward(dy, taken, weights, stats, out=taken)[0], found[0])
-    into = np.full((5, 3, 4), np.nan).transpose(2, 1, 0)
-    assert F.weighted_batch_norm_backward(dy, x, weights, stats, out=into)[0] is into
-    assert_close(into, expected[0])
-    assert F.weighted_batch_norm_train(x, weights, out=x)[0] is x
-    assert_close(x, want)
-
-
 def test_weighted_gradients_may_replace_what_the_forward_used(rng):
     x, dy, weights = rng.normal(size=(6, 4)), rng.normal(size=(6, 4)), rng.random(6)
     gamma = rng.normal(size=4)
@@ -250,25 +232,6 @@ def test_weighted_gradients_may_replace_what_the_forward_used(rng):
             found = F.weighted_batch_norm_backward(dy, x, weights, own, scale, **{name: out})
             assert found[position] is out
             assert_all_close(found, expected)
-
-
-def test_weighted_results_are_the_same_for_any_number_of_threads(check_thread_identity):
-    check_thread_identity(weighted_results)
-
-
-def weighted_results():
-    import numpy as np
-
-    import nbbn.functional as F  # noqa: N812
-
-    rng = np.random.default_rng(0)
-    for shape in ((5000, 33), (40, 9, 800)):
-        x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
-        weights = rng.random(shape[:1] + shape[2:])
-        y, stats = F.weighted_batch_norm_train(x, weights)
-        yield f"y {shape}", y
-        yield f"var {shape}", stats.var
-        yield f"dx {shape}", F.weighted_batch_norm_backward(dy, x, weights, stats)[0]
 
 
 # ------------------------------------------------------------------------------ ghost
