@@ -12,11 +12,21 @@ import numpy as np
 from nbbn import checkpoint
 from tests.helpers.small_run import FLAGS, call
 
-PROGRAM = "import sys; from nbbn.cli import main; main(['info']); sys.exit(main(sys.argv[1:]))"
+PROGRAM = """
+import sys
+import numpy as np
+import nbbn.functional as F
+from nbbn.cli import main
+
+far = np.array([[-1e30], [1e30]], np.float32)
+assert F.tanh(far).tolist() == F.batch_norm_train(far)[0].tolist() == [[-1.0], [1.0]]
+main(["info"])
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_a_cnn_trains_without_compilation(own, tmp_path, capsys):
-    """Convolutions, products, batch norm, dropout and the optimizer give what compiled code does."""
+    """To what compiled code gives: convolutions, products, batch norm, dropout, the optimizer."""
     command = ["train", "--data", own, "--model", "cnn", "--channels", "3", *FLAGS]
     command += ["--epochs", "2", "--quiet", "--out"]
     done = subprocess.run(
