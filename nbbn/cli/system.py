@@ -32,6 +32,10 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         ("numpy", f"{np.__version__}, scipy {scipy.__version__}"),
         ("numba", f"{numba.__version__} (llvmlite {llvmlite.__version__})"),
     ]
+    if numba.config.DISABLE_JIT:
+        rows.append(
+            ("", "NUMBA_DISABLE_JIT is set: kernels run in plain Python, hundreds of times slower")
+        )
     for blas in matmul_cpu.libraries():
         rows.append(
             ("BLAS", f"{blas.internal_api} {blas.version}, {getattr(blas, 'architecture', '?')} "

@@ -8,6 +8,8 @@ cannot be shared between threads all take the serial one.
 No fastmath flag is used. A flag that lets the compiler reorder sums or fuse a product with a sum
 makes the bits depend on where a loop was inlined, on the processor and on the compiler's version.
 Loops are written so that they vectorize as they stand.
+
+Under NUMBA_DISABLE_JIT=1 both forms are the function itself, for a debugger to step through.
 """
 
 from __future__ import annotations
@@ -207,6 +209,8 @@ class CheckedKernel:
         """Return what computes in `dtype`; None where nothing does, and while nothing may run."""
         found = self._found.get(dtype)
         if found is None and dtype in (np.float32, np.float64) and dtype.isnative:
+            if numba.config.DISABLE_JIT:
+                return None
             with global_compiler_lock:
                 self._serial._can_compile = True
                 for signature in self._signatures(numba.from_dtype(dtype)):
@@ -233,6 +237,8 @@ def _compile_forms(forms: tuple[Any, ...], threads: int, args: tuple[Any, ...]) 
 
 def _compiled(form: Any, args: tuple[Any, ...]) -> Any:
     """Code for arguments of these types, which does not look at types again."""
+    if numba.config.DISABLE_JIT:
+        return form
     return form.compile(tuple(numba.typeof(value) for value in args))
 
 
@@ -295,6 +301,9 @@ def calls_of(launcher: Any, arguments: Sequence[Any]) -> list[tuple[Any, tuple[A
 
 
 def _compile(function: Callable[..., Any], *, parallel: bool, **more: Any) -> Any:
+    if numba.config.DISABLE_JIT:
+        # Compiled code neither warns nor raises where a number overflows.
+        return np.errstate(all="ignore")(function)
     options = {
         "parallel": parallel,
         "error_model": "numpy",

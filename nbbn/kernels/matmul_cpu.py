@@ -18,9 +18,10 @@ import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
-from numba.extending import get_cython_function_address, intrinsic
+from numba.extending import get_cython_function_address
 
 from ._jit import PARALLEL_MIN, Kernel, bounds, device_function, prepares, scratch, workers
+from ._vector import _or_in_python
 
 # Multiplications of a product that is worth a second thread, and of a tile that is worth a third.
 _WORTH_TWO = 1 << 20
@@ -57,7 +58,17 @@ def grid(M: int, N: int, K: int) -> tuple[int, int]:
     return rows, cols
 
 
-@intrinsic
+def _product_in_python(gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, beta, c, ldc):
+    # BLAS reads everything by address.
+    real = np.ctypeslib.as_ctypes_type(one.dtype)
+    flags = [ctypes.byref(ctypes.c_byte(flag)) for flag in (flags_a, flags_b)]
+    m, n, k, lda, ldb, ldc = (ctypes.byref(ctypes.c_int(v)) for v in (m, n, k, lda, ldb, ldc))
+    one, beta = ctypes.byref(real(one)), ctypes.byref(real(beta))
+    a, b, c = map(ctypes.c_void_p, (a, b, c))
+    ctypes.CFUNCTYPE(None)(gemm)(*flags, m, n, k, one, a, lda, b, ldb, beta, c, ldc)
+
+
+@_or_in_python(_product_in_python)
 def product(typing_context, gemm, one, flags_a, flags_b, m, n, k, a, lda, b, ldb, beta, c, ldc):
     """c = a @ b + beta * c by the Fortran function at the address `gemm`.
 
