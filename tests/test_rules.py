@@ -22,12 +22,17 @@ KERNELS = {
 # ----------------------------------------------------------------------------------- kernels
 
 
+MARKS = {
+    "Kernel", "SerialKernel", "Elementwise", "Pointwise", "_rows", "device_function", "njit",
+}  # fmt: skip
+
+
 def compiled_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
     for name, tree in KERNELS.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 marks = {ast.unparse(mark).split("(")[0] for mark in node.decorator_list}
-                if marks & {"Kernel", "SerialKernel", "Elementwise", "device_function", "njit"}:
+                if marks & MARKS:
                     yield f"{name}.{node.name}", node
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numba import cuda
 
 from ._cache import cached
-from ._cuda_lanes import SIMULATED, lanes
+from ._cuda_lanes import SIMULATED, lanes, load, store
 
 # Threads of a block, and about how many blocks share a reduction: enough to fill any GPU, and
 # independent of which it is, so that all of them give the same bits.
@@ -83,10 +83,8 @@ class Elementwise:
 
             return kernel
 
-        build.__name__, build.__module__, build.__doc__ = (
-            body.__name__, body.__module__, body.__doc__,
-        )  # fmt: skip
-        self.kernel = Kernel(build)
+        self.kernel = Kernel(named_as(body, build))
+        self.__name__, self.__doc__ = body.__name__, body.__doc__
 
     def __call__(self, *operands: Any, aligned: tuple[Any, ...] = (), length: int = 0) -> None:
         """Run over the elements of the last of `aligned`: the arrays that move in whole lanes.
@@ -99,6 +97,33 @@ class Elementwise:
             V = vector_width(length, *aligned)
             blocks = -(-size // (V * THREADS))
             self.kernel[V, accumulator(aligned[-1].dtype)]((blocks,), (THREADS, 1), size, operands)
+
+
+class Pointwise(Elementwise):
+    """The launcher that makes each element of its last operand from those of the one or two others.
+
+    `of` is the function of these elements, in lanes.
+    """
+
+    def __init__(self, of: Callable[..., Any]) -> None:
+        lanes_of = device_function(of)
+
+        def of_one(i, like, operands):  # type: ignore[no-untyped-def]
+            x, y = operands
+            store(y, i, lanes_of(load(x, i, like)))
+
+        def of_two(i, like, operands):  # type: ignore[no-untyped-def]
+            a, b, y = operands
+            store(y, i, lanes_of(load(a, i, like), load(b, i, like)))
+
+        super().__init__(named_as(of, of_one if of.__code__.co_argcount == 1 else of_two))
+
+
+def named_as(function: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    """The other function under the name of this one."""
+    other.__name__, other.__module__ = function.__name__, function.__module__
+    other.__doc__ = function.__doc__
+    return other
 
 
 class Variant:

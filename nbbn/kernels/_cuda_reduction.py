@@ -129,10 +129,15 @@ def _power_of_two(number):
 
 
 @device_function
+def position():
+    """Number of this thread in its block."""
+    return cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+
+
+@device_function
 def over_row(memory, value, greatest):
     """Sum, or maximum where `greatest`, of the lanes of the threads that share a row."""
-    x = cuda.threadIdx.x
-    p = cuda.threadIdx.y * cuda.blockDim.x + x
+    x, p = cuda.threadIdx.x, position()
     store(memory, p, value)
     cuda.syncthreads()
     half = cuda.blockDim.x // 2
@@ -146,12 +151,6 @@ def over_row(memory, value, greatest):
     value = load(memory, p - x, value)
     cuda.syncthreads()
     return value
-
-
-@device_function
-def position():
-    """Number of this thread in its block."""
-    return cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
 
 
 @device_function
@@ -287,6 +286,24 @@ def _make_reduction(merge):
 
 moments_over_block, moments_over_grid = _make_reduction(merge_moments)
 sums_over_block, sums_over_grid = _make_reduction(merge_sums)
+
+
+# ---------------------------------------------------------------- numbers of channels
+
+
+@device_function
+def of_channels(values, c, planes, like):
+    """Per-channel numbers (C,) for the lanes from channel c on; all of one channel in planes."""
+    return spread(values[c], like) if planes else load_any(values, c, like)
+
+
+@device_function
+def keep(values, c, planes, v):
+    """Write per-channel numbers (C,); in planes, all lanes hold the same."""
+    if planes:
+        values[c] = lane(v, 0)
+    else:
+        store_any(values, c, v)
 
 
 # ---------------------------------------------------------------- sums of columns

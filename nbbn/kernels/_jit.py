@@ -25,7 +25,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import njit
+from numba import njit, prange
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as _numba_parallel
 
@@ -142,11 +142,6 @@ def inlined_function(function: Callable[..., Any]) -> Any:
     return _compile(function, parallel=False, forceinline=True)
 
 
-def parallel_function(function: Callable[..., Any]) -> Any:
-    """Compile a function in its parallel form alone, for callers that know it is safe."""
-    return _compile(function, parallel=True)
-
-
 class SerialKernel:
     """A kernel too short to share out: one form only."""
 
@@ -192,6 +187,63 @@ class Kernel(SerialKernel):
     def forms(self) -> tuple[Any, ...]:
         """All that is compiled, the serial form first."""
         return self.serial, self.parallel
+
+
+class Launcher(Kernel):
+    """A kernel that is its own launcher: its work is the size of its first operand."""
+
+    prepares = True
+
+    def __call__(self, *operands: Any) -> None:
+        """Run on `operands`."""
+        size = operands[0].size
+        if size < PARALLEL_MIN and _state.instead is None:
+            # Small calls feel every further call of Python's.
+            self.serial(*operands)
+        else:
+            super().__call__(workers(size), *operands)
+
+
+class Pointwise(Kernel):
+    """The launcher that makes each element of its last operand from those of the one or two others.
+
+    `of` is the function of these elements.
+    """
+
+    prepares = True
+
+    def __init__(self, of: Callable[..., Any]) -> None:
+        element = device_function(of)
+
+        def of_one(threads, x, y):  # type: ignore[no-untyped-def]
+            for t in prange(threads):
+                first, last = bounds(t, threads, y.size)
+                source, target = x[first:last], y[first:last]
+                for i in range(target.size):
+                    target[i] = element(source[i])
+
+        def of_two(threads, a, b, y):  # type: ignore[no-untyped-def]
+            for t in prange(threads):
+                first, last = bounds(t, threads, y.size)
+                left, right, target = a[first:last], b[first:last], y[first:last]
+                for i in range(target.size):
+                    target[i] = element(left[i], right[i])
+
+        loop = of_one if of.__code__.co_argcount == 1 else of_two
+        # The cache keeps kernels by their names.
+        loop.__name__ = loop.__qualname__ = of.__name__
+        loop.__module__, loop.__doc__ = of.__module__, of.__doc__
+        super().__init__(loop)
+
+    def __call__(self, *operands: Any) -> None:
+        """Run over flat arrays of one size."""
+        size = operands[-1].size
+        if size < PARALLEL_MIN and _state.instead is None:
+            # Small calls feel every further call of Python's.
+            self.serial(1, *operands)
+        else:
+            threads = workers(size)
+            super().__call__(threads, threads, *operands)
 
 
 class CheckedKernel:

@@ -25,19 +25,19 @@ from ._cuda_lanes import (
     lane_sum,
     lanes,
     load,
-    load_any,
     positive_part,
     spread,
     sqrt,
     store,
-    store_any,
     width,
 )
 from ._cuda_reduction import (
     RUN,
+    keep,
     last_index,
     merge_lanes,
     moments_over_grid,
+    of_channels,
     planes_grid,
     position,
     rows_grid,
@@ -56,21 +56,6 @@ from ._cuda_reduction import (
 def _walk(planes, N, C, S, V):
     """The walk of this thread: see `_cuda_reduction`."""
     return walk_planes(N, C, S, V) if planes else walk_rows(N, C, V)
-
-
-@device_function
-def _channels(values, c, planes, like):
-    """Per-channel numbers (C,) for the lanes from channel c on; all of one channel in planes."""
-    return spread(values[c], like) if planes else load_any(values, c, like)
-
-
-@device_function
-def _keep(values, c, planes, v):
-    """Write per-channel numbers (C,); in planes, all lanes hold the same."""
-    if planes:
-        values[c] = lane(v, 0)
-    else:
-        store_any(values, c, v)
 
 
 @device_function
@@ -100,9 +85,9 @@ def _affine(gamma, beta, c, planes, inv_std):
     """(scale, offset) of channel c for inputs without their mean."""
     scale, offset = inv_std, spread(0, inv_std)
     if gamma.size > 0:
-        scale = scale * _channels(gamma, c, planes, inv_std)
+        scale = scale * of_channels(gamma, c, planes, inv_std)
     if beta.size > 0:
-        offset = _channels(beta, c, planes, inv_std)
+        offset = of_channels(beta, c, planes, inv_std)
     return scale, offset
 
 
@@ -191,9 +176,9 @@ def _train(V, acc, planes):
         center, variance = reference + a, b / total
         inverse = spread(1, zero) / sqrt(variance + eps)
         if position() < stop:
-            _keep(mean, c, planes, center)
-            _keep(var, c, planes, variance)
-            _keep(inv_std, c, planes, inverse)
+            keep(mean, c, planes, center)
+            keep(var, c, planes, variance)
+            keep(inv_std, c, planes, inverse)
         if cuda.gridDim.y * cuda.gridDim.z == 1:
             scale, offset = _affine(gamma, beta, c, planes, inverse)
             _normalize_walk(
@@ -211,9 +196,9 @@ def _normalize(V, acc, planes):
         zero = lanes(acc(0), V)
         c, i, count, inner, step, jump = _walk(planes, N, C, S, V)
         if c < C:
-            inverse = spread(1, zero) / sqrt(_channels(var, c, planes, zero) + eps)
+            inverse = spread(1, zero) / sqrt(of_channels(var, c, planes, zero) + eps)
             scale, offset = _affine(gamma, beta, c, planes, inverse)
-            shift = _channels(mean, c, planes, zero)
+            shift = of_channels(mean, c, planes, zero)
             _normalize_walk(x, residual, y, i, count, inner, step, jump, shift, scale, offset, relu)
 
     return kernel
@@ -230,7 +215,7 @@ def _backward(V, acc, planes):
         memory = shared()
         zero = lanes(acc(0), V)
         c, i, count, inner, step, jump = _walk(planes, N, C, S, V)
-        shift = _channels(mean, c, planes, zero) if c < C else zero
+        shift = of_channels(mean, c, planes, zero) if c < C else zero
         a, b = _gradient_sums(dy, x, y, i, count, inner, step, jump, shift)
         stop = 1 if planes else cuda.blockDim.x
         last, _, a, b = sums_over_grid(memory, stop, partials, tickets, count, a, b)
@@ -238,11 +223,11 @@ def _backward(V, acc, planes):
             return
         if planes:
             a, b = lane_sum(a), lane_sum(b)
-        inverse = _channels(inv_std, c, planes, zero)
+        inverse = of_channels(inv_std, c, planes, zero)
         b = b * inverse
         if position() < stop:
-            _keep(dbeta, c, planes, a)
-            _keep(dgamma, c, planes, b)
+            keep(dbeta, c, planes, a)
+            keep(dgamma, c, planes, b)
         if cuda.gridDim.y * cuda.gridDim.z == 1:
             scale, slope, level = _gradient_affine(gamma, c, planes, inverse, a, b, N * S, fixed)
             _gradient_walk(
@@ -260,10 +245,10 @@ def _input_gradient(V, acc, planes):
         zero = lanes(acc(0), V)
         c, i, count, inner, step, jump = _walk(planes, N, C, S, V)
         if c < C:
-            a, b = _channels(dbeta, c, planes, zero), _channels(dgamma, c, planes, zero)
-            inverse = _channels(inv_std, c, planes, zero)
+            a, b = of_channels(dbeta, c, planes, zero), of_channels(dgamma, c, planes, zero)
+            inverse = of_channels(inv_std, c, planes, zero)
             scale, slope, level = _gradient_affine(gamma, c, planes, inverse, a, b, N * S, fixed)
-            shift = _channels(mean, c, planes, zero)
+            shift = of_channels(mean, c, planes, zero)
             _gradient_walk(
                 dy, x, y, dx, i, count, inner, step, jump, shift, scale, slope, level, fixed
             )

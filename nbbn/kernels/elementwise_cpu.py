@@ -11,7 +11,17 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from ._jit import Kernel, SerialKernel, bounds, device_function, prepares, scratch, workers
+from ._jit import (
+    Kernel,
+    Launcher,
+    Pointwise,
+    SerialKernel,
+    bounds,
+    device_function,
+    prepares,
+    scratch,
+    workers,
+)
 
 # ---------------------------------------------------------------- kernels
 
@@ -130,83 +140,6 @@ def _tanh_overload(x):
     return lambda x: math.tanh(x)
 
 
-@Kernel
-def _relu(x, threads, y):
-    """y = max(x, 0), NaN kept; x, y (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, target = x[first:last], y[first:last]
-        zero = x.dtype.type(0)
-        for i in range(source.size):
-            target[i] = zero if source[i] < zero else source[i]
-
-
-@Kernel
-def _relu_backward(dy, y, threads, dx):
-    """dx = dy where y > 0, else 0; dy, y, dx (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.size)
-        gradient, output, target = dy[first:last], y[first:last], dx[first:last]
-        zero = y.dtype.type(0)
-        for i in range(output.size):
-            g = gradient[i]
-            target[i] = g if output[i] > zero else zero
-
-
-@Kernel
-def _masked(x, mask, threads, y):
-    """y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, factor, target = x[first:last], mask[first:last], y[first:last]
-        zero = x.dtype.type(0)
-        for i in range(source.size):
-            product = source[i] * factor[i]
-            target[i] = product if factor[i] > zero else zero
-
-
-@Kernel
-def _sigmoid(x, threads, y):
-    """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, target = x[first:last], y[first:last]
-        for i in range(source.size):
-            one = x.dtype.type(1)
-            e = exp(-abs(source[i]))
-            target[i] = (e if source[i] < 0 else one) / (one + e)
-
-
-@Kernel
-def _sigmoid_backward(dy, y, threads, dx):
-    """dx = dy * y * (1 - y); dy, y, dx (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.size)
-        gradient, output, target = dy[first:last], y[first:last], dx[first:last]
-        for i in range(output.size):
-            target[i] = gradient[i] * output[i] * (y.dtype.type(1) - output[i])
-
-
-@Kernel
-def _tanh_forward(x, threads, y):
-    """y = tanh(x); x, y (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, target = x[first:last], y[first:last]
-        for i in range(source.size):
-            target[i] = _tanh(source[i])
-
-
-@Kernel
-def _tanh_backward(dy, y, threads, dx):
-    """dx = dy * (1 - y^2); dy, y, dx (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.size)
-        gradient, output, target = dy[first:last], y[first:last], dx[first:last]
-        for i in range(output.size):
-            target[i] = gradient[i] * (y.dtype.type(1) - output[i] * output[i])
-
-
 @device_function
 def _within(x, bound):
     """x or the bound, positive or negative, that it is behind; NaN is kept."""
@@ -254,66 +187,6 @@ def _gelu_tanh_of(x):
 
 
 @Kernel
-def _gelu(x, threads, y):
-    """y = x Phi(x); x, y (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, target = x[first:last], y[first:last]
-        for i in range(source.size):
-            target[i] = _gelu_of(source[i])[0]
-
-
-@Kernel
-def _gelu_backward(dy, x, threads, dx):
-    """dx = dy times the derivative at x; dy, x, dx (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        gradient, source, target = dy[first:last], x[first:last], dx[first:last]
-        for i in range(source.size):
-            target[i] = gradient[i] * _gelu_of(source[i])[1]
-
-
-@Kernel
-def _gelu_tanh(x, threads, y):
-    """y = x (1 + tanh(u)) / 2; x, y (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, target = x[first:last], y[first:last]
-        for i in range(source.size):
-            target[i] = _gelu_tanh_of(source[i])[0]
-
-
-@Kernel
-def _gelu_tanh_backward(dy, x, threads, dx):
-    """dx = dy times the derivative at x; dy, x, dx (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        gradient, source, target = dy[first:last], x[first:last], dx[first:last]
-        for i in range(source.size):
-            target[i] = gradient[i] * _gelu_tanh_of(source[i])[1]
-
-
-@Kernel
-def _silu(x, threads, y):
-    """y = x / (1 + exp(-x)); x, y (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, target = x[first:last], y[first:last]
-        for i in range(source.size):
-            target[i] = _silu_of(source[i])[0]
-
-
-@Kernel
-def _silu_backward(dy, x, threads, dx):
-    """dx = dy times the derivative at x; dy, x, dx (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        gradient, source, target = dy[first:last], x[first:last], dx[first:last]
-        for i in range(source.size):
-            target[i] = gradient[i] * _silu_of(source[i])[1]
-
-
-@Kernel
 def _leaky_relu(x, slope, threads, y):
     """y = x where x > 0, else slope x; x, y (size,)."""
     for t in prange(threads):
@@ -335,15 +208,13 @@ def _leaky_relu_backward(dy, x, slope, threads, dx):
             target[i] = gradient[i] if source[i] > 0 else small
 
 
-@Kernel
-def _add_bias(x, bias, threads, y):
-    """y = x + bias; x, y (M, C), bias (C,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.shape[0])
-        for row in range(first, last):
-            source, target = x[row], y[row]
-            for j in range(bias.size):
-                target[j] = source[j] + bias[j]
+@Launcher
+def add_bias(x, bias, y):
+    """y = x + bias; x, y (M, C), bias (C,); y may be x."""
+    for row in prange(x.shape[0]):
+        source, target = x[row], y[row]
+        for j in range(bias.size):
+            target[j] = source[j] + bias[j]
 
 
 @SerialKernel
@@ -363,95 +234,88 @@ def _bias_gradient(dy, wide, dbias):
 # ---------------------------------------------------------------- launchers
 
 
-@prepares
-def relu(x, y):
-    """Rectify: y = max(x, 0)."""
-    threads = workers(x.size)
-    _relu(threads, x, threads, y)
+@Pointwise
+def relu(x):
+    """max(x, 0), NaN kept."""
+    zero = type(x)(0)
+    return zero if x < zero else x
 
 
-@prepares
-def relu_backward(dy, y, dx):
-    """Pass the gradient where the output is positive."""
-    threads = workers(y.size)
-    _relu_backward(threads, dy, y, threads, dx)
+@Pointwise
+def relu_backward(dy, y):
+    """dy where y > 0, else 0."""
+    zero = type(y)(0)
+    return dy if y > zero else zero
 
 
-@prepares
-def masked(x, mask, y):
-    """Scale by a mask that is not negative; 0 where it is 0, even of NaN and Inf."""
-    threads = workers(x.size)
-    _masked(threads, x, mask, threads, y)
+@Pointwise
+def masked(x, mask):
+    """x * mask where mask > 0, else 0, whatever x is there."""
+    zero = type(x)(0)
+    product = x * mask
+    return product if mask > zero else zero
 
 
-@prepares
-def sigmoid(x, y):
-    """Logistic function."""
-    threads = workers(x.size)
-    _sigmoid(threads, x, threads, y)
+@Pointwise
+def sigmoid(x):
+    """1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow."""
+    one = type(x)(1)
+    e = exp(-abs(x))
+    return (e if x < 0 else one) / (one + e)
 
 
-@prepares
-def sigmoid_backward(dy, y, dx):
-    """Gradient of the logistic function, from its output."""
-    threads = workers(y.size)
-    _sigmoid_backward(threads, dy, y, threads, dx)
+@Pointwise
+def sigmoid_backward(dy, y):
+    """dy * y * (1 - y)."""
+    return dy * y * (type(y)(1) - y)
 
 
-@prepares
-def tanh(x, y):
+@Pointwise
+def tanh(x):
     """Hyperbolic tangent."""
-    threads = workers(x.size)
-    _tanh_forward(threads, x, threads, y)
+    return _tanh(x)
 
 
-@prepares
-def tanh_backward(dy, y, dx):
-    """Gradient of the hyperbolic tangent, from its output."""
-    threads = workers(y.size)
-    _tanh_backward(threads, dy, y, threads, dx)
+@Pointwise
+def tanh_backward(dy, y):
+    """dy * (1 - y^2)."""
+    return dy * (type(y)(1) - y * y)
 
 
-@prepares
-def gelu(x, y):
-    """Gaussian error linear unit."""
-    threads = workers(x.size)
-    _gelu(threads, x, threads, y)
+@Pointwise
+def gelu(x):
+    """x Phi(x)."""
+    return _gelu_of(x)[0]
 
 
-@prepares
-def gelu_backward(dy, x, dx):
-    """Gradient of the Gaussian error linear unit, from its input."""
-    threads = workers(x.size)
-    _gelu_backward(threads, dy, x, threads, dx)
+@Pointwise
+def gelu_backward(dy, x):
+    """dy times the derivative at x."""
+    return dy * _gelu_of(x)[1]
 
 
-@prepares
-def gelu_tanh(x, y):
+@Pointwise
+def gelu_tanh(x):
     """Its approximation by a hyperbolic tangent."""
-    threads = workers(x.size)
-    _gelu_tanh(threads, x, threads, y)
+    return _gelu_tanh_of(x)[0]
 
 
-@prepares
-def gelu_tanh_backward(dy, x, dx):
-    """Gradient of the approximation, from its input."""
-    threads = workers(x.size)
-    _gelu_tanh_backward(threads, dy, x, threads, dx)
+@Pointwise
+def gelu_tanh_backward(dy, x):
+    """dy times the derivative at x."""
+    return dy * _gelu_tanh_of(x)[1]
 
 
-@prepares
-def silu(x, y):
-    """Sigmoid linear unit."""
-    threads = workers(x.size)
-    _silu(threads, x, threads, y)
+@Pointwise
+def silu(x):
+    """x / (1 + exp(-x))."""
+    return _silu_of(x)[0]
 
 
-@prepares
-def silu_backward(dy, x, dx):
-    """Gradient of the sigmoid linear unit, from its input."""
-    threads = workers(x.size)
-    _silu_backward(threads, dy, x, threads, dx)
+@Pointwise
+def silu_backward(dy, x):
+    """dy times the derivative at x."""
+    return dy * _silu_of(x)[1]
 
 
 @prepares
@@ -466,13 +330,6 @@ def leaky_relu_backward(dy, x, slope, dx):
     """Pass the gradient where the input is positive, and slope times it elsewhere."""
     threads = workers(x.size)
     _leaky_relu_backward(threads, dy, x, slope, threads, dx)
-
-
-@prepares
-def add_bias(x, bias, y):
-    """Add a bias to every row; y may be x."""
-    threads = workers(x.size)
-    _add_bias(threads, x, bias, threads, y)
 
 
 @prepares

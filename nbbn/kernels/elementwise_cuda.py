@@ -7,7 +7,7 @@ float64 arrays; results are rounded once, to the type of the array they go to.
 import math
 
 from . import _cuda_reduction
-from ._cuda import Elementwise, accumulator, device_function, scalar
+from ._cuda import Elementwise, Pointwise, accumulator, device_function, scalar
 from ._cuda_lanes import choose, exp, load, load_any, normal, positive_part, spread, store
 from ._cuda_lanes import tanh as tanh_of
 
@@ -20,58 +20,12 @@ _NORMAL_PEAK = 1 / math.sqrt(2 * math.pi)
 _GELU_LINEAR, _GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 
 
-@Elementwise
-def _relu(i, like, operands):
-    """y = max(x, 0), NaN kept; x, y (size,)."""
-    x, y = operands
-    store(y, i, positive_part(load(x, i, like)))
-
-
-@Elementwise
-def _relu_backward(i, like, operands):
-    """dx = dy where y > 0, else 0; dy, y, dx (size,)."""
-    dy, y, dx = operands
-    store(dx, i, choose(load(y, i, like), load(dy, i, like), spread(0, like)))
-
-
-@Elementwise
-def _masked(i, like, operands):
-    """y = x * mask where mask > 0, else 0, whatever x is there; x, mask, y (size,)."""
-    x, mask, y = operands
-    factor = load(mask, i, like)
-    store(y, i, choose(factor, load(x, i, like) * factor, spread(0, like)))
-
-
-@Elementwise
-def _sigmoid(i, like, operands):
-    """y = 1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow; x, y (size,)."""
-    x, y = operands
-    value, one = load(x, i, like), spread(1, like)
-    e = exp(choose(value, spread(0, like) - value, value))
-    store(y, i, choose(value, one, e) / (one + e))
-
-
-@Elementwise
-def _sigmoid_backward(i, like, operands):
-    """dx = dy * y * (1 - y); dy, y, dx (size,)."""
-    dy, y, dx = operands
-    output = load(y, i, like)
-    store(dx, i, load(dy, i, like) * output * (spread(1, like) - output))
-
-
-@Elementwise
-def _tanh(i, like, operands):
-    """y = tanh(x); x, y (size,)."""
-    x, y = operands
-    store(y, i, tanh_of(load(x, i, like)))
-
-
-@Elementwise
-def _tanh_backward(i, like, operands):
-    """dx = dy * (1 - y^2); dy, y, dx (size,)."""
-    dy, y, dx = operands
-    output = load(y, i, like)
-    store(dx, i, load(dy, i, like) * (spread(1, like) - output * output))
+@device_function
+def _logistic(x):
+    """1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow."""
+    one = spread(1, x)
+    e = exp(choose(x, spread(0, x) - x, x))
+    return choose(x, one, e) / (one + e)
 
 
 @device_function
@@ -126,48 +80,6 @@ def _silu_of(x):
 
 
 @Elementwise
-def _gelu(i, like, operands):
-    """y = x Phi(x); x, y (size,)."""
-    x, y = operands
-    store(y, i, _gelu_of(load(x, i, like))[0])
-
-
-@Elementwise
-def _gelu_backward(i, like, operands):
-    """dx = dy times the derivative at x; dy, x, dx (size,)."""
-    dy, x, dx = operands
-    store(dx, i, load(dy, i, like) * _gelu_of(load(x, i, like))[1])
-
-
-@Elementwise
-def _gelu_tanh(i, like, operands):
-    """y = x (1 + tanh(u)) / 2; x, y (size,)."""
-    x, y = operands
-    store(y, i, _gelu_tanh_of(load(x, i, like))[0])
-
-
-@Elementwise
-def _gelu_tanh_backward(i, like, operands):
-    """dx = dy times the derivative at x; dy, x, dx (size,)."""
-    dy, x, dx = operands
-    store(dx, i, load(dy, i, like) * _gelu_tanh_of(load(x, i, like))[1])
-
-
-@Elementwise
-def _silu(i, like, operands):
-    """y = x / (1 + exp(-x)); x, y (size,)."""
-    x, y = operands
-    store(y, i, _silu_of(load(x, i, like))[0])
-
-
-@Elementwise
-def _silu_backward(i, like, operands):
-    """dx = dy times the derivative at x; dy, x, dx (size,)."""
-    dy, x, dx = operands
-    store(dx, i, load(dy, i, like) * _silu_of(load(x, i, like))[1])
-
-
-@Elementwise
 def _leaky_relu(i, like, operands):
     """y = x where x > 0, else slope x; x, y (size,)."""
     x, slope, y = operands
@@ -193,69 +105,82 @@ def _add_bias(i, like, operands):
 # ---------------------------------------------------------------- launchers
 
 
-def relu(x, y):
-    """Rectify: y = max(x, 0)."""
-    _relu(x, y)
+@Pointwise
+def relu(x):
+    """max(x, 0), NaN kept."""
+    return positive_part(x)
 
 
-def relu_backward(dy, y, dx):
-    """Pass the gradient where the output is positive."""
-    _relu_backward(dy, y, dx)
+@Pointwise
+def relu_backward(dy, y):
+    """dy where y > 0, else 0."""
+    return choose(y, dy, spread(0, y))
 
 
-def masked(x, mask, y):
-    """Scale by a mask that is not negative; 0 where it is 0, even of NaN and Inf."""
-    _masked(x, mask, y)
+@Pointwise
+def masked(x, mask):
+    """x * mask where mask > 0, else 0, whatever x is there."""
+    return choose(mask, x * mask, spread(0, mask))
 
 
-def sigmoid(x, y):
+@Pointwise
+def sigmoid(x):
     """Logistic function."""
-    _sigmoid(x, y)
+    return _logistic(x)
 
 
-def sigmoid_backward(dy, y, dx):
-    """Gradient of the logistic function, from its output."""
-    _sigmoid_backward(dy, y, dx)
+@Pointwise
+def sigmoid_backward(dy, y):
+    """dy * y * (1 - y)."""
+    return dy * y * (spread(1, y) - y)
 
 
-def tanh(x, y):
+@Pointwise
+def tanh(x):
     """Hyperbolic tangent."""
-    _tanh(x, y)
+    return tanh_of(x)
 
 
-def tanh_backward(dy, y, dx):
-    """Gradient of the hyperbolic tangent, from its output."""
-    _tanh_backward(dy, y, dx)
+@Pointwise
+def tanh_backward(dy, y):
+    """dy * (1 - y^2)."""
+    return dy * (spread(1, y) - y * y)
 
 
-def gelu(x, y):
-    """Gaussian error linear unit."""
-    _gelu(x, y)
+@Pointwise
+def gelu(x):
+    """x Phi(x)."""
+    return _gelu_of(x)[0]
 
 
-def gelu_backward(dy, x, dx):
-    """Gradient of the Gaussian error linear unit, from its input."""
-    _gelu_backward(dy, x, dx)
+@Pointwise
+def gelu_backward(dy, x):
+    """dy times the derivative at x."""
+    return dy * _gelu_of(x)[1]
 
 
-def gelu_tanh(x, y):
+@Pointwise
+def gelu_tanh(x):
     """Its approximation by a hyperbolic tangent."""
-    _gelu_tanh(x, y)
+    return _gelu_tanh_of(x)[0]
 
 
-def gelu_tanh_backward(dy, x, dx):
-    """Gradient of the approximation, from its input."""
-    _gelu_tanh_backward(dy, x, dx)
+@Pointwise
+def gelu_tanh_backward(dy, x):
+    """dy times the derivative at x."""
+    return dy * _gelu_tanh_of(x)[1]
 
 
-def silu(x, y):
-    """Sigmoid linear unit."""
-    _silu(x, y)
+@Pointwise
+def silu(x):
+    """x / (1 + exp(-x))."""
+    return _silu_of(x)[0]
 
 
-def silu_backward(dy, x, dx):
-    """Gradient of the sigmoid linear unit, from its input."""
-    _silu_backward(dy, x, dx)
+@Pointwise
+def silu_backward(dy, x):
+    """dy times the derivative at x."""
+    return dy * _silu_of(x)[1]
 
 
 def leaky_relu(x, slope, y):

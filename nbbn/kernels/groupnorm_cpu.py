@@ -70,40 +70,38 @@ def _statistics(run, centered):
 
 
 @Kernel
-def _forward(x, gamma, beta, eps, centered, threads, y, mean, var, inv_std):
+def _forward(x, gamma, beta, eps, centered, y, mean, var, inv_std):
     """x, y (N, G, D, S); gamma, beta (G * D,); mean, var, inv_std (N * G,) in float64."""
     N, G, D, S = x.shape
     runs, results = x.reshape(N * G, D * S), y.reshape(N * G, D * S)
     number = x.dtype.type
-    for t in prange(threads):
-        first, last = bounds(t, threads, N * G)
-        for r in range(first, last):
-            run, result = runs[r], results[r]
-            mean[r], var[r] = _statistics(run, centered)
-            inv = 1.0 / np.sqrt(var[r] + eps)
-            inv_std[r] = inv
-            shift = number(mean[r])
-            rest = (np.float64(shift) - mean[r]) * inv
-            c = r % G * D
-            if S == 1:
-                scale = gamma[c : c + D] if gamma.size > 0 else run
-                offset = beta[c : c + D] if beta.size > 0 else run
-                factor, addend = number(inv), number(rest)
-                for i in range(D):
-                    value = (run[i] - shift) * factor + addend
-                    if gamma.size > 0:
-                        value *= scale[i]
-                    if beta.size > 0:
-                        value += offset[i]
-                    result[i] = value
-            else:
-                for d in range(D):
-                    of_gamma = np.float64(gamma[c + d]) if gamma.size > 0 else 1.0
-                    of_beta = np.float64(beta[c + d]) if beta.size > 0 else 0.0
-                    factor, addend = number(inv * of_gamma), number(rest * of_gamma + of_beta)
-                    source, target = run[d * S : d * S + S], result[d * S : d * S + S]
-                    for i in range(S):
-                        target[i] = (source[i] - shift) * factor + addend
+    for r in prange(N * G):
+        run, result = runs[r], results[r]
+        mean[r], var[r] = _statistics(run, centered)
+        inv = 1.0 / np.sqrt(var[r] + eps)
+        inv_std[r] = inv
+        shift = number(mean[r])
+        rest = (np.float64(shift) - mean[r]) * inv
+        c = r % G * D
+        if S == 1:
+            scale = gamma[c : c + D] if gamma.size > 0 else run
+            offset = beta[c : c + D] if beta.size > 0 else run
+            factor, addend = number(inv), number(rest)
+            for i in range(D):
+                value = (run[i] - shift) * factor + addend
+                if gamma.size > 0:
+                    value *= scale[i]
+                if beta.size > 0:
+                    value += offset[i]
+                result[i] = value
+        else:
+            for d in range(D):
+                of_gamma = np.float64(gamma[c + d]) if gamma.size > 0 else 1.0
+                of_beta = np.float64(beta[c + d]) if beta.size > 0 else 0.0
+                factor, addend = number(inv * of_gamma), number(rest * of_gamma + of_beta)
+                source, target = run[d * S : d * S + S], result[d * S : d * S + S]
+                for i in range(S):
+                    target[i] = (source[i] - shift) * factor + addend
 
 
 # ---------------------------------------------------------------- kernels: backward
@@ -259,8 +257,7 @@ def _parts_of(shape):
 @prepares
 def normalize(x, gamma, beta, eps, centered, y, mean, var, inv_std):
     """Normalize each run of x; fills y, mean, var (about 0 where not centered) and inv_std."""
-    threads = workers(x.size)
-    _forward(threads, x, gamma, beta, eps, centered, threads, y, mean, var, inv_std)
+    _forward(workers(x.size), x, gamma, beta, eps, centered, y, mean, var, inv_std)
 
 
 @prepares

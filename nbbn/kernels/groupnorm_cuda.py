@@ -21,16 +21,16 @@ from ._cuda_lanes import (
     lane_sum,
     lanes,
     load,
-    load_any,
     spread,
     sqrt,
     store,
-    store_any,
 )
 from ._cuda_reduction import (
     RUN,
+    keep,
     merge_lanes,
     moments_over_block,
+    of_channels,
     planes_grid,
     position,
     rows_grid,
@@ -58,12 +58,6 @@ def _own(M, V):
 def _channel(k, c0, S, planes):
     """Channel of element k of a run whose first is c0; of the first lane in rows."""
     return c0 + k // S if planes else c0 + k
-
-
-@device_function
-def _of_channel(values, c, planes, like):
-    """Per-channel numbers for the lanes from channel c on; all of one channel in planes."""
-    return spread(values[c], like) if planes else load_any(values, c, like)
 
 
 @device_function
@@ -113,9 +107,9 @@ def _forward_runs(V, acc, planes, centered):
             value = ((load(x, i, zero) - reference) - center) * inverse
             c = _channel(k, c0, S, planes)
             if gamma.size > 0:
-                value = value * _of_channel(gamma, c, planes, zero)
+                value = value * of_channels(gamma, c, planes, zero)
             if beta.size > 0:
-                value = value + _of_channel(beta, c, planes, zero)
+                value = value + of_channels(beta, c, planes, zero)
             store(y, i, value)
             i += step
             k += step
@@ -127,7 +121,7 @@ def _forward_runs(V, acc, planes, centered):
 def _scaled(dy, gamma, i, c, planes, zero):
     """The gradient of x_hat at i."""
     h = load(dy, i, zero)
-    return h * _of_channel(gamma, c, planes, zero) if gamma.size > 0 else h
+    return h * of_channels(gamma, c, planes, zero) if gamma.size > 0 else h
 
 
 @Kernel
@@ -203,11 +197,9 @@ def _channel_gradients(V, acc, planes):
         last, _, a, p = sums_over_grid(memory, stop, partials, tickets, count, a, p)
         if last and position() < stop and c < C:
             if planes:
-                dbeta[c] = lane(lane_sum(a), 0)
-                dgamma[c] = lane(lane_sum(p), 0)
-            else:
-                store_any(dbeta, c, a)
-                store_any(dgamma, c, p)
+                a, p = lane_sum(a), lane_sum(p)
+            keep(dbeta, c, planes, a)
+            keep(dgamma, c, planes, p)
 
     return kernel
 

@@ -39,6 +39,15 @@ def _inside(first, step, count, low, high):
     return total
 
 
+@device_function
+def _counting(oh, ow, window, counted):
+    """How many pixels of a window count."""
+    KH, KW, SH, SW, PH, PW, DH, DW = window
+    top, left, bottom, right = counted
+    rows = _inside(oh * SH - PH, DH, KH, top, bottom)
+    return rows * _inside(ow * SW - PW, DW, KW, left, right)
+
+
 @Elementwise
 def _max_pool(i, like, operands):
     """y = max of x over windows, index its tap; x (A, H, W, B), y, index (A, OH, OW, B)."""
@@ -108,7 +117,6 @@ def _avg_pool(i, like, operands):
     x, sizes, window, counted, y = operands
     B, H, W, OH, OW = sizes
     KH, KW, SH, SW, PH, PW, DH, DW = window
-    top, left, bottom, right = counted
     a, oh, ow, b = _place(i, B, OH, OW)
     total = spread(0, like)
     for kh in range(KH):
@@ -117,9 +125,7 @@ def _avg_pool(i, like, operands):
             w = ow * SW + kw * DW - PW
             if 0 <= h < H and 0 <= w < W:
                 total = total + load(x, ((a * H + h) * W + w) * B + b, like)
-    rows = _inside(oh * SH - PH, DH, KH, top, bottom)
-    count = rows * _inside(ow * SW - PW, DW, KW, left, right)
-    store(y, i, total / spread(count, like))
+    store(y, i, total / spread(_counting(oh, ow, window, counted), like))
 
 
 @Elementwise
@@ -127,12 +133,8 @@ def _share(i, like, operands):
     """share = dy / how much of each window counts; dy, share (A, OH, OW, B)."""
     dy, sizes, window, counted, share = operands
     B, _, _, OH, OW = sizes
-    KH, KW, SH, SW, PH, PW, DH, DW = window
-    top, left, bottom, right = counted
     _, oh, ow, _ = _place(i, B, OH, OW)
-    rows = _inside(oh * SH - PH, DH, KH, top, bottom)
-    count = rows * _inside(ow * SW - PW, DW, KW, left, right)
-    store(share, i, load(dy, i, like) / spread(count, like))
+    store(share, i, load(dy, i, like) / spread(_counting(oh, ow, window, counted), like))
 
 
 @Elementwise

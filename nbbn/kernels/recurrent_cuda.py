@@ -5,18 +5,11 @@ Arithmetic is in float32, in float64 for float64 arrays.
 """
 
 from ._cuda import Elementwise, device_function
-from ._cuda_lanes import choose, exp, load, positive_part, spread, store
+from ._cuda_lanes import choose, load, positive_part, spread, store
 from ._cuda_lanes import tanh as tanh_of
+from .elementwise_cuda import _logistic
 
 # ---------------------------------------------------------------- kernels
-
-
-@device_function
-def _sigmoid_of(x, like):
-    """1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow."""
-    one = spread(1, like)
-    e = exp(choose(x, spread(0, like) - x, x))
-    return choose(x, one, e) / (one + e)
 
 
 @device_function
@@ -26,9 +19,9 @@ def _gate(gates, product, at, like):
 
 
 @device_function
-def _slope(y, like):
+def _slope(y):
     """y (1 - y)."""
-    return y * (spread(1, like) - y)
+    return y * (spread(1, y) - y)
 
 
 @device_function
@@ -40,17 +33,17 @@ def _ended(lengths, n, t):
 @Elementwise
 def _lstm_step(i, like, operands):
     """c' = f c + i g, h' = o tanh(c'); saved (N, 4 H) is i, f, g, o; states (N, H)."""
-    gates, product, h, c, lengths, saved, h_after, c_after, H, t = operands
+    gates, product, h, c, saved, h_after, c_after, lengths, H, t = operands
     n = i // H
     if _ended(lengths, n, t):
         store(h_after, i, load(h, i, like))
         store(c_after, i, load(c, i, like))
     else:
         at = n * 4 * H + i % H
-        into = _sigmoid_of(_gate(gates, product, at, like), like)
-        kept = _sigmoid_of(_gate(gates, product, at + H, like), like)
+        into = _logistic(_gate(gates, product, at, like))
+        kept = _logistic(_gate(gates, product, at + H, like))
         new = tanh_of(_gate(gates, product, at + 2 * H, like))
-        out = _sigmoid_of(_gate(gates, product, at + 3 * H, like), like)
+        out = _logistic(_gate(gates, product, at + 3 * H, like))
         store(saved, at, into)
         store(saved, at + H, kept)
         store(saved, at + 2 * H, new)
@@ -63,7 +56,7 @@ def _lstm_step(i, like, operands):
 @Elementwise
 def _lstm_step_backward(i, like, operands):
     """Gradients of the gates (N, 4 H), and of c in dc_carried; dh_carried is of ended rows."""
-    dh, dc, dproduct, saved, c, c_after, lengths, dgates, dh_carried, dc_carried, H, t = operands
+    dh, dc, dproduct, saved, c, c_after, dgates, dh_carried, dc_carried, lengths, H, t = operands
     n = i // H
     at = n * 4 * H + i % H
     one, zero = spread(1, like), spread(0, like)
@@ -82,25 +75,25 @@ def _lstm_step_backward(i, like, operands):
         squashed = tanh_of(load(c_after, i, like))
         cell = cell + whole * out * (one - squashed * squashed)
         store(dh_carried, i, zero)
-        store(dgates, at, cell * new * _slope(into, like))
-        store(dgates, at + H, cell * load(c, i, like) * _slope(kept, like))
+        store(dgates, at, cell * new * _slope(into))
+        store(dgates, at + H, cell * load(c, i, like) * _slope(kept))
         store(dgates, at + 2 * H, cell * into * (one - new * new))
-        store(dgates, at + 3 * H, whole * squashed * _slope(out, like))
+        store(dgates, at + 3 * H, whole * squashed * _slope(out))
         store(dc_carried, i, cell * kept)
 
 
 @Elementwise
 def _gru_step(i, like, operands):
     """n = tanh(x_n + r m), h' = (1 - z) n + z h; m is the product of n; saved is r, z, n, m."""
-    gates, product, h, lengths, saved, h_after, H, t = operands
+    gates, product, h, saved, h_after, lengths, H, t = operands
     row = i // H
     before = load(h, i, like)
     if _ended(lengths, row, t):
         store(h_after, i, before)
     else:
         at, to = row * 3 * H + i % H, row * 4 * H + i % H
-        r = _sigmoid_of(_gate(gates, product, at, like), like)
-        z = _sigmoid_of(_gate(gates, product, at + H, like), like)
+        r = _logistic(_gate(gates, product, at, like))
+        z = _logistic(_gate(gates, product, at + H, like))
         m = load(product, at + 2 * H, like)
         n = tanh_of(load(gates, at + 2 * H, like) + r * m)
         store(saved, to, r)
@@ -113,7 +106,7 @@ def _gru_step(i, like, operands):
 @Elementwise
 def _gru_step_backward(i, like, operands):
     """Gradients of both products (N, 3 H), and in `carried` what h gets besides its product."""
-    dh, dproduct, saved, h, lengths, dgates, dproducts, carried, H, t = operands
+    dh, dproduct, saved, h, dgates, dproducts, carried, lengths, H, t = operands
     row = i // H
     at, to = row * 3 * H + i % H, row * 4 * H + i % H
     one, zero = spread(1, like), spread(0, like)
@@ -122,9 +115,9 @@ def _gru_step_backward(i, like, operands):
     if not _ended(lengths, row, t):
         r, z = load(saved, to, like), load(saved, to + H, like)
         n, m = load(saved, to + 2 * H, like), load(saved, to + 3 * H, like)
-        dz = whole * (load(h, i, like) - n) * _slope(z, like)
+        dz = whole * (load(h, i, like) - n) * _slope(z)
         dn = whole * (one - z) * (one - n * n)
-        dr = dn * m * _slope(r, like)
+        dr = dn * m * _slope(r)
         through = dn * r
         whole = whole * z
     store(carried, i, whole)
@@ -139,7 +132,7 @@ def _gru_step_backward(i, like, operands):
 @Elementwise
 def _elman_step(i, like, operands):
     """h' = tanh(gates + product), or max(., 0); all (N, H)."""
-    gates, product, h, lengths, h_after, H, t, rectified = operands
+    gates, product, h, h_after, lengths, H, t, rectified = operands
     if _ended(lengths, i // H, t):
         store(h_after, i, load(h, i, like))
     elif rectified:
@@ -151,7 +144,7 @@ def _elman_step(i, like, operands):
 @Elementwise
 def _elman_step_backward(i, like, operands):
     """Gradient of the sum inside, dh (1 - h'^2) or dh where h' > 0; all (N, H)."""
-    dh, dproduct, h_after, lengths, dgates, carried, H, t, rectified = operands
+    dh, dproduct, h_after, dgates, carried, lengths, H, t, rectified = operands
     one, zero = spread(1, like), spread(0, like)
     whole = load(dh, i, like) + load(dproduct, i, like) + load(carried, i, like)
     hidden = load(h_after, i, like)
@@ -166,30 +159,18 @@ def _elman_step_backward(i, like, operands):
             store(dgates, i, whole * (one - hidden * hidden))
 
 
-def _elman(gates, product, h, lengths, t, rectified, h_after):
-    arrays = gates, product, h, h_after
-    H = h.shape[1]
-    _elman_step(gates, product, h, lengths, h_after, H, t, rectified, aligned=arrays, length=H)
-
-
-def _elman_backward(dh, dproduct, h_after, lengths, t, rectified, carried, dgates):
-    arrays = dh, dproduct, h_after, dgates, carried
-    H = h_after.shape[1]
-    _elman_step_backward(
-        dh, dproduct, h_after, lengths, dgates, carried, H, t, rectified, aligned=arrays, length=H
-    )
-
-
 # ---------------------------------------------------------------- launchers
+
+
+def _launch(kernel, arrays, lengths, t, *more):
+    """Launch over the hidden units of the last of the arrays, (N, H)."""
+    H = arrays[-1].shape[1]
+    kernel(*arrays, lengths, H, t, *more, aligned=arrays, length=H)
 
 
 def lstm_step(gates, product, h, c, lengths, t, saved, h_after, c_after):
     """Hidden and cell state after one more step."""
-    arrays = gates, product, h, c, saved, h_after, c_after
-    H = h.shape[1]
-    _lstm_step(
-        gates, product, h, c, lengths, saved, h_after, c_after, H, t, aligned=arrays, length=H
-    )
+    _launch(_lstm_step, (gates, product, h, c, saved, h_after, c_after), lengths, t)
 
 
 def lstm_step_backward(
@@ -197,44 +178,35 @@ def lstm_step_backward(
 ):
     """Gradients of the gates; what is `carried` comes from the step behind, for the one before."""
     arrays = dh, dc, dproduct, saved, c, c_after, dgates, dh_carried, dc_carried
-    H = c.shape[1]
-    _lstm_step_backward(
-        dh, dc, dproduct, saved, c, c_after, lengths, dgates, dh_carried, dc_carried, H, t,
-        aligned=arrays, length=H,
-    )  # fmt: skip
+    _launch(_lstm_step_backward, arrays, lengths, t)
 
 
 def gru_step(gates, product, h, lengths, t, saved, h_after):
     """Hidden state after one more step."""
-    arrays = gates, product, h, saved, h_after
-    H = h.shape[1]
-    _gru_step(gates, product, h, lengths, saved, h_after, H, t, aligned=arrays, length=H)
+    _launch(_gru_step, (gates, product, h, saved, h_after), lengths, t)
 
 
 def gru_step_backward(dh, dproduct, saved, h, h_after, lengths, t, carried, dgates, dproducts):
     """Gradients of the gates and of the hidden product; `carried` as in `lstm_step_backward`."""
     arrays = dh, dproduct, saved, h, dgates, dproducts, carried
-    H = h.shape[1]
-    _gru_step_backward(
-        dh, dproduct, saved, h, lengths, dgates, dproducts, carried, H, t, aligned=arrays, length=H
-    )
+    _launch(_gru_step_backward, arrays, lengths, t)
 
 
 def tanh_step(gates, product, h, lengths, t, saved, h_after):
     """Hidden state after one more step."""
-    _elman(gates, product, h, lengths, t, 0, h_after)
+    _launch(_elman_step, (gates, product, h, h_after), lengths, t, 0)
 
 
 def tanh_step_backward(dh, dproduct, saved, h, h_after, lengths, t, carried, dgates):
     """Gradient of the one gate; `carried` as in `lstm_step_backward`."""
-    _elman_backward(dh, dproduct, h_after, lengths, t, 0, carried, dgates)
+    _launch(_elman_step_backward, (dh, dproduct, h_after, dgates, carried), lengths, t, 0)
 
 
 def relu_step(gates, product, h, lengths, t, saved, h_after):
     """Hidden state after one more step."""
-    _elman(gates, product, h, lengths, t, 1, h_after)
+    _launch(_elman_step, (gates, product, h, h_after), lengths, t, 1)
 
 
 def relu_step_backward(dh, dproduct, saved, h, h_after, lengths, t, carried, dgates):
     """Gradient of the one gate; `carried` as in `lstm_step_backward`."""
-    _elman_backward(dh, dproduct, h_after, lengths, t, 1, carried, dgates)
+    _launch(_elman_step_backward, (dh, dproduct, h_after, dgates, carried), lengths, t, 1)

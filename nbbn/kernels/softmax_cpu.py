@@ -10,10 +10,10 @@ import math
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, SerialKernel, bounds, device_function, prepares, workers
+from ._jit import Launcher, SerialKernel, device_function, prepares
 from .elementwise_cpu import exp
 
-# ---------------------------------------------------------------- kernels
+# ---------------------------------------------------------------- rows
 
 
 @device_function
@@ -52,128 +52,118 @@ def _weight_of(weight, j):
     return np.float64(weight[j]) if weight.size > 0 else 1.0
 
 
-@Kernel
-def _softmax(x, threads, y):
+# ---------------------------------------------------------------- kernels that are launchers
+
+
+@Launcher
+def softmax(x, y):
     """y = exp(x) / sum(exp(x)) per row; x, y (M, K)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.shape[0])
-        for i in range(first, last):
-            target = y[i]
-            total = _exp_sum(x[i], _maximum(x[i]), target)
-            scale = x.dtype.type(1.0 / total)
-            for j in range(target.size):
-                target[j] *= scale
+    for i in prange(x.shape[0]):
+        target = y[i]
+        total = _exp_sum(x[i], _maximum(x[i]), target)
+        scale = x.dtype.type(1.0 / total)
+        for j in range(target.size):
+            target[j] *= scale
 
 
-@Kernel
-def _softmax_backward(dy, y, threads, dx):
+@Launcher
+def softmax_backward(dy, y, dx):
     """dx = y * (dy - sum(dy * y)) per row; dy, y, dx (M, K)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.shape[0])
-        for i in range(first, last):
-            output, gradient, target = y[i], dy[i], dx[i]
-            dot = 0.0
-            for j in range(output.size):
-                dot += np.float64(gradient[j]) * output[j]
-            center = y.dtype.type(dot)
-            for j in range(output.size):
-                target[j] = output[j] * (gradient[j] - center)
+    for i in prange(y.shape[0]):
+        output, gradient, target = y[i], dy[i], dx[i]
+        dot = 0.0
+        for j in range(output.size):
+            dot += np.float64(gradient[j]) * output[j]
+        center = y.dtype.type(dot)
+        for j in range(output.size):
+            target[j] = output[j] * (gradient[j] - center)
 
 
-@Kernel
-def _log_softmax(x, threads, y):
+@Launcher
+def log_softmax(x, y):
     """y = x - log(sum(exp(x))) per row; x, y (M, K)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.shape[0])
-        for i in range(first, last):
-            source, target = x[i], y[i]
-            largest = _maximum(source)
-            log_total = x.dtype.type(_log_sum_exp(source, largest))
-            for j in range(source.size):
-                target[j] = (source[j] - largest) - log_total
+    for i in prange(x.shape[0]):
+        source, target = x[i], y[i]
+        largest = _maximum(source)
+        log_total = x.dtype.type(_log_sum_exp(source, largest))
+        for j in range(source.size):
+            target[j] = (source[j] - largest) - log_total
 
 
-@Kernel
-def _log_softmax_backward(dy, y, threads, dx):
+@Launcher
+def log_softmax_backward(dy, y, dx):
     """dx = dy - exp(y) * sum(dy) per row; dy, y, dx (M, K)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.shape[0])
-        for i in range(first, last):
-            output, gradient, target = y[i], dy[i], dx[i]
-            total = 0.0
-            for j in range(output.size):
-                total += gradient[j]
-            weight = y.dtype.type(total)
-            for j in range(output.size):
-                target[j] = gradient[j] - exp(output[j]) * weight
+    for i in prange(y.shape[0]):
+        output, gradient, target = y[i], dy[i], dx[i]
+        total = 0.0
+        for j in range(output.size):
+            total += gradient[j]
+        weight = y.dtype.type(total)
+        for j in range(output.size):
+            target[j] = gradient[j] - exp(output[j]) * weight
 
 
-@Kernel
-def _cross_entropy(logits, labels, weight, ignored, smoothing, threads, loss):
+@Launcher
+def cross_entropy(logits, labels, weight, ignored, smoothing, loss):
     """loss = w[label] (1 - s) nll[label] + s / K sum(w nll), nll = -log(softmax(logits)), per row.
 
-    logits (M, K), labels, loss (M,); weight w (K,) or empty, where it is 1; s the smoothing. Rows
-    of the label `ignored` are 0.
+    logits (M, K), labels, loss (M,); weight w (K,) or empty, where it is 1; s the smoothing. Labels
+    must lie in [0, K) or be `ignored`; rows of these are 0.
     """
-    for t in prange(threads):
-        first, last = bounds(t, threads, logits.shape[0])
-        for i in range(first, last):
-            label = labels[i]
-            if label == ignored:
-                loss[i] = 0
-                continue
-            row = logits[i]
-            largest = _maximum(row)
-            log_total = _log_sum_exp(row, largest)
-            value = log_total - (row[label] - largest)
-            if weight.size > 0:
-                value *= weight[label]
-            if smoothing > 0:
-                total = 0.0
-                for j in range(row.size):
-                    total += (log_total - (row[j] - largest)) * _weight_of(weight, j)
-                value = (1.0 - smoothing) * value + smoothing / row.size * total
-            loss[i] = value
+    for i in prange(logits.shape[0]):
+        label = labels[i]
+        if label == ignored:
+            loss[i] = 0
+            continue
+        row = logits[i]
+        largest = _maximum(row)
+        log_total = _log_sum_exp(row, largest)
+        value = log_total - (row[label] - largest)
+        if weight.size > 0:
+            value *= weight[label]
+        if smoothing > 0:
+            total = 0.0
+            for j in range(row.size):
+                total += (log_total - (row[j] - largest)) * _weight_of(weight, j)
+            value = (1.0 - smoothing) * value + smoothing / row.size * total
+        loss[i] = value
 
 
-@Kernel
-def _cross_entropy_backward(
-    logits, labels, weight, ignored, smoothing, dloss, scale, threads, dlogits
-):
+@Launcher
+def cross_entropy_backward(logits, labels, weight, ignored, smoothing, dloss, scale, dlogits):
     """dlogits = (softmax(logits) sum(c) - c) * dloss * scale; dloss (M,) or (1,).
 
     c = w[label] (1 - s) onehot + s / K w are the coefficients of nll in the loss.
     """
-    for t in prange(threads):
-        first, last = bounds(t, threads, logits.shape[0])
-        for i in range(first, last):
-            label, row, target = labels[i], logits[i], dlogits[i]
-            if label == ignored:
-                target[:] = 0
-                continue
-            total = _exp_sum(row, _maximum(row), target)
-            share = np.float64(dloss[i if dloss.size > 1 else 0]) * scale
-            hard = share
-            if weight.size > 0:
-                hard *= weight[label]
-            if smoothing > 0:
-                hard *= 1.0 - smoothing
-                soft = share * (smoothing / row.size)
-                sum_of_weights = 0.0
-                for j in range(row.size):
-                    sum_of_weights += _weight_of(weight, j)
-                factor = logits.dtype.type((hard + soft * sum_of_weights) / total)
-                for j in range(row.size):
-                    target[j] = target[j] * factor - soft * _weight_of(weight, j)
-            else:
-                factor = logits.dtype.type(hard / total)
-                for j in range(row.size):
-                    target[j] *= factor
-            target[label] -= hard
+    for i in prange(logits.shape[0]):
+        label, row, target = labels[i], logits[i], dlogits[i]
+        if label == ignored:
+            target[:] = 0
+            continue
+        total = _exp_sum(row, _maximum(row), target)
+        share = np.float64(dloss[i % dloss.size]) * scale
+        hard = share
+        if weight.size > 0:
+            hard *= weight[label]
+        if smoothing > 0:
+            hard *= 1.0 - smoothing
+            soft = share * (smoothing / row.size)
+            sum_of_weights = 0.0
+            for j in range(row.size):
+                sum_of_weights += _weight_of(weight, j)
+            factor = logits.dtype.type((hard + soft * sum_of_weights) / total)
+            for j in range(row.size):
+                target[j] = target[j] * factor - soft * _weight_of(weight, j)
+        else:
+            factor = logits.dtype.type(hard / total)
+            for j in range(row.size):
+                target[j] *= factor
+        target[label] -= hard
 
 
+@prepares
 @SerialKernel
-def _scaled_sum(values, scale, total):
+def scaled_sum(values, scale, total):
     """total[0] = sum(values) * scale, added up in float64 in order; values (M,), total (1,)."""
     s = 0.0
     for i in range(values.size):
@@ -182,67 +172,10 @@ def _scaled_sum(values, scale, total):
 
 
 @SerialKernel
-def _first_bad_label(labels, classes, ignored, found):
+def first_bad_label(labels, classes, ignored, found):
     """found[0] = position of the first label not in [0, classes) or `ignored`, or -1; (M,)."""
     found[0] = -1
     for i in range(labels.size):
         if (labels[i] < 0 or labels[i] >= classes) and labels[i] != ignored:
             found[0] = i
             break
-
-
-# ---------------------------------------------------------------- launchers
-
-
-@prepares
-def softmax(x, y):
-    """Softmax of every row."""
-    threads = workers(x.size)
-    _softmax(threads, x, threads, y)
-
-
-@prepares
-def softmax_backward(dy, y, dx):
-    """Gradient of softmax, from its output."""
-    threads = workers(y.size)
-    _softmax_backward(threads, dy, y, threads, dx)
-
-
-@prepares
-def log_softmax(x, y):
-    """Logarithm of the softmax of every row."""
-    threads = workers(x.size)
-    _log_softmax(threads, x, threads, y)
-
-
-@prepares
-def log_softmax_backward(dy, y, dx):
-    """Gradient of log-softmax, from its output."""
-    threads = workers(y.size)
-    _log_softmax_backward(threads, dy, y, threads, dx)
-
-
-@prepares
-def cross_entropy(logits, labels, weight, ignored, smoothing, loss):
-    """Cross-entropy of every row; labels must lie in [0, K) or be `ignored`."""
-    threads = workers(logits.size)
-    _cross_entropy(threads, logits, labels, weight, ignored, smoothing, threads, loss)
-
-
-@prepares
-def cross_entropy_backward(logits, labels, weight, ignored, smoothing, dloss, scale, dlogits):
-    """Gradient of the cross-entropy with respect to the logits."""
-    threads = workers(logits.size)
-    operands = logits, labels, weight, ignored, smoothing, dloss, scale
-    _cross_entropy_backward(threads, *operands, threads, dlogits)
-
-
-@prepares
-def scaled_sum(values, scale, total):
-    """Sum of values times scale, into total (1,)."""
-    _scaled_sum(values, scale, total)
-
-
-def first_bad_label(labels, classes, ignored, found):
-    """Position of the first label not in [0, classes) or `ignored`, or -1, into found (1,)."""
-    _first_bad_label(labels, classes, ignored, found)

@@ -122,56 +122,41 @@ def _finish(wide, sums, parts, eps, mean, var, inv_std, weight):
 
 
 @Kernel
-def _stats_rows(x, weights, eps, threads, parts, mean, var, inv_std, weight, wide):
-    """Weighted statistics of rows: x (M, C), weights (M,); mean, var, inv_std (C,)."""
-    M, C = x.shape
+def _stats(x, weights, eps, parts, mean, var, inv_std, weight, wide):
+    """Weighted statistics: x (M, C) or (N, C, S), weights (M,) or (N, S); mean ... (C,)."""
+    C = x.shape[1]
     sums = wide[2 * C * parts : (2 * C + 1) * parts]
-    for t in prange(threads):
-        start, stop = bounds(t, threads, parts)
-        for p in range(start, stop):
-            first, last = bounds(p, parts, M)
-            sums[p] = _part_rows(x, weights, first, last, wide[2 * C * p : 2 * C * (p + 1)])
+    for p in prange(parts):
+        first, last = bounds(p, parts, x.shape[0])
+        own = wide[2 * C * p : 2 * C * (p + 1)]
+        if x.ndim == 2:
+            sums[p] = _part_rows(x, weights, first, last, own)
+        else:
+            sums[p] = _part_planes(x, weights, first, last, own)
     _finish(wide, sums, parts, eps, mean, var, inv_std, weight)
 
 
 @Kernel
-def _stats_planes(x, weights, eps, threads, parts, mean, var, inv_std, weight, wide):
-    """Weighted statistics of planes: x (N, C, S), weights (N, S); mean, var, inv_std (C,)."""
-    N, C = x.shape[:2]
-    sums = wide[2 * C * parts : (2 * C + 1) * parts]
-    for t in prange(threads):
-        start, stop = bounds(t, threads, parts)
-        for p in range(start, stop):
-            n0, n1 = bounds(p, parts, N)
-            sums[p] = _part_planes(x, weights, n0, n1, wide[2 * C * p : 2 * C * (p + 1)])
-    _finish(wide, sums, parts, eps, mean, var, inv_std, weight)
-
-
-@Kernel
-def _subtract_rows(x, weights, mean, constant, slope, threads, dx):
+def _subtract_rows(x, weights, mean, constant, slope, dx):
     """Take w * (constant + slope * (x - mean)) off dx: x, dx (M, C), weights (M,)."""
     M, C = x.shape
-    for t in prange(threads):
-        first, last = bounds(t, threads, M)
-        for i in range(first, last):
-            if weights[i] > 0.0:
-                for j in range(C):
-                    pull = constant[j] + slope[j] * (np.float64(x[i, j]) - mean[j])
-                    dx[i, j] -= weights[i] * pull
+    for i in prange(M):
+        if weights[i] > 0.0:
+            for j in range(C):
+                pull = constant[j] + slope[j] * (np.float64(x[i, j]) - mean[j])
+                dx[i, j] -= weights[i] * pull
 
 
 @Kernel
-def _subtract_planes(x, weights, mean, constant, slope, threads, dx):
+def _subtract_planes(x, weights, mean, constant, slope, dx):
     """Take w * (constant + slope * (x - mean)) off dx: x, dx (N, C, S), weights (N, S)."""
     N, C, S = x.shape
-    for t in prange(threads):
-        first, last = bounds(t, threads, N * C)
-        for unit in range(first, last):
-            n, c = unit // C, unit % C
-            for s in range(S):
-                pull = constant[c] + slope[c] * (np.float64(x[n, c, s]) - mean[c])
-                # Not 0 * pull, which is NaN where padding is.
-                dx[n, c, s] -= weights[n, s] * pull if weights[n, s] > 0.0 else 0.0
+    for unit in prange(N * C):
+        n, c = unit // C, unit % C
+        for s in range(S):
+            pull = constant[c] + slope[c] * (np.float64(x[n, c, s]) - mean[c])
+            # Not 0 * pull, which is NaN where padding is.
+            dx[n, c, s] -= weights[n, s] * pull if weights[n, s] > 0.0 else 0.0
 
 
 # ---------------------------------------------------------------- launchers
@@ -182,10 +167,8 @@ def stats(x, weights, eps, mean, var, inv_std, weight, count):
     C = x.shape[1]
     parts = max(1, min(x.size // ELEMENTS_PER_BLOCK, MAX_BLOCKS, x.shape[0]))
     wide, _ = scratch((2 * C + 1) * parts, 0, x.dtype)
-    kernel = _stats_rows if x.ndim == 2 else _stats_planes
-    threads = workers(x.size)
     results = (mean, var, inv_std, weight.reshape(1))
-    kernel(threads, x, weights, eps, threads, parts, *results, wide)
+    _stats(workers(x.size), x, weights, eps, parts, *results, wide)
     # Relative to the largest, so that squares neither vanish nor overflow.
     shares = weights / (weights.max() or 1.0)
     count[...] = shares.sum() ** 2 / max((shares * shares).sum(), 1.0)
@@ -194,5 +177,4 @@ def stats(x, weights, eps, mean, var, inv_std, weight, count):
 def subtract(x, weights, mean, constant, slope, dx):
     """Take off dx what passes the statistics: w * (constant + slope * (x - mean))."""
     kernel = _subtract_rows if x.ndim == 2 else _subtract_planes
-    threads = workers(x.size)
-    kernel(threads, x, weights, mean, constant, slope, threads, dx)
+    kernel(workers(x.size), x, weights, mean, constant, slope, dx)

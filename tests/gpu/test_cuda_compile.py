@@ -33,7 +33,7 @@ CEILINGS = {
     "_max_pool_backward": 72,
     "_spread": 72,
     "_avg_pool": 72,
-    "_gelu_tanh_backward": 72,
+    "gelu_tanh_backward": 72,
     "_forward": 80,
     "_image_gradient": 88,
 }

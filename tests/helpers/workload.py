@@ -118,7 +118,7 @@ def parallel() -> None:
     from nbbn.kernels import _jit
 
     say("workers", _jit.workers(10**6))
-    kernels = [k for k in gc.get_objects() if type(k) is _jit.Kernel]
+    kernels = [k for k in gc.get_objects() if issubclass(type(k), _jit.Kernel)]
     for kernel in kernels:
         if _jit.workers(10**6) > 1 and not kernel.parallel.signatures:
             say("never ran in parallel:", kernel.__name__)

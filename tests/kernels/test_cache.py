@@ -96,7 +96,7 @@ COUNTING = (
 
 
 def test_a_kernel_compiles_once(folder):
-    assert run(COUNTING, folder) == "['elementwise_cpu._relu']\n"
+    assert run(COUNTING, folder) == "['elementwise_cpu.relu']\n"
     assert len(entries(folder)) == 1
     assert run(COUNTING, folder) == "[]\n"
 
@@ -156,7 +156,7 @@ def test_an_archive_instead_of_a_folder(tmp_path, folder):
 def test_no_home():
     """A user without an entry in the password file and without HOME: nothing is stored or said."""
     script = "import os\nos.path.expanduser = lambda path: path\n" + COUNTING
-    assert run(script, None) == "['elementwise_cpu._relu']\n"
+    assert run(script, None) == "['elementwise_cpu.relu']\n"
 
 
 @pytest.mark.parametrize("place", ["/dev/null", "/dev/null/below", "~nobody-of-this-name/cache"])
@@ -205,7 +205,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 """
     run(script, folder, warns=True)
     assert entries(folder) == []
-    assert run(COUNTING, folder) == "['elementwise_cpu._relu']\n"
+    assert run(COUNTING, folder) == "['elementwise_cpu.relu']\n"
 
 
 def test_full_file_system(folder):
