@@ -184,5 +184,5 @@ def _elementwise(
         checks.same_shape(dy, x, "dy", like=name)
     target = Target(out, x, flat, *operands)
     launcher = getattr(backend.kernels("elementwise", flat.device), op)
-    backend.run(launcher, *(fold(array, flat) for array in operands), *numbers, target.folded)
+    backend.run(launcher, *[fold(array, flat) for array in operands], *numbers, target.folded)
     return target.finish()

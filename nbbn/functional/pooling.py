@@ -420,9 +420,11 @@ def _index(index: Any, windows: _Windows, layout: Layout) -> np.ndarray:
         raise DTypeError(f"index must be a {expected} array that max_pool2d returned, got {found}")
     checks.on_device(index, layout.device, "index")
     checks.shape_of(index, windows.output, "index", "the output")
-    return _in_memory(index, layout)
+    direct = index if layout.order is None else index.transpose(layout.order)
+    return backend.contiguous(direct, expected).reshape(layout.shape)
 
 
 def _in_memory(index: np.ndarray, layout: Layout) -> np.ndarray:
-    """Fold an index as a layout says."""
-    return fold(index, layout._replace(storage=index.dtype))
+    """View an index as it is in memory, (A, OH, OW, B)."""
+    direct = index if layout.order is None else index.transpose(layout.order)
+    return direct.reshape(layout.shape)

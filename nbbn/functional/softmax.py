@@ -253,5 +253,5 @@ def _rowwise(
     target = Target(out, x, rows, *operands)
     if x.size:
         launcher = getattr(backend.kernels("softmax", rows.device), op)
-        backend.run(launcher, *(fold(array, rows) for array in operands), target.folded)
+        backend.run(launcher, *[fold(array, rows) for array in operands], target.folded)
     return target.finish()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from ... import backend
-from ._common import RecordableOp, Tensor
+from ._common import LinearMap, Tensor
 
 
 def masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -19,28 +19,10 @@ def masked(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return out
 
 
-class Masked(RecordableOp):
-    """Scale by a constant mask that is not negative; nothing passes where it is 0, not even NaN."""
-
-    fresh = True
-
-    @staticmethod
-    def forward(ctx: Any, x: np.ndarray, *, mask: np.ndarray) -> np.ndarray:
-        ctx.mask = mask
-        return masked(x, mask)
-
-    @staticmethod
-    def backward(ctx: Any, dy: np.ndarray) -> Any:
-        return masked(dy, ctx.mask)
-
-    @staticmethod
-    def backward_graph(ctx: Any, dy: Tensor, inputs: tuple[Any, ...], output: Tensor) -> Any:
-        return masked_graph(dy, ctx.mask)
-
-
 def masked_graph(x: Tensor, mask: np.ndarray) -> Tensor:
     """As `masked`, on tensors."""
-    return x._apply(Masked, x, mask=mask)
+    scaled = partial(masked, mask=mask)
+    return x._apply(LinearMap, x, function=scaled, adjoint=scaled)
 
 
 def through_relu(dy: Tensor, y: np.ndarray | None) -> Tensor:
