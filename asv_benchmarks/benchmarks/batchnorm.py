@@ -12,48 +12,36 @@ class BatchNormBenchmark:
 
     params = (list(SHAPES), DTYPES, THREADS)
     param_names = ("shape", "dtype", "threads")
+    out = None
 
-    def setup(self, shape, dtype, threads):
+    def setup(self, shape, dtype="float32", threads="all"):
         use_threads(threads)
         self.x, self.dy, self.gamma, self.beta, self.stats, self.axis = batch_norm_inputs(
             shape, dtype
         )
         for time_one in (self.time_forward, self.time_inference, self.time_backward):
-            time_one(shape, dtype, threads)
+            time_one()
 
-    def time_forward(self, shape, dtype, threads):
-        F.batch_norm_train(self.x, self.gamma, self.beta, axis=self.axis)
+    def time_forward(self, *params):
+        F.batch_norm_train(self.x, self.gamma, self.beta, axis=self.axis, out=self.out)
 
-    def time_inference(self, shape, dtype, threads):
+    def time_inference(self, *params):
         mean, var = self.stats.mean, self.stats.var
-        F.batch_norm_infer(self.x, mean, var, self.gamma, self.beta, axis=self.axis)
+        F.batch_norm_infer(self.x, mean, var, self.gamma, self.beta, axis=self.axis, out=self.out)
 
-    def time_backward(self, shape, dtype, threads):
-        F.batch_norm_backward(self.dy, self.x, self.stats, self.gamma, axis=self.axis)
+    def time_backward(self, *params):
+        F.batch_norm_backward(self.dy, self.x, self.stats, self.gamma, axis=self.axis, out=self.out)
 
 
-class BatchNormOutBenchmark:
+class BatchNormOutBenchmark(BatchNormBenchmark):
     """Results into arrays that the caller keeps."""
 
     params = (list(SHAPES),)
     param_names = ("shape",)
 
     def setup(self, shape):
-        use_threads("all")
-        self.x, self.dy, self.gamma, self.beta, self.stats, self.axis = batch_norm_inputs(shape)
-        self.out = np.empty_like(self.x)
-        for time_one in (self.time_forward, self.time_inference, self.time_backward):
-            time_one(shape)
-
-    def time_forward(self, shape):
-        F.batch_norm_train(self.x, self.gamma, self.beta, axis=self.axis, out=self.out)
-
-    def time_inference(self, shape):
-        mean, var = self.stats.mean, self.stats.var
-        F.batch_norm_infer(self.x, mean, var, self.gamma, self.beta, axis=self.axis, out=self.out)
-
-    def time_backward(self, shape):
-        F.batch_norm_backward(self.dy, self.x, self.stats, self.gamma, axis=self.axis, out=self.out)
+        self.out = np.empty_like(batch_norm_inputs(shape, "float32")[0])
+        super().setup(shape)
 
 
 class FusedBatchNormBenchmark:

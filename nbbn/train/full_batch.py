@@ -117,10 +117,7 @@ class Objective:
             terms = [
                 (g * part.astype(g.dtype)).sum() for g, part in zip(gradients, parts, strict=True)
             ]
-            total = terms[0]
-            for term in terms[1:]:
-                total = total + term
-            return total
+            return sum(terms[1:], terms[0])
 
         _, found = self._evaluate(slope)
         return np.asarray(found + self._decay * direction)

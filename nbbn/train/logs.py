@@ -9,7 +9,6 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from io import FileIO
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,8 @@ class _Rows(Callback):
         self.every = positive(every, "every")
         self.percentiles = switch(percentiles, "percentiles")
         self._probe: np.ndarray | None = None
+        # The file or the writer, while it is open.
+        self._output: Any = None
 
     def start(self, run: Run) -> None:
         """Take the examples whose percentiles are watched."""
@@ -92,6 +93,12 @@ class _Rows(Callback):
         row |= {"watched": run.watched, "best_epoch": None if run.best is None else run.best.epoch}
         self._write({name: value for name, value in row.items() if value is not None})
 
+    def close(self) -> None:
+        """Write what is left."""
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
     def _write(self, row: dict[str, Any]) -> None:
         raise NotImplementedError
 
@@ -128,7 +135,6 @@ class LogFile(_Rows):
         self.path = as_path(path, "path")
         if self.path.suffix not in (".jsonl", ".csv"):
             raise ArgumentError(f"a log file must end in .jsonl or .csv, got {self.path}")
-        self._stream: FileIO | None = None
         self._failing = False
         self._columns: list[str] = []
 
@@ -150,7 +156,7 @@ class LogFile(_Rows):
             head = ",".join(self._columns) + "\n" if self.path.suffix == ".csv" else ""
             content = head + "".join(self._line(row) for row in kept)
             write_atomically(self.path, content.encode())
-            self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._output = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ArgumentError(f"cannot write to {self.path}: {error.strerror}") from None
 
@@ -164,12 +170,6 @@ class LogFile(_Rows):
             _log.warning("%s; it is now %s, and a new log begins", error, aside)
             return []
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
     def _line(self, row: dict[str, Any]) -> str:
         if self.path.suffix == ".jsonl":
             return json.dumps(row) + "\n"
@@ -178,15 +178,14 @@ class LogFile(_Rows):
         return line.getvalue()
 
     def _write(self, row: dict[str, Any]) -> None:
-        assert self._stream is not None
         line = self._line(row).encode()
-        end = self._stream.seek(0, os.SEEK_END)
+        end = self._output.seek(0, os.SEEK_END)
         try:
-            written, reason = self._stream.write(line), "no room for a row"
+            written, reason = self._output.write(line), "no room for a row"
         except OSError as error:
             written, reason = 0, error.strerror or str(error)
         if written < len(line):
-            self._stream.truncate(end)
+            self._output.truncate(end)
             if not self._failing:
                 _log.warning("%s lacks rows from here on: %s; training goes on", self.path, reason)
         self._failing = written < len(line)
@@ -214,27 +213,20 @@ class TensorBoard(_Rows):
             ) from None
         self.folder = as_path(folder, "folder")
         self._new_writer = SummaryWriter
-        self._writer: Any = None
 
     def start(self, run: Run) -> None:
         """Open the folder; TensorBoard drops points of steps that were lost."""
         super().start(run)
         try:
-            self._writer = self._new_writer(str(self.folder), purge_step=run.step + 1)
+            self._output = self._new_writer(str(self.folder), purge_step=run.step + 1)
         except OSError as error:
             raise ArgumentError(f"cannot write to {self.folder}: {error.strerror}") from None
-
-    def close(self) -> None:
-        """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
     def _write(self, row: dict[str, Any]) -> None:
         kind, step = row.pop("kind"), row.pop("step")
         for name, value in row.items():
             if name not in _WORDS:
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
+                self._output.add_scalar(f"{kind}/{name}", value, step)
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
