@@ -20,7 +20,6 @@ DTYPES = [np.float32, np.float64]
 ACTIVATIONS = ["relu", "sigmoid", "tanh"]
 SOFTMAXES = ["softmax", "log_softmax"]
 FORWARD = [*ACTIVATIONS, *SOFTMAXES]
-BACKWARD = [f"{name}_backward" for name in FORWARD]
 
 
 def exact(dtype) -> float:
