@@ -267,7 +267,11 @@ def start_pool() -> None:
 
 
 def in_child(name, function) -> None:
-    """Run `function` in a forked child, and say what it returned or how the child ended."""
+    """Say what `function` returned in a forked child, or how the child ended."""
+    say(name, forked(function))
+
+
+def forked(function) -> str:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -280,18 +284,12 @@ def in_child(name, function) -> None:
     with os.fdopen(reader) as file:
         result = file.read()
     status = os.waitpid(pid, 0)[1]
-    say(name, result if status == 0 else f"ended with status {status}")
+    return result if status == 0 else f"ended with status {status}"
 
 
 def grandchild() -> str:
     """Return what a child of this child found."""
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        signal.alarm(PATIENCE)
-        os.write(writer, digest().encode())
-        os._exit(0)
-    os.wait()
-    return os.read(reader, 100).decode()
+    return forked(digest)
 
 
 def pool_of(method: str) -> None:
