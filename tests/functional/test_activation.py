@@ -86,11 +86,18 @@ def test_extremes(name, dtype):
     np.testing.assert_array_equal(dx, [0, 0, 0.5, 0.5, 1, 1, np.nan])
 
 
+def of_output(name):
+    """Forward, and backward of the input."""
+    forward, backward = getattr(F, name), getattr(F, f"{name}_backward")
+    return forward, lambda dy, x: backward(dy, forward(x))
+
+
 @every_dtype
-@every_smooth
-def test_vectors_and_tails_have_the_same_bits(rng, name, dtype):
-    forward, backward, _ = SMOOTH[name]
-    x, dy = rng.normal(size=(2, 40)).astype(dtype) * 3
+@pytest.mark.parametrize("name", [*SMOOTH, "relu", "sigmoid", "tanh"])
+def test_same_bits_wherever_a_value_stands(rng, name, dtype):
+    """The vector path and the tail must agree, or results would depend on an array's length."""
+    forward, backward = SMOOTH[name][:2] if name in SMOOTH else of_output(name)
+    x, dy = rng.normal(size=(2, 40)).astype(dtype) * 4
     y, dx = forward(x), backward(dy, x)
     for start in range(0, 40, 3):
         np.testing.assert_array_equal(forward(x[start:].copy()), y[start:])

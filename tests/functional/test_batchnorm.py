@@ -271,31 +271,17 @@ def test_masked_gradient_is_dropped_whatever_it_is(rng, training):
     ("shape", "axis"),
     [((0, 5), 1), ((5, 0), 0), ((0, 3, 4, 4), 1), ((2, 3, 0), 1), ((2, 0, 3), -1)],
 )
-def test_empty_batch(shape, axis, dtype):
+def test_an_empty_batch_moves_no_running_statistics(shape, axis, dtype):
     x = np.empty(shape, dtype)
     channels = shape[axis]
     mean, var = np.full(channels, 0.5, dtype), np.full(channels, 2, dtype)
-    gamma = np.ones(channels, dtype)
-
-    y, stats = fn.batch_norm_train(x, gamma, axis=axis)
-    assert y.shape == shape
-    assert y.dtype == dtype
+    _, stats = fn.batch_norm_train(x, axis=axis)
     assert stats.count == 0
     assert stats.mean.shape == stats.var.shape == stats.inv_std.shape == (channels,)
     fn.update_running_stats(mean, var, stats)
     assert fn.batch_norm(x, mean, var, training=True, axis=axis).shape == shape
     assert np.all(mean == 0.5)
     assert np.all(var == 2)
-
-    assert fn.batch_norm_infer(x, mean, var, gamma, axis=axis).shape == shape
-    for dx, dgamma, dbeta in (
-        fn.batch_norm_backward(x, x, stats, gamma, axis=axis),
-        fn.batch_norm_infer_backward(x, x, mean, var, gamma, axis=axis),
-    ):
-        assert dx.shape == shape
-        for vector in (dgamma, dbeta):
-            assert vector.dtype == dtype
-            np.testing.assert_array_equal(vector, np.zeros(channels))
 
 
 # ---------------------------------------------------------------------------- thread identity

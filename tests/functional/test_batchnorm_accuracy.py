@@ -20,28 +20,7 @@ from tests.helpers.batchnorm_cases import (
 )
 from tests.helpers.views import sliced
 
-# ---------------------------------------------------------------------------- numerical bar
-
-
-BAR = [
-    # shape, axis, mean/std, largest relative error of var, largest absolute error of y
-    ((4096, 64), 1, 1e3, 7e-6, 2.6e-3),
-    ((4096, 64), 1, 1e4, 5e-4, 2.3e-2),
-    ((4096, 64), 1, 1e5, 1.4e-3, 4e-2),
-    ((4096, 64), 1, 1e6, 1.0e3, 5.4),
-    ((64, 8, 8, 32), -1, 1e6, 1.0e3, 5.3),
-    ((64, 32, 8, 8), 1, 1e6, 7e-4, 4.7e-2),
-]
-
-
-@pytest.mark.parametrize("view", [np.array, np.asfortranarray, sliced])
-@pytest.mark.parametrize(("shape", "axis", "ratio", "var_bar", "y_bar"), BAR)
-def test_numerical_bar(rng, shape, axis, ratio, var_bar, y_bar, view):
-    x = view((rng.normal(size=shape) + ratio).astype(np.float32))
-    y, stats = fn.batch_norm_train(x, axis=axis)
-    want, want_stats = reference.batch_norm_train(x, axis=axis)
-    assert np.max(np.abs(stats.var - want_stats.var) / want_stats.var) < var_bar
-    assert np.max(np.abs(y - want)) < y_bar
+# ------------------------------------------------------------------------------ accuracy
 
 
 @pytest.mark.parametrize("ratio", [1e3, 1e4, 1e5, 1e6])
@@ -49,7 +28,7 @@ def test_numerical_bar(rng, shape, axis, ratio, var_bar, y_bar, view):
     ("shape", "axis"), [((4096, 64), 1), ((64, 8, 8, 32), -1), ((64, 32, 8, 8), 1)]
 )
 def test_the_mean_costs_no_digits(rng, shape, axis, ratio):
-    """The bar above is PyTorch's; with the mean kept in float64, errors need not grow at all."""
+    """With the mean kept in float64, errors need not grow at all."""
     x = (rng.normal(size=shape) + ratio).astype(np.float32)
     dy = rng.normal(size=shape).astype(np.float32)
     y, stats = fn.batch_norm_train(x, axis=axis)
@@ -286,44 +265,3 @@ def test_dx_is_orthogonal_to_shift_and_scale(rng, dtype):
     scale = peak(dx) * 200**0.5
     assert_close(dx.sum(0, dtype=np.float64), np.zeros(7), 2 * scale, dtype)
     assert_close(np.float64((dx * x_hat).sum(0)), np.zeros(7), 2 * scale, dtype)
-
-
-def numerical_gradients(function, weights, *arrays):
-    for position, array in enumerate(arrays):
-
-        def loss(values, position=position):
-            changed = [*arrays[:position], values, *arrays[position + 1 :]]
-            return float(np.sum(function(*changed) * weights))
-
-        yield reference.central_difference(loss, array)
-
-
-@pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("shape", "axis"), [((6, 3), 1), ((2, 3, 2, 3), 1), ((3, 2, 4), -1), ((4, 5), 0)]
-)
-def test_gradients_by_central_differences(rng, shape, axis, training, activation):
-    case = Case(rng, shape, axis)
-
-    def forward(x, gamma, beta, residual):
-        fused = {"axis": axis, "activation": activation, "residual": residual}
-        if training:
-            return fn.batch_norm_train(x, gamma, beta, **fused)[0]
-        return fn.batch_norm_infer(x, case.mean, case.var, gamma, beta, **fused)
-
-    inputs = (case.x, case.gamma, case.beta, case.residual)
-    want = numerical_gradients(forward, case.dy, *inputs)
-    y = forward(*inputs)
-    # A central difference is no derivative across the kink.
-    assert activation is None or np.min(np.abs(reference.narrow(y[y != 0]))) > 1e-4
-    options = {"axis": axis, "y": y if activation else None}
-    if training:
-        stats = fn.batch_norm_train(case.x, axis=axis)[1]
-        got = fn.batch_norm_backward(case.dy, case.x, stats, case.gamma, **options)
-    else:
-        given = (case.x, case.mean, case.var, case.gamma)
-        got = fn.batch_norm_infer_backward(case.dy, *given, **options)
-    d_residual = fn.relu_backward(case.dy, y) if activation else case.dy
-    for array, truth in zip((*got, d_residual), want, strict=True):
-        assert np.max(np.abs(array - truth)) < 1e-6 * max(peak(truth), 1)

@@ -121,7 +121,6 @@ def test_eps_zero_is_allowed_in_inference(rng):
         assert_close(array, truth, 10, np.float64)
 
 
-FOUR = np.ones(4)
 WRONG_VECTORS = {
     "backward gamma": lambda v: fn.batch_norm_backward(X, X, STATS, v),
     "infer backward mean": lambda v: fn.batch_norm_infer_backward(X, X, v, ROW),

@@ -8,6 +8,7 @@ import pytest
 from nbbn import functional as F  # noqa: N812
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
 from tests.helpers import reference
+from tests.helpers.layers import assert_near
 from tests.helpers.refusals import refusing
 
 # kernel, stride, padding, dilation, groups, channels, filters.
@@ -37,51 +38,26 @@ def first(array, axis):
     return np.moveaxis(array, -1, 1) if axis == -1 else array
 
 
-def assert_near(got, want, tolerance=1e-12):
-    assert got.shape == want.shape
-    scale = max(float(np.abs(want).max(initial=0)), 1.0)
-    assert float(np.abs(got - want).max(initial=0)) <= tolerance * scale
-
-
 @every_axis
 @every_window
-def test_forward_and_gradients_are_pytorchs(row, axis, rng):
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_forward_and_gradients_are_pytorchs(name, row, axis, rng):
     torch = pytest.importorskip("torch")
     kernel, stride, padding, dilation, groups, channels, filters = row
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    x = rng.normal(size=(3, channels, 9, 11))
-    weight, bias = rng.normal(size=(filters, channels // groups, *kernel)), rng.normal(size=filters)
+    weight = rng.normal(size=(filters, channels // groups, *kernel))
+    x, bias = rng.normal(size=(3, channels, 9, 11)), rng.normal(size=filters)
+    if name == "conv_transpose2d":
+        # The other way round: from filters to channels.
+        options["output_padding"] = tuple(s - 1 for s in stride)
+        x, bias = rng.normal(size=(3, filters, 5, 4)), rng.normal(size=channels)
     leaves = [torch.tensor(array, requires_grad=True) for array in (x, weight, bias)]
-    y = F.conv2d(laid_out(x, axis), weight, bias, axis=axis, **options)
-    expected = torch.nn.functional.conv2d(*leaves, **options)
+    y = getattr(F, name)(laid_out(x, axis), weight, bias, axis=axis, **options)
+    expected = getattr(torch.nn.functional, name)(*leaves, **options)
     assert_near(first(y, axis), expected.detach().numpy())
     dy = rng.normal(size=expected.shape)
     expected.backward(torch.tensor(dy))
-    dx, *rest = F.conv2d_backward(
-        laid_out(dy, axis), laid_out(x, axis), weight, axis=axis, **options
-    )
-    for got, leaf in zip((first(dx, axis), *rest), leaves, strict=True):
-        assert_near(got, leaf.grad.numpy())
-
-
-@every_axis
-@every_window
-def test_transposed_forward_and_gradients_are_pytorchs(row, axis, rng):
-    torch = pytest.importorskip("torch")
-    kernel, stride, padding, dilation, groups, filters, channels = row
-    options = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
-        "output_padding": tuple(s - 1 for s in stride),
-    }  # fmt: skip
-    x = rng.normal(size=(3, channels, 5, 4))
-    weight, bias = rng.normal(size=(channels, filters // groups, *kernel)), rng.normal(size=filters)
-    leaves = [torch.tensor(array, requires_grad=True) for array in (x, weight, bias)]
-    y = F.conv_transpose2d(laid_out(x, axis), weight, bias, axis=axis, **options)
-    expected = torch.nn.functional.conv_transpose2d(*leaves, **options)
-    assert_near(first(y, axis), expected.detach().numpy())
-    dy = rng.normal(size=expected.shape)
-    expected.backward(torch.tensor(dy))
-    dx, *rest = F.conv_transpose2d_backward(
+    dx, *rest = getattr(F, f"{name}_backward")(
         laid_out(dy, axis), laid_out(x, axis), weight, axis=axis, **options
     )
     for got, leaf in zip((first(dx, axis), *rest), leaves, strict=True):

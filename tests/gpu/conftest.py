@@ -95,6 +95,17 @@ def schedule(request):
 
 
 @pytest.fixture
+def scratch(kernels_run_somewhere):
+    """Poison the partial sums before each test, and look for tickets that were left after it."""
+    from tests.gpu.storage import poison_scratch
+
+    poison_scratch()
+    yield
+    for _, tickets in _cuda._scratch.values():
+        assert not tickets.any()
+
+
+@pytest.fixture
 def machine_as_it_is(monkeypatch):
     """Blocks and runs as on a device."""
     for setting in AS_IT_IS:

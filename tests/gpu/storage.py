@@ -7,6 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from nbbn.kernels import _cuda
+
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 # Relative L2 error that rounding a result to its storage type may cost, with a margin of two.
 ROUNDING = {"float32": 2e-6, "float64": 5e-15, "float16": 6e-4, "bfloat16": 5e-3}
@@ -36,6 +38,12 @@ def poisoned(shape: Any, dtype: Any) -> np.ndarray:
     array = np.empty(shape, "uint16" if dtype == "bfloat16" else dtype)
     array.reshape(-1).view(np.uint8)[...] = 0xFF
     return array
+
+
+def poison_scratch() -> None:
+    """Fill the partial sums that launches leave for each other with NaN bits."""
+    for partials, _ in _cuda._scratch.values():
+        partials.view(np.uint8)[...] = 0xFF
 
 
 def shifted(array: np.ndarray) -> np.ndarray:

@@ -123,8 +123,6 @@ def loss_there(name, device):
     return functools.partial(function, **options)
 
 
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_steps_with_any_loss_are_replayed(name, rng):
     results = []

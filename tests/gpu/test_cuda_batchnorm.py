@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nbbn.kernels import _cuda, batchnorm_cpu, batchnorm_cuda
+from nbbn.kernels import batchnorm_cuda
 from nbbn.kernels._cuda_lanes import SIMULATED
 from tests.gpu.order import schedule
 from tests.gpu.storage import (
     DTYPES,
     ROUNDING,
     error,
+    poison_scratch,
     poisoned,
     shifted,
     statistics_type,
@@ -29,6 +30,7 @@ if not SIMULATED:
     # Several blocks to a channel also where a block has 256 threads.
     SHAPES += [(600, 72), (530, 37), (40, 3, 128), (6, 2, 1032), (6, 2, 517)]
 NOTHING = np.empty(0, np.float32)
+pytestmark = pytest.mark.usefixtures("scratch")
 ORDERS = ("forward", "reversed", 7, 8, 9)
 OPTIONS = (
     [("float32", option) for option in ("plain", "affine", "misaligned")]
@@ -62,9 +64,9 @@ class Problem:
         C = self.shape[1]
         return poisoned(self.shape, self.dtype), *(poisoned(C, self.wide) for _ in range(3))
 
-    def train(self, launchers=batchnorm_cuda):
+    def train(self):
         out = self.outputs()
-        launchers.train(self.x, self.residual, self.gamma, self.beta, 1e-5, self.relu, *out)
+        batchnorm_cuda.train(self.x, self.residual, self.gamma, self.beta, 1e-5, self.relu, *out)
         return out
 
     def infer(self, mean, var):
@@ -81,20 +83,6 @@ class Problem:
             self.dy, self.x, mask, self.gamma, mean, inv_std, fixed, dx, dgamma, dbeta
         )
         return dx, dgamma, dbeta
-
-
-def poison_scratch():
-    for partials, _ in _cuda._scratch.values():
-        partials.view(np.uint8)[...] = 0xFF
-
-
-@pytest.fixture(autouse=True)
-def scratch():
-    """Poison the partial sums before each test, and look for tickets that were left after it."""
-    poison_scratch()
-    yield
-    for _, tickets in _cuda._scratch.values():
-        assert not tickets.any()
 
 
 def affine(problem):
@@ -262,25 +250,7 @@ def test_constant_channels(shape, value):
 
 @pytest.mark.parametrize("shape", [(600, 8), (40, 300), (3, 2, 2000)], ids=str)
 def test_blocks_as_on_a_device(machine_as_it_is, shape):
-    problem = Problem(shape, "float32", "relu and residual")
-    y, mean, var, inv_std = problem.train()
-    form = {"activation": "relu", "residual": problem.residual}
-    expected, stats = reference.batch_norm_train(problem.x, *affine(problem), **form)
-    assert error(var, stats.var) < 2e-6
-    assert error(y, expected) < 2e-6
-    dx, dgamma, dbeta = problem.backward(y, mean, inv_std, fixed=False)
-    expected = reference.batch_norm_backward(problem.dy, problem.x, problem.gamma, y=y)
-    assert error(dx, expected[0]) < 4e-6
-    assert error(dgamma, expected[1]) < 2e-5
-    assert error(dbeta, expected[2]) < 2e-6
-
-
-@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
-def test_close_to_the_twin(shape):
-    """The CPU's statistics are in float64, the device's in float32."""
-    problem = Problem(shape, "float64")
-    for found, expected in zip(problem.train(), problem.train(batchnorm_cpu), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
+    check_against_the_reference(Problem(shape, "float32", "relu and residual"))
 
 
 @pytest.mark.parametrize("types", [("f4", "f4"), ("f4", "f8"), ("f8", "f4"), ("f8", "f8")])

@@ -31,6 +31,10 @@ from tests.gpu.storage import (
 from tests.helpers import reference
 
 SIZES = [1, 7, 8, 67]
+OF_OUTPUT = ("relu", "sigmoid", "tanh")
+both_arranged = pytest.mark.parametrize(
+    "arrange", [np.copy, shifted], ids=["aligned", "misaligned"]
+)
 ROWS = [(1, 1), (3, 10), (20, 37), (5, 16)]
 
 
@@ -41,35 +45,25 @@ def random(shape, dtype, seed=0, scale=3.0):
 # ------------------------------------------------------------------------------ elementwise
 
 
-@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@both_arranged
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("name", [*OF_OUTPUT, "gelu", "gelu_tanh", "silu", "leaky_relu"])
 def test_activations(name, size, dtype, arrange):
-    x, dy = arrange(random(size, dtype)), arrange(random(size, dtype, 1))
-    y, dx = poisoned(size, dtype), poisoned(size, dtype)
-    getattr(elementwise_cuda, name)(x, y)
-    expected = getattr(reference, name)(values(x))
-    assert error(values(y), expected) < ROUNDING[dtype]
-    getattr(elementwise_cuda, f"{name}_backward")(dy, y, dx)
-    expected = getattr(reference, f"{name}_backward")(values(dy), values(y))
-    assert error(values(dx), expected) < ROUNDING[dtype]
-
-
-@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "leaky_relu"])
-def test_activations_of_the_input(name, size, dtype, arrange):
     x, dy = arrange(random(size, dtype)), arrange(random(size, dtype, 1))
     y, dx = poisoned(size, dtype), poisoned(size, dtype)
     numbers = (0.25,) if name == "leaky_relu" else ()
     getattr(elementwise_cuda, name)(x, *numbers, y)
     assert error(values(y), getattr(reference, name)(values(x), *numbers)) < ROUNDING[dtype]
-    getattr(elementwise_cuda, f"{name}_backward")(dy, x, *numbers, dx)
-    # The CPU's, which has its own tests, in float64.
-    expected = np.empty(size)
-    getattr(elementwise_cpu, f"{name}_backward")(values(dy), values(x), *numbers, expected)
+    operand = y if name in OF_OUTPUT else x
+    getattr(elementwise_cuda, f"{name}_backward")(dy, operand, *numbers, dx)
+    if name == "gelu_tanh":
+        # The CPU's, which has its own tests, in float64.
+        expected = np.empty(size)
+        elementwise_cpu.gelu_tanh_backward(values(dy), values(x), expected)
+    else:
+        truth = getattr(reference, f"{name}_backward")
+        expected = truth(values(dy), values(operand), *numbers)
     assert error(values(dx), expected) < ROUNDING[dtype]
 
 
@@ -83,7 +77,7 @@ def test_activations_of_the_input_at_extremes(name):
     np.testing.assert_allclose(dx, [np.nan, 1, 0, 0.5, 0.5, 1, 0, 0.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("name", OF_OUTPUT)
 def test_activations_of_extremes(name):
     x = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 1e30, -1e30, 1e-40], np.float32)
     y = poisoned(8, "float32")
@@ -103,7 +97,7 @@ def test_no_gradient_where_the_output_is_not_positive(dtype):
     np.testing.assert_array_equal(values(dx), [0, np.nan, 0, 0, 0, np.nan, 0, np.nan])
 
 
-@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@both_arranged
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_masks_select(size, dtype, arrange):
@@ -115,7 +109,7 @@ def test_masks_select(size, dtype, arrange):
     np.testing.assert_array_equal(values(y), np.where(values(mask) > 0, 3 * values(mask), 0))
 
 
-@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@both_arranged
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_16_bit_number(dtype, arrange):
     """Each comes out as it went in, and sums are rounded to nearest even, bit for bit."""
@@ -174,46 +168,34 @@ def unweighted(dtype):
     return np.empty(0, statistics_type(dtype)), NO_LABEL, 0.0
 
 
+# None: neither weights of classes nor labels that are ignored.
+@pytest.mark.parametrize("smoothing", [None, 0.0, 0.3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ROWS, ids=str)
-def test_cross_entropy(shape, dtype, schedule):
+def test_cross_entropy(shape, dtype, smoothing, schedule):
     logits, weights = random(shape, dtype), random(shape[0], dtype, 1)
-    labels = np.random.default_rng(2).integers(0, shape[1], shape[0])
+    generator = np.random.default_rng(2)
+    weight = generator.uniform(0.5, 2, shape[1]).astype(statistics_type(dtype))
+    labels = generator.integers(0, shape[1], shape[0])
+    given, options, tolerance = unweighted(dtype), {}, ROUNDING[dtype]
+    if smoothing is not None:
+        labels[::3] = -7
+        logits[::3] = stored(np.full(shape, np.nan), dtype)[::3]
+        given, tolerance = (weight, -7, smoothing), 2 * tolerance
+        options = {"weight": weight, "ignored": -7, "smoothing": smoothing}
     loss, total = poisoned(shape[0], dtype), poisoned(1, dtype)
-    softmax_cuda.cross_entropy(logits, labels, *unweighted(dtype), loss)
-    expected = reference.cross_entropy(values(logits), labels, reduction="none")
-    assert error(values(loss), expected) < ROUNDING[dtype]
+    softmax_cuda.cross_entropy(logits, labels, *given, loss)
+    expected = reference.cross_entropy(values(logits), labels, reduction="none", **options)
+    assert error(values(loss), expected) < tolerance
     softmax_cuda.scaled_sum(loss, 0.25, total)
     assert error(values(total), [values(loss).sum() / 4]) < ROUNDING[dtype]
     for dloss in (weights, weights[:1]):
         dlogits = poisoned(shape, dtype)
-        softmax_cuda.cross_entropy_backward(logits, labels, *unweighted(dtype), dloss, 0.5, dlogits)
+        softmax_cuda.cross_entropy_backward(logits, labels, *given, dloss, 0.5, dlogits)
         expected = reference.cross_entropy_backward(
-            values(logits), labels, 0.5 * values(dloss), reduction="none"
+            values(logits), labels, 0.5 * values(dloss), reduction="none", **options
         )
-        assert error(values(dlogits), expected) < ROUNDING[dtype]
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", ROWS, ids=str)
-def test_cross_entropy_of_weights_ignored_labels_and_smoothing(shape, dtype, smoothing, schedule):
-    logits, dloss = random(shape, dtype), random(shape[0], dtype, 1)
-    generator = np.random.default_rng(2)
-    weight = generator.uniform(0.5, 2, shape[1]).astype(statistics_type(dtype))
-    labels = generator.integers(0, shape[1], shape[0])
-    labels[::3] = -7
-    logits[::3] = stored(np.full(shape, np.nan), dtype)[::3]
-    options = {"weight": weight, "ignored": -7, "smoothing": smoothing}
-    loss, dlogits = poisoned(shape[0], dtype), poisoned(shape, dtype)
-    softmax_cuda.cross_entropy(logits, labels, weight, -7, smoothing, loss)
-    expected = reference.cross_entropy(values(logits), labels, reduction="none", **options)
-    assert error(values(loss), expected) < 2 * ROUNDING[dtype]
-    softmax_cuda.cross_entropy_backward(logits, labels, weight, -7, smoothing, dloss, 0.5, dlogits)
-    expected = reference.cross_entropy_backward(
-        values(logits), labels, 0.5 * values(dloss), reduction="none", **options
-    )
-    assert error(values(dlogits), expected) < 2 * ROUNDING[dtype]
+        assert error(values(dlogits), expected) < tolerance
 
 
 def test_rows_with_extremes():
@@ -249,7 +231,7 @@ def test_labels_out_of_range(schedule):
 # ------------------------------------------------------------------- optimizers, dropout, data
 
 
-@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@both_arranged
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("momentum", [True, False])
@@ -265,7 +247,7 @@ def test_sgd(size, dtype, momentum, nesterov, arrange):
         np.testing.assert_allclose(found, wanted, rtol=1e-6 if dtype == "float32" else 1e-14)
 
 
-@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@both_arranged
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", SIZES)
 def test_adam(size, dtype, arrange):
@@ -279,7 +261,7 @@ def test_adam(size, dtype, arrange):
         np.testing.assert_allclose(found, wanted, rtol=2e-6 if dtype == "float32" else 1e-13)
 
 
-@pytest.mark.parametrize("arrange", [np.copy, shifted], ids=["aligned", "misaligned"])
+@both_arranged
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [*SIZES, 1000])
 def test_dropout_draws_the_bits_of_the_twin(size, dtype, arrange):

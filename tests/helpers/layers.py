@@ -39,6 +39,13 @@ def assert_all_close(found, expected, tolerance=1e-12):
         assert_close(got, want, tolerance)
 
 
+def assert_near(got, want, tolerance=1e-12):
+    """Compare relative to the largest value, where that is not below 1."""
+    assert got.shape == tuple(want.shape)
+    scale = max(1.0, float(np.max(np.abs(want), initial=0)))
+    assert float(np.max(np.abs(got - want), initial=0)) <= tolerance * scale
+
+
 def assert_states_close(found, expected, tolerance=1e-12):
     """Compare the state of a layer with that of another one."""
     found, expected = found.state_dict(), expected.state_dict()

@@ -36,43 +36,22 @@ def digest() -> str:
         matmul_cpu,
         optim_cpu,
     )
+    from tests.helpers.functions import FUNCTIONS, batch_norm, weighted
 
     _jit.PARALLEL_MIN = 0
     rng = np.random.default_rng(5)
     results = []
-    # Rows; planes by channels that fit the cache; planes of one channel, in parts.
-    for shape in ((300, 24), (3, 24, 40), (2, 1, 900)):
-        x, dy, residual = rng.normal(size=(3, *shape)).astype(np.float32)
-        gamma, beta = rng.normal(size=(2, shape[1])).astype(np.float32)
-        y, stats = F.batch_norm_train(x, gamma, beta, activation="relu", residual=residual)
-        results += [y, stats.mean, stats.var, *F.batch_norm_backward(dy, x, stats, gamma, y=y)]
-        results.append(F.batch_norm_infer(x, stats.mean, stats.var, gamma))
-        results += F.batch_norm_infer_backward(dy, x, stats.mean, stats.var, gamma)
-        weights = rng.uniform(size=shape[0])
-        y, stats = F.weighted_batch_norm_train(x, weights, gamma)
-        results += [y, *F.weighted_batch_norm_backward(dy, x, weights, stats, gamma)]
-    images, kernel = rng.normal(size=(9, 4, 8, 8)), rng.normal(size=(4, 2, 3, 3))
-    y = F.conv2d(images, kernel, np.ones(4), groups=2)
-    results += [y, *F.conv2d_backward(y, images, kernel, groups=2)]
-    x, dy = rng.normal(size=(2, 300, 24)).astype(np.float32)
+    # Of each kind the last; rows, planes that fit the cache, and those of one channel, in parts.
+    kinds = {f.name.split(" (")[0]: f for f in FUNCTIONS}
+    more = [batch_norm(shape, 1) for shape in ((300, 24), (3, 24, 40), (2, 1, 900))]
+    for f in (*kinds.values(), *more, weighted((300, 24))):
+        results += f.everything(*f.operands(rng))
+    images = rng.normal(size=(6, 9, 8, 7)).astype(np.float32)
     for axis in (1, -1):
-        images = rng.normal(size=(6, 9, 8, 7)).astype(np.float32)
-        y, index = F.max_pool2d(images, 3, stride=2, axis=axis)
-        results += [y, index, F.max_pool2d_backward(y, index, images.shape, 3, stride=2, axis=axis)]
+        _, index = F.max_pool2d(images, 3, stride=2, axis=axis)
         results.append(max_pool2d_at(images, index, 3, stride=2, axis=axis))
-        y, mean = F.avg_pool2d(images, 2, axis=axis), F.global_avg_pool2d(images, axis=axis)
-        results += [y, F.avg_pool2d_backward(y, images.shape, 2, axis=axis), mean]
-        results.append(F.global_avg_pool2d_backward(mean, images.shape, axis=axis))
+    x = rng.normal(size=(300, 24)).astype(np.float32)
     labels = rng.integers(0, 24, 300)
-    for name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax"):
-        y = getattr(F, name)(x)
-        results += [y, getattr(F, f"{name}_backward")(dy, y)]
-    for name in ("gelu", "silu", "leaky_relu"):
-        results += [getattr(F, name)(x), getattr(F, f"{name}_backward")(dy, x)]
-    results.append(F.gelu(x, approximate="tanh"))
-    results.append(F.gelu_backward(dy, x, approximate="tanh"))
-    results.append(F.cross_entropy(x, labels, reduction="none"))
-    results.append(F.cross_entropy_backward(x, labels))
     wide = np.resize(x, (300, 300))
     # With so many rows the other matrix is turned first.
     for rows in (300, 1024):
@@ -288,7 +267,11 @@ def start_pool() -> None:
 
 
 def in_child(name, function) -> None:
-    """Run `function` in a forked child, and say what it returned or how the child ended."""
+    """Say what `function` returned in a forked child, or how the child ended."""
+    say(name, forked(function))
+
+
+def forked(function) -> str:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -301,18 +284,12 @@ def in_child(name, function) -> None:
     with os.fdopen(reader) as file:
         result = file.read()
     status = os.waitpid(pid, 0)[1]
-    say(name, result if status == 0 else f"ended with status {status}")
+    return result if status == 0 else f"ended with status {status}"
 
 
 def grandchild() -> str:
     """Return what a child of this child found."""
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        signal.alarm(PATIENCE)
-        os.write(writer, digest().encode())
-        os._exit(0)
-    os.wait()
-    return os.read(reader, 100).decode()
+    return forked(digest)
 
 
 def pool_of(method: str) -> None:

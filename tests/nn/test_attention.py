@@ -16,6 +16,7 @@ from nbbn import (
     TransformerEncoderLayer,
 )
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
+from tests.helpers.layers import assert_near
 from tests.helpers.refusals import refusing
 from tests.helpers.training_pair import Pair, adam, under
 
@@ -23,12 +24,6 @@ N, T, S, E, HEADS = 3, 5, 4, 8, 2
 LENGTHS = np.array([4, 1, 3])
 TOLERANCES = [(np.float64, 1e-12), (np.float32, 1e-5)]
 every_type = pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-
-
-def assert_close(got, want, tolerance: float) -> None:
-    assert got.shape == tuple(want.shape)
-    scale = max(1.0, float(np.max(np.abs(want), initial=0)))
-    assert float(np.max(np.abs(got - want), initial=0)) <= tolerance * scale
 
 
 def copied(torch, own, other):
@@ -46,7 +41,7 @@ def compare_gradients(own, other, tolerance: float) -> None:
     ours = dict(zip(own.state_dict(), own.parameters(), strict=False))
     assert len(ours) == len(theirs)
     for name, parameter in theirs.items():
-        assert_close(ours[name].grad, parameter.grad.numpy(), tolerance)
+        assert_near(ours[name].grad, parameter.grad.numpy(), tolerance)
 
 
 @every_type
@@ -83,10 +78,10 @@ def test_attention_matches_torch(how, bias, causal, dtype, tolerance, rng):
         *given, attn_mask=blocked, key_padding_mask=padding, average_attn_weights=False
     )
     want.backward(torch.tensor(upstream))
-    assert_close(y.data, want.detach().numpy(), tolerance)
-    assert_close(weights.data, shares.detach().numpy(), tolerance)
+    assert_near(y.data, want.detach().numpy(), tolerance)
+    assert_near(weights.data, shares.detach().numpy(), tolerance)
     for p, leaf in zip(tensors, leaves, strict=True):
-        assert_close(p.grad, leaf.grad.numpy(), tolerance)
+        assert_near(p.grad, leaf.grad.numpy(), tolerance)
     compare_gradients(own, other, tolerance)
 
 
@@ -108,8 +103,8 @@ def test_encoder_layers_match_torch(norm_first, lengths, dtype, tolerance, rng):
     padding = None if lengths is None else torch.as_tensor(np.arange(T) >= lengths[:, None])
     want = other(leaf, src_key_padding_mask=padding)
     want.backward(torch.tensor(upstream))
-    assert_close(y.data, want.detach().numpy(), tolerance)
-    assert_close(x.grad, leaf.grad.numpy(), tolerance)
+    assert_near(y.data, want.detach().numpy(), tolerance)
+    assert_near(x.grad, leaf.grad.numpy(), tolerance)
     compare_gradients(own, other, tolerance)
 
 

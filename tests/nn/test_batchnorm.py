@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -267,16 +264,6 @@ def test_eps_may_be_zero_in_evaluation_only(rng):
     assert_close(nbbn.functional.batch_norm_infer(x, mean, var, eps=0.0), want.numpy())
     with pytest.raises(ValueError, match="eps"):
         nbbn.functional.batch_norm_train(x, eps=0.0)
-
-
-def test_the_code_in_the_documentation_runs():
-    text = (Path(__file__).parents[2] / "docs" / "normalization.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 8
-    namespace = {}
-    for block in blocks:
-        exec(block, namespace)
-    assert namespace["slope"].shape == (320, 3)
 
 
 def test_without_other_ranks_sync_changes_nothing():

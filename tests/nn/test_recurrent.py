@@ -8,6 +8,7 @@ import pytest
 import nbbn
 from nbbn import GRU, LSTM, RNN, Parameter, Tape
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
+from tests.helpers.layers import assert_near
 from tests.helpers.refusals import refusing
 
 N, T, F, H = 5, 6, 3, 4
@@ -28,12 +29,6 @@ def torch_layer(torch, kind: str, own: nbbn.Module, options):
     other = other.double()
     other.load_state_dict({k: torch.from_numpy(v) for k, v in own.state_dict().items()})
     return other
-
-
-def assert_close(got, want, tolerance: float = 1e-12) -> None:
-    assert got.shape == tuple(want.shape)
-    scale = max(1.0, float(np.max(np.abs(want), initial=0)))
-    assert float(np.max(np.abs(got - want), initial=0)) <= tolerance * scale
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
@@ -70,12 +65,12 @@ def test_layers_match_torch(kind, num_layers, bias, bidirectional, start, length
     wanted = [want, *(last if states == 2 else (last,))]
     sum((p * torch.tensor(w)).sum() for p, w in zip(wanted, weights, strict=True)).backward()
     for part, expected in zip(several, wanted, strict=True):
-        assert_close(part.data, expected.detach().numpy())
+        assert_near(part.data, expected.detach().numpy())
     for p, leaf in zip((x, *initial) if start else (x,), leaves, strict=False):
-        assert_close(p.grad, leaf.grad.numpy())
+        assert_near(p.grad, leaf.grad.numpy())
     gradients = dict(zip(own.state_dict(), own.parameters(), strict=True))
     for name, parameter in other.named_parameters():
-        assert_close(gradients[name].grad, parameter.grad.numpy())
+        assert_near(gradients[name].grad, parameter.grad.numpy())
 
 
 @pytest.mark.parametrize("kind", KINDS)

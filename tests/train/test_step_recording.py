@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import nbbn
 from nbbn import Tape, Tensor, losses, ops, optim
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
 from nbbn.train.loop import record_step
-from tests.helpers import training_pair
 from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam, adam_mlp, batches, under
 
@@ -166,106 +164,6 @@ def test_many_batch_shapes(rng):
     sizes = list(range(2, 14))
     for _ in range(3):
         pair.train(batches(rng, sizes))
-
-
-# ------------------------------------------------------------------------------ falling back
-
-
-class Doubled(nbbn.Op):
-    """Computes with NumPy directly, and says so by not being recordable."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, dy):
-        return 2 * dy
-
-
-class WithOp(nbbn.Module):
-    def forward(self, x):
-        return nbbn.apply(Doubled, x)
-
-
-class Centred(nbbn.Module):
-    """Does NumPy on the batch where no recorder looks."""
-
-    def forward(self, x):
-        return x - x.data.mean(axis=0)
-
-
-class Scaled(nbbn.Module):
-    """Puts a number that depends on the batch into the graph."""
-
-    def forward(self, x):
-        return x * float(np.abs(x.data).max())
-
-
-class Counting(nbbn.Module):
-    """Keeps a count in an attribute and computes with it."""
-
-    def __init__(self):
-        self.count = 0
-
-    def forward(self, x):
-        self.count += 1
-        return x * (1 / self.count)
-
-
-class Noisy(nbbn.Module):
-    """Adds noise drawn outside the recorded operations."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(4)
-
-    def forward(self, x):
-        return x + self.rng.normal(size=x.shape).astype(np.float32)
-
-
-class Alternating(nbbn.Module):
-    """Takes another path on every other call."""
-
-    def __init__(self):
-        self.calls = []
-
-    def forward(self, x):
-        self.calls.append(None)
-        return x * 2 if len(self.calls) % 2 else x
-
-
-def before_dense(layer, *optimizer):
-    return under(lambda: [layer(), nbbn.Dense(FEATURES, CLASSES, rng=1)], *optimizer)
-
-
-@pytest.mark.parametrize("layer", [WithOp, Centred, Scaled, Counting, Noisy, Alternating])
-def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(layer, rng):
-    pair = Pair(before_dense(layer, adam))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert pair.train(batches(rng, [16, 16, 16, 5, 16, 5])) == 0
-    assert [w.category for w in caught] == [RuntimeWarning]
-    assert "runs eagerly" in str(caught[0].message)
-    # Where the step was called: in Pair.train.
-    assert caught[0].filename == training_pair.__file__
-    assert pair.step.refusal in str(caught[0].message)
-
-
-def test_the_reason_names_the_operation(rng):
-    model, optimizer = before_dense(WithOp)()
-    step = record_step(model, losses.cross_entropy, optimizer)
-    with pytest.warns(RuntimeWarning, match="Doubled"):
-        step(*batches(rng, [4])[0])
-
-
-@pytest.mark.parametrize("layer", [Centred, Scaled])
-def test_two_equal_batches_prove_nothing(layer, rng):
-    """What is computed from the batch looks constant while the batch is the same."""
-
-    first, second = batches(rng, [16, 16])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        Pair(before_dense(layer)).train([first, first, first, second, second])
 
 
 def test_a_recordable_operation_of_a_user_is_recorded(rng):

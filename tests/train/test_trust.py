@@ -16,6 +16,7 @@ import pytest
 import nbbn
 from nbbn import Convention, Tensor, backend, losses, ops, optim
 from nbbn.train.loop import record_step
+from tests.helpers import training_pair
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches, under
 
 
@@ -33,6 +34,8 @@ def replayed(pair, data) -> tuple[int, list[str]]:
         warnings.simplefilter("always")
         count = pair.train(data)
     assert all(w.category is RuntimeWarning for w in caught)
+    # Where the step was called: in Pair.train.
+    assert all(w.filename == training_pair.__file__ for w in caught)
     return count, [str(w.message) for w in caught]
 
 
@@ -41,7 +44,7 @@ def runs_eagerly(pair, data, *words) -> None:
     count, messages = replayed(pair, data)
     assert count == 0
     assert len(messages) == 1
-    assert all(word in messages[0] for word in words), messages[0]
+    assert all(word in messages[0] for word in (*words, "runs eagerly", pair.step.refusal))
 
 
 # ------------------------------------------------------------------------- the same batch
@@ -244,6 +247,31 @@ class ByValue(nbbn.Module):
         return x * 2 if x.data.mean() > 0 else x
 
 
+class Centred(nbbn.Module):
+    """Does NumPy on the batch where no recorder looks."""
+
+    def forward(self, x):
+        return x - x.data.mean(axis=0)
+
+
+class Scaled(nbbn.Module):
+    """Puts a number that depends on the batch into the graph."""
+
+    def forward(self, x):
+        return x * float(np.abs(x.data).max())
+
+
+class Alternating(nbbn.Module):
+    """Takes another path on every other call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(None)
+        return x * 2 if len(self.calls) % 2 else x
+
+
 class Half(nbbn.ReLU):
     """Not what it inherits from."""
 
@@ -292,6 +320,34 @@ class WithDoubled(nbbn.Module):
         return nbbn.apply(Doubled, x)
 
 
+class Plain(nbbn.Op):
+    """Computes by NumPy, and says so by not being recordable."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        return 2 * dy
+
+
+class WithPlain(nbbn.Module):
+    def forward(self, x):
+        return nbbn.apply(Plain, x)
+
+
+class Counting(nbbn.Module):
+    """Keeps a count in an attribute and computes with it."""
+
+    def __init__(self):
+        self.count = 0
+
+    def forward(self, x):
+        self.count += 1
+        return x * (1 / self.count)
+
+
 class Scheduled(nbbn.Module):
     """Switches an attribute of its own in every step."""
 
@@ -305,7 +361,7 @@ class Scheduled(nbbn.Module):
 
 LAYERS = [
     TutorialNorm, Growing, Printing, Noise, Constant, ByValue, Half, OwnDropout, OwnFollow,
-    WithDoubled, Scheduled,
+    WithDoubled, WithPlain, Scheduled, Counting, Centred, Scaled, Alternating,
 ]  # fmt: skip
 
 
@@ -313,9 +369,9 @@ LAYERS = [
 @pytest.mark.parametrize("same", [False, True])
 def test_a_layer_that_does_more_than_launch_is_not_left_out(layer, same, rng, capsys):
     """Not even where the same batch comes in every step."""
-    data = batches(rng, [16] * 6)
+    data = batches(rng, [16, 16, 16, 5, 16, 5])
     pair = Pair(small(layer))
-    word = "Doubled" if layer is WithDoubled else "recordable"
+    word = {WithDoubled: "Doubled", WithPlain: "Plain"}.get(layer, "recordable")
     runs_eagerly(pair, data[:1] * 6 if same else data, word)
     own, other = (vars(model[1]) for model in (pair.model, pair.twin))
     for name in ("rm", "seen", "means", "flag"):
@@ -401,7 +457,7 @@ def sum_of_two(x):
     return ops.stack([x, ops.tanh(x)]).sum(0)
 
 
-class Scaled(nbbn.Module):
+class WithFactor(nbbn.Module):
     factor = 1.0
 
     def __init__(self):
@@ -443,7 +499,7 @@ def test_what_only_composes_replays(make, loss, rng):
 NOTICED = {
     "global number": (small(), smoothed, lambda *_: smoothed.__globals__.update(FACTOR=2.0)),
     "deleted attribute": (
-        small(Scaled), losses.cross_entropy, lambda model, _: delattr(model[1], "factor"),
+        small(WithFactor), losses.cross_entropy, lambda model, _: delattr(model[1], "factor"),
     ),
     "data of a parameter of no optimizer": (
         frozen_first, losses.cross_entropy,
@@ -742,15 +798,6 @@ def test_fit_replays_a_loss_that_only_composes(rng, monkeypatch):
 
 
 # ------------------------------------------------------------------------- all of it at once
-
-
-class Counting(nbbn.Module):
-    def __init__(self):
-        self.count = 0
-
-    def forward(self, x):
-        self.count += 1
-        return x * (1 / self.count)
 
 
 class Gate(nbbn.Module):
