@@ -463,6 +463,19 @@ REFUSED = {
                                               shape=("N", 2, 5, 5)),
     "it acts on a transposed value": graph([("Transpose", ["x"], ["a"], {"perm": [0, 2, 1]}),
                                             ("Softmax", ["a"], ["y"], {})], shape=("N", 4, 2)),
+    "MaxPool.*it acts on a transposed value": graph(
+        [("Transpose", ["x"], ["a"], {"perm": [0, 2, 1, 3]}),
+         ("MaxPool", ["a"], ["y"], {"kernel_shape": [2, 2]})], shape=("N", 2, 5, 5)
+    ),
+    "Conv.*it acts on a transposed value": graph(
+        [("Transpose", ["x"], ["a"], {"perm": [0, 2, 1, 3]}), ("Conv", ["a", "w"], ["y"], {})],
+        [("w", np.ones((4, 5, 2, 2)))], shape=("N", 2, 5, 5)
+    ),
+    "a value with the time first": graph([("Transpose", ["x"], ["a"], {"perm": [1, 0, 2]}),
+                                          ("BatchNormalization", ["a", *NORM], ["y"], {})],
+                                         STATS, shape=("N", 4, 4)),
+    r"only inference \(is_test\)": graph([("BatchNormalization", ["x", *NORM], ["y"], {})], STATS,
+                                         opset=6),
     "only the last axis": graph([("Softmax", ["x"], ["y"], {})], opset=11, shape=("N", 4, 2)),
     "only Flatten from axis 1": graph([("Flatten", ["x"], ["y"], {"axis": 0})]),
     "the graph must have one input and one output": graph([("Relu", ["x"], ["y"], {})], inputs=2),
