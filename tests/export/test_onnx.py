@@ -334,13 +334,13 @@ def test_a_wrong_export_is_not_written(tmp_path, monkeypatch):
 # --------------------------------------------------------------------- models of other makers
 
 
-def graph(nodes, constants=(), *, shape=("N", 4), opset=15, **options):
+def graph(nodes, constants=(), *, shape=("N", 4), opset=15, inputs=1, **options):
     """Make a model from x to y out of (op, inputs, outputs, attributes)."""
     return helper.make_model(
         helper.make_graph(
             [helper.make_node(op, ins, outs, **more) for op, ins, outs, more in nodes],
             "test",
-            [helper.make_tensor_value_info("x", FLOAT, shape)],
+            [helper.make_tensor_value_info(name, FLOAT, shape) for name in ("x", "z")[:inputs]],
             [helper.make_tensor_value_info("y", FLOAT, [f"d{i}" for i in range(len(shape))])],
             [numpy_helper.from_array(np.asarray(a, np.float32), n) for n, a in constants],
         ),
@@ -463,8 +463,41 @@ REFUSED = {
                                               shape=("N", 2, 5, 5)),
     "it acts on a transposed value": graph([("Transpose", ["x"], ["a"], {"perm": [0, 2, 1]}),
                                             ("Softmax", ["a"], ["y"], {})], shape=("N", 4, 2)),
+    "MaxPool.*it acts on a transposed value": graph(
+        [("Transpose", ["x"], ["a"], {"perm": [0, 2, 1, 3]}),
+         ("MaxPool", ["a"], ["y"], {"kernel_shape": [2, 2]})], shape=("N", 2, 5, 5)
+    ),
+    "Conv.*it acts on a transposed value": graph(
+        [("Transpose", ["x"], ["a"], {"perm": [0, 2, 1, 3]}), ("Conv", ["a", "w"], ["y"], {})],
+        [("w", np.ones((4, 5, 2, 2)))], shape=("N", 2, 5, 5)
+    ),
+    "a value with the time first": graph([("Transpose", ["x"], ["a"], {"perm": [1, 0, 2]}),
+                                          ("BatchNormalization", ["a", *NORM], ["y"], {})],
+                                         STATS, shape=("N", 4, 4)),
+    r"only inference \(is_test\)": graph([("BatchNormalization", ["x", *NORM], ["y"], {})], STATS,
+                                         opset=6),
     "only the last axis": graph([("Softmax", ["x"], ["y"], {})], opset=11, shape=("N", 4, 2)),
     "only Flatten from axis 1": graph([("Flatten", ["x"], ["y"], {"axis": 0})]),
+    "the graph must have one input and one output": graph([("Relu", ["x"], ["y"], {})], inputs=2),
+    "the last operator does not give 'y'": graph([("Relu", ["x"], ["y"], {}),
+                                                  ("Tanh", ["y"], ["a"], {})]),
+    "holds int64": graph(
+        [("Constant", [], ["w"], {"value": numpy_helper.from_array(W.astype(np.int64))}),
+         ("MatMul", ["x", "w"], ["y"], {})]
+    ),
+    "it multiplies the value from the left": graph([("MatMul", ["w", "x"], ["y"], {})],
+                                                   [("w", W)], shape=(4, 4)),
+    r"only \(N, in\) times \(in, out\)": graph([("MatMul", ["x", "w"], ["y"], {})],
+                                             [("w", W)], shape=("N", 2, 4)),
+    "known shape of each example": graph([("Shape", ["x"], ["s"], {}),
+                                          ("Reshape", ["x", "s"], ["y"], {})]),
+    "it drops in inference too": graph(
+        [("Constant", [], ["t"], {"value": numpy_helper.from_array(np.array(True))}),
+         ("Dropout", ["x", "", "t"], ["y"], {})]
+    ),
+    "it reverses the axes": graph([("Transpose", ["x"], ["y"], {})]),
+    "only tensors are known": graph([("Constant", [], ["a"], {"value_float": 1.0}),
+                                     ("Relu", ["x"], ["y"], {})]),
 }  # fmt: skip
 
 
