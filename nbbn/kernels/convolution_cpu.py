@@ -83,8 +83,11 @@ def _add(patches, at, count, dx, start, stride):
 
 
 @device_function
-def _unroll_first(x, start, channels, geometry, r0, r1, patches):
-    """Write the patches (channels * kh * kw, pixels) of x from `start` on, for rows r0..r1."""
+def _patches_first(x, start, channels, geometry, r0, r1, patches, back):
+    """Write the patches (channels * kh * kw, pixels) of x from `start` on, for rows r0..r1.
+
+    Or, with `back`, add them to x, where they come from; they are spoilt.
+    """
     _, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
     P = (r1 - r0) * OW
     for k in range(channels * kh * kw):
@@ -93,83 +96,58 @@ def _unroll_first(x, start, channels, geometry, r0, r1, patches):
         top, left = r0 * sh + i * dh - ph, j * dw - pw
         q0, q1 = _inside(left, sw, W, OW)
         s0, s1 = _inside(top, sh, H, r1 - r0)
-        _zero(patches, at, at + s0 * OW)
-        _zero(patches, at + s1 * OW, at + P)
+        if not back:
+            _zero(patches, at, at + s0 * OW)
+            _zero(patches, at + s1 * OW, at + P)
         if sh == sw == 1 and OW == W and s0 < s1:
             # The rows lie one behind the other in both, but for what the padding hides.
             first = max(s0 * W, -left - top * W)
             last = min(s1 * W, H * W - left - top * W)
-            _copy(x, plane + top * W + left + first, 1, patches, at + first, last - first)
-            _hide(patches, at, s0, s1, q0, q1, OW)
+            pixel = plane + top * W + left + first
+            if back:
+                _hide(patches, at, s0, s1, q0, q1, OW)
+                _add(patches, at + first, last - first, x, pixel, 1)
+            else:
+                _copy(x, pixel, 1, patches, at + first, last - first)
+                _hide(patches, at, s0, s1, q0, q1, OW)
             continue
         for s in range(s0, s1):
-            row, h = at + s * OW, top + s * sh
-            _zero(patches, row, row + q0)
-            _copy(x, plane + h * W + left + q0 * sw, sw, patches, row + q0, q1 - q0)
-            _zero(patches, row + q1, row + OW)
+            row, pixel = at + s * OW, plane + (top + s * sh) * W + left + q0 * sw
+            if back:
+                _add(patches, row + q0, q1 - q0, x, pixel, sw)
+            else:
+                _zero(patches, row, row + q0)
+                _copy(x, pixel, sw, patches, row + q0, q1 - q0)
+                _zero(patches, row + q1, row + OW)
 
 
 @device_function
-def _roll_first(patches, start, channels, geometry, r0, r1, dx):
-    """Add patches, as `_unroll_first` writes them, to where they come from; they are spoilt."""
-    _, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
-    P = (r1 - r0) * OW
-    for k in range(channels * kh * kw):
-        c, i, j = k // (kh * kw), k // kw % kh, k % kw
-        at, plane = k * P, start + c * H * W
-        top, left = r0 * sh + i * dh - ph, j * dw - pw
-        q0, q1 = _inside(left, sw, W, OW)
-        s0, s1 = _inside(top, sh, H, r1 - r0)
-        if sh == sw == 1 and OW == W and s0 < s1:
-            _hide(patches, at, s0, s1, q0, q1, OW)
-            first = max(s0 * W, -left - top * W)
-            last = min(s1 * W, H * W - left - top * W)
-            _add(patches, at + first, last - first, dx, plane + top * W + left + first, 1)
-            continue
-        for s in range(s0, s1):
-            row, h = at + s * OW, top + s * sh
-            _add(patches, row + q0, q1 - q0, dx, plane + h * W + left + q0 * sw, sw)
+def _patches_last(x, start, geometry, r0, r1, patches, back):
+    """Write the patches (pixels, kh * kw * C) of the image of x at `start`, for rows r0..r1.
 
-
-@device_function
-def _unroll_last(x, start, geometry, r0, r1, patches):
-    """Write the patches (pixels, kh * kw * C) of the image of x at `start`, for rows r0..r1."""
+    Or, with `back`, add them to x, where they come from.
+    """
     C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
     for p in range((r1 - r0) * OW):
         top, left = (r0 + p // OW) * sh - ph, p % OW * sw - pw
         j0, j1 = _inside(left, dw, W, kw)
+        # Pixels side by side lie one behind the other in both.
+        run = max(j1 - j0, 1) if dw == 1 else 1
         for i in range(kh):
             at, h = (p * kh + i) * kw * C, top + i * dh
             if h < 0 or h >= H:
-                _zero(patches, at, at + kw * C)
+                if not back:
+                    _zero(patches, at, at + kw * C)
                 continue
-            _zero(patches, at, at + j0 * C)
-            pixel = start + (h * W + left) * C
-            if dw == 1:
-                _copy(x, pixel + j0 * C, 1, patches, at + j0 * C, (j1 - j0) * C)
-            else:
-                for j in range(j0, j1):
-                    _copy(x, pixel + j * dw * C, 1, patches, at + j * C, C)
-            _zero(patches, at + j1 * C, at + kw * C)
-
-
-@device_function
-def _roll_last(patches, start, geometry, r0, r1, dx):
-    """Add patches, as `_unroll_last` writes them, to where they come from."""
-    C, H, W, _, kh, kw, _, OW, sh, sw, ph, pw, dh, dw, _, _ = geometry
-    for p in range((r1 - r0) * OW):
-        top, left = (r0 + p // OW) * sh - ph, p % OW * sw - pw
-        j0, j1 = _inside(left, dw, W, kw)
-        for i in range(kh):
-            at, h = (p * kh + i) * kw * C, top + i * dh
-            if h < 0 or h >= H:
-                continue
-            pixel = start + (h * W + left) * C
-            if dw == 1:
-                _add(patches, at + j0 * C, (j1 - j0) * C, dx, pixel + j0 * C, 1)
-            else:
-                for j in range(j0, j1):
-                    _add(patches, at + j * C, C, dx, pixel + j * dw * C, 1)
+            if not back:
+                _zero(patches, at, at + j0 * C)
+                _zero(patches, at + j1 * C, at + kw * C)
+            for j in range(j0, j1, run):
+                pixel = start + (h * W + left + j * dw) * C
+                if back:
+                    _add(patches, at + j * C, run * C, x, pixel, 1)
+                else:
+                    _copy(x, pixel, 1, patches, at + j * C, run * C)
 
 
 # ---------------------------------------------------------------- products
@@ -281,7 +259,7 @@ def _forward_blocks(gemm, one, x, w, bias, relu, geometry, rows, first, end, pat
         if last:
             source, at, ld, to = x, (n * H + r0) * W * C, C, (n * OH + r0) * OW * F
             if not plain:
-                _unroll_last(x, n * H * W * C, geometry, r0, r1, patches)
+                _patches_last(x, n * H * W * C, geometry, r0, r1, patches, False)
                 source, at, ld = patches, 0, K
             if bias.size > 0:
                 _fill(y, to, P, bias, F, 1)
@@ -293,7 +271,7 @@ def _forward_blocks(gemm, one, x, w, bias, relu, geometry, rows, first, end, pat
             start = (n * C + f // own * (C // G)) * H * W
             source, at, ld = x, start + r0 * W, H * W
             if not plain:
-                _unroll_first(x, start, C // G, geometry, r0, r1, patches)
+                _patches_first(x, start, C // G, geometry, r0, r1, patches, False)
                 source, at, ld = patches, 0, P
             to = (n * F + f) * OH * OW + r0 * OW
             if bias.size > 0 or own == 1:
@@ -330,7 +308,7 @@ def _input_units(gemm, one, dy, w, bias, geometry, rows, parts, first, end, patc
                 _times(gemm, one, dy, from_, False, F, w, 0, False, K, beta,
                        P, K, F, target, at, ld)  # fmt: skip
                 if not plain:
-                    _roll_last(patches, start, geometry, r0, r1, dx)
+                    _patches_last(dx, start, geometry, r0, r1, patches, True)
                 continue
             from_ = (n * F + g * own) * OH * OW + r0 * OW
             target, at, ld = (dx, start + r0 * W, H * W) if plain else (patches, 0, P)
@@ -340,7 +318,7 @@ def _input_units(gemm, one, dy, w, bias, geometry, rows, parts, first, end, patc
                 _times(gemm, one, w, g * own * K + k0, True, K, dy, from_, False, OH * OW, beta,
                        Kp, P, own, target, at, ld)  # fmt: skip
             if not plain:
-                _roll_first(patches, start, c1 - c0, geometry, r0, r1, dx)
+                _patches_first(dx, start, c1 - c0, geometry, r0, r1, patches, True)
 
 
 @device_function
@@ -356,7 +334,7 @@ def _weight_images(gemm, one, dy, x, geometry, rows, first, end, patches, sums, 
             if last:
                 source, at, ld, from_ = x, (n * H + r0) * W * C, C, (n * OH + r0) * OW * F
                 if not plain:
-                    _unroll_last(x, n * H * W * C, geometry, r0, r1, patches)
+                    _patches_last(x, n * H * W * C, geometry, r0, r1, patches, False)
                     source, at, ld = patches, 0, K
                 _times(gemm, one, dy, from_, True, F, source, at, False, ld, beta,
                        F, K, P, sums, total, K)  # fmt: skip
@@ -366,7 +344,7 @@ def _weight_images(gemm, one, dy, x, geometry, rows, first, end, patches, sums, 
                 start = (n * C + f // own * (C // G)) * H * W
                 source, at, ld = x, start + r0 * W, H * W
                 if not plain:
-                    _unroll_first(x, start, C // G, geometry, r0, r1, patches)
+                    _patches_first(x, start, C // G, geometry, r0, r1, patches, False)
                     source, at, ld = patches, 0, P
                 from_ = (n * F + f) * OH * OW + r0 * OW
                 if own == 1:

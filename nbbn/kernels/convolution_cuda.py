@@ -9,7 +9,7 @@ in float32, in float64 for float64 arrays; nothing is added up by atomics.
 from numba import cuda
 
 from . import _cuda
-from ._cuda import Kernel, accumulator, device_function
+from ._cuda import Elementwise, Kernel, accumulator, device_function
 from ._cuda_lanes import lanes, load, positive_part, spread, store
 from ._cuda_reduction import over_row
 
@@ -43,64 +43,54 @@ def _place(i, C, H, W, last):
 # ---------------------------------------------------------------- kernels
 
 
-@Kernel
-def _forward(acc):
+@Elementwise
+def _forward(at, one, operands):
     """y = x * w + bias, or max(y, 0), a thread for each element of y."""
-
-    def kernel(x, w, bias, relu, geometry, y):
-        C, H, W, F, kh, kw, OH, OW, sh, sw, ph, pw, dh, dw, G, last = geometry
-        at = cuda.grid(1)
-        if at < y.size:
-            own, filters, one = C // G, F // G, lanes(acc(1), 1)
-            n, f, r, q = _place(at, F, OH, OW, last)
-            image, channel, row, column = _steps(C, H, W, last)
-            of_filter, of_channel, of_pixel = _weight_steps(own, kh, kw, last)
-            total = load(bias, f, one) if bias.size > 0 else spread(0, one)
-            source = n * image + f // filters * own * channel
-            for i in range(kh):
-                h = r * sh - ph + i * dh
-                for j in range(kw):
-                    v = q * sw - pw + j * dw
-                    if 0 <= h and h < H and 0 <= v and v < W:
-                        pixel = source + h * row + v * column
-                        weight = f * of_filter + (i * kw + j) * of_pixel
-                        for c in range(own):
-                            value = load(x, pixel + c * channel, one)
-                            total = total + value * load(w, weight + c * of_channel, one)
-            store(y, at, positive_part(total) if relu else total)
-
-    return kernel
+    x, w, bias, relu, geometry, y = operands
+    C, H, W, F, kh, kw, OH, OW, sh, sw, ph, pw, dh, dw, G, last = geometry
+    own, filters = C // G, F // G
+    n, f, r, q = _place(at, F, OH, OW, last)
+    image, channel, row, column = _steps(C, H, W, last)
+    of_filter, of_channel, of_pixel = _weight_steps(own, kh, kw, last)
+    total = load(bias, f, one) if bias.size > 0 else spread(0, one)
+    source = n * image + f // filters * own * channel
+    for i in range(kh):
+        h = r * sh - ph + i * dh
+        for j in range(kw):
+            v = q * sw - pw + j * dw
+            if 0 <= h and h < H and 0 <= v and v < W:
+                pixel = source + h * row + v * column
+                weight = f * of_filter + (i * kw + j) * of_pixel
+                for c in range(own):
+                    value = load(x, pixel + c * channel, one)
+                    total = total + value * load(w, weight + c * of_channel, one)
+    store(y, at, positive_part(total) if relu else total)
 
 
-@Kernel
-def _image_gradient(acc):
+@Elementwise
+def _image_gradient(at, one, operands):
     """dx = the gradient of x, plus bias, a thread for each element of dx."""
-
-    def kernel(dy, w, bias, geometry, dx):
-        C, H, W, F, kh, kw, OH, OW, sh, sw, ph, pw, dh, dw, G, last = geometry
-        at = cuda.grid(1)
-        if at < dx.size:
-            own, filters, one = C // G, F // G, lanes(acc(1), 1)
-            n, c, h, v = _place(at, C, H, W, last)
-            image, channel, row, column = _steps(F, OH, OW, last)
-            of_filter, of_channel, of_pixel = _weight_steps(own, kh, kw, last)
-            total = load(bias, c, one) if bias.size > 0 else spread(0, one)
-            first = c // own * filters
-            for i in range(kh):
-                below = h + ph - i * dh
-                for j in range(kw):
-                    right = v + pw - j * dw
-                    r, q = below // sh, right // sw
-                    met = below >= 0 and right >= 0 and r * sh == below and q * sw == right
-                    if met and r < OH and q < OW:
-                        pixel = n * image + first * channel + r * row + q * column
-                        weight = first * of_filter + c % own * of_channel + (i * kw + j) * of_pixel
-                        for f in range(filters):
-                            value = load(dy, pixel + f * channel, one)
-                            total = total + value * load(w, weight + f * of_filter, one)
-            store(dx, at, total)
-
-    return kernel
+    dy, w, bias, geometry, dx = operands
+    C, H, W, F, kh, kw, OH, OW, sh, sw, ph, pw, dh, dw, G, last = geometry
+    own, filters = C // G, F // G
+    n, c, h, v = _place(at, C, H, W, last)
+    image, channel, row, column = _steps(F, OH, OW, last)
+    of_filter, of_channel, of_pixel = _weight_steps(own, kh, kw, last)
+    total = load(bias, c, one) if bias.size > 0 else spread(0, one)
+    first = c // own * filters
+    for i in range(kh):
+        below = h + ph - i * dh
+        for j in range(kw):
+            right = v + pw - j * dw
+            r, q = below // sh, right // sw
+            met = below >= 0 and right >= 0 and r * sh == below and q * sw == right
+            if met and r < OH and q < OW:
+                pixel = n * image + first * channel + r * row + q * column
+                weight = first * of_filter + c % own * of_channel + (i * kw + j) * of_pixel
+                for f in range(filters):
+                    value = load(dy, pixel + f * channel, one)
+                    total = total + value * load(w, weight + f * of_filter, one)
+    store(dx, at, total)
 
 
 @Kernel
@@ -157,15 +147,12 @@ def _bias_gradient(acc):
 
 def forward(x, w, bias, relu, geometry, y):
     """Convolve: y = x * w + bias, then max(y, 0) if `relu`; bias (F,) or empty."""
-    blocks = -(-y.size // _cuda.THREADS)
-    grid = (blocks,), (_cuda.THREADS, 1)
-    _forward[accumulator(x.dtype)](*grid, x, w, bias, int(relu), geometry, y)
+    _forward(x, w, bias, int(relu), geometry, y, aligned=(y,), length=1)
 
 
 def input_gradient(dy, w, bias, geometry, dx):
     """Gradient of x, plus bias (C,) if it is not empty: a transposed convolution of dy."""
-    blocks = -(-dx.size // _cuda.THREADS)
-    _image_gradient[accumulator(dy.dtype)]((blocks,), (_cuda.THREADS, 1), dy, w, bias, geometry, dx)
+    _image_gradient(dy, w, bias, geometry, dx, aligned=(dx,), length=1)
 
 
 def weight_gradient(dy, x, geometry, dw):

@@ -9,7 +9,7 @@ along one after the other. With d = k + a * sum and the exponent b, y = x * d^-b
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, bounds, workers
+from ._jit import Kernel, Pointwise, bounds, workers
 
 # Sums of so many elements stay in a core's own cache while a window is added up.
 BLOCK = 4096
@@ -18,28 +18,26 @@ BLOCK = 4096
 
 
 @Kernel
-def _window_sums(x, squared, before, after, blocks, threads, y):
+def _window_sums(x, squared, before, after, blocks, y):
     """y = sum of x, or of x^2, from `before` places before each to `after` behind; x, y (O, L, I).
 
     `blocks` to an outer index; before, after < L.
     """
     O, L, inner = x.shape  # noqa: E741
     run = L * inner
-    for t in prange(threads):
-        first, last = bounds(t, threads, O * blocks)
-        for u in range(first, last):
-            source, target = x[u // blocks].reshape(run), y[u // blocks].reshape(run)
-            start, stop = bounds(u % blocks, blocks, run)
-            for i in range(start, stop):
-                target[i] = source[i] * source[i] if squared else source[i]
-            for place in range(-before, after + 1):
-                if place != 0:
-                    step = place * inner
-                    low, high = max(start, -step), min(stop, run - step)
-                    if low < high:
-                        out, values = target[low:high], source[low + step : high + step]
-                        for i in range(out.size):
-                            out[i] += values[i] * values[i] if squared else values[i]
+    for u in prange(O * blocks):
+        source, target = x[u // blocks].reshape(run), y[u // blocks].reshape(run)
+        start, stop = bounds(u % blocks, blocks, run)
+        for i in range(start, stop):
+            target[i] = source[i] * source[i] if squared else source[i]
+        for place in range(-before, after + 1):
+            if place != 0:
+                step = place * inner
+                low, high = max(start, -step), min(stop, run - step)
+                if low < high:
+                    out, values = target[low:high], source[low + step : high + step]
+                    for i in range(out.size):
+                        out[i] += values[i] * values[i] if squared else values[i]
 
 
 @Kernel
@@ -84,14 +82,10 @@ def _combine(dy, p, x, windows, factor, threads, dx):
             target[i] = gradient[i] * power[i] - number(factor) * source[i] * total[i]
 
 
-@Kernel
-def _multiply(x, p, threads, y):
-    """y = x * p, all (size,)."""
-    for t in prange(threads):
-        first, last = bounds(t, threads, x.size)
-        source, power, target = x[first:last], p[first:last], y[first:last]
-        for i in range(source.size):
-            target[i] = source[i] * power[i]
+@Pointwise
+def multiply(x, p):
+    """x * p."""
+    return x * p
 
 
 # ---------------------------------------------------------------- launchers
@@ -99,22 +93,16 @@ def _multiply(x, p, threads, y):
 
 def window_sums(x, squared, before, after, y):
     """Sum x, or its squares, over windows along the middle axis; windows end at the array's."""
-    threads, (_, length, inner) = workers(x.size), x.shape
+    _, length, inner = x.shape
     reach = min(before, length - 1), min(after, length - 1)
     blocks = max(1, length * inner // BLOCK)
-    _window_sums(threads, x, squared, *reach, blocks, threads, y)
+    _window_sums(workers(x.size), x, squared, *reach, blocks, y)
 
 
 def powers(sums, k, a, exponent, p):
     """(k + a * sums)^-exponent."""
     threads = workers(sums.size)
     _powers(threads, sums, k, a, exponent, threads, p)
-
-
-def multiply(x, p, y):
-    """x * p."""
-    threads = workers(x.size)
-    _multiply(threads, x, p, threads, y)
 
 
 def ratio(dy, x, sums, p, k, a, result):

@@ -110,65 +110,61 @@ def _max_windows(x, image, top, sizes, window, best, at):
 
 
 @Kernel
-def _max_pool(x, sizes, window, threads, y, index):
+def _max_pool(x, sizes, window, y, index):
     """y = max of x over windows, index its tap; x (A H, W B), y, index (A OH, OW B)."""
     B, H, W, OH, OW = sizes
     KH, KW, SH, SW, PH, PW, DH, DW = window
     tap_of = index.dtype.type
     step = SW if B == 1 else 1
     whole = B == 1 and (KH, KW, SH, SW, PH, PW, DH, DW) == (2, 2, 2, 2, 0, 0, 1, 1)
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.shape[0])
-        for row in range(first, last):
-            best, at = y[row], index[row]
-            image, top = row // OH * H, row % OH * SH - PH
-            if whole and 2 * OH <= H and 2 * OW <= W:
-                _max_2x2(x[image + top], x[image + top + 1], best, at)
-                continue
-            if B == 1 and OW < FEW_WINDOWS:
-                _max_windows(x, image, top, sizes, window, best, at)
-                continue
-            best[:] = -np.inf
-            # The first tap inside the image wins among values of -Inf.
-            upper = max(0, (DH - 1 - top) // DH)
-            for kw in range(KW - 1, -1, -1):
-                a, b = _span(kw * DW - PW, SW, W, OW)
-                at[a * B : b * B] = tap_of(upper * KW + kw)
-            for kh in range(upper, KH):
-                if top + kh * DH >= H:
-                    break
-                source = x[image + top + kh * DH]
-                for kw in range(KW):
-                    tap, offset = tap_of(kh * KW + kw), kw * DW - PW
-                    a, b = _span(offset, SW, W, OW)
-                    run = _run(a, b, B, SW)
-                    for j in range(a, b, run):
-                        span, place = slice(j * B, (j + run) * B), (offset + j * SW) * B
-                        _max_along(source[place:], step, tap, best[span], at[span])
+    for row in prange(y.shape[0]):
+        best, at = y[row], index[row]
+        image, top = row // OH * H, row % OH * SH - PH
+        if whole and 2 * OH <= H and 2 * OW <= W:
+            _max_2x2(x[image + top], x[image + top + 1], best, at)
+            continue
+        if B == 1 and OW < FEW_WINDOWS:
+            _max_windows(x, image, top, sizes, window, best, at)
+            continue
+        best[:] = -np.inf
+        # The first tap inside the image wins among values of -Inf.
+        upper = max(0, (DH - 1 - top) // DH)
+        for kw in range(KW - 1, -1, -1):
+            a, b = _span(kw * DW - PW, SW, W, OW)
+            at[a * B : b * B] = tap_of(upper * KW + kw)
+        for kh in range(upper, KH):
+            if top + kh * DH >= H:
+                break
+            source = x[image + top + kh * DH]
+            for kw in range(KW):
+                tap, offset = tap_of(kh * KW + kw), kw * DW - PW
+                a, b = _span(offset, SW, W, OW)
+                run = _run(a, b, B, SW)
+                for j in range(a, b, run):
+                    span, place = slice(j * B, (j + run) * B), (offset + j * SW) * B
+                    _max_along(source[place:], step, tap, best[span], at[span])
 
 
 @Kernel
-def _max_pool_backward_planes(dy, index, sizes, window, places, threads, dx):
+def _max_pool_backward_planes(dy, index, sizes, window, places, dx):
     """As `_max_pool_backward` for B = 1, a plane at a time; places (KH KW,) is what taps add."""
     _, H, W, OH, OW = sizes
     KH, KW, SH, SW, PH, PW, DH, DW = window
     for tap in range(KH * KW):
         places[tap] = (tap // KW * DH - PH) * W + tap % KW * DW - PW
     planes = dx.reshape(-1, H * W)
-    for t in prange(threads):
-        first, last = bounds(t, threads, planes.shape[0])
-        for a in range(first, last):
-            target = planes[a]
-            target[:] = 0
-            for oh in range(OH):
-                source, at = dy[a * OH + oh], index[a * OH + oh]
-                for ow in range(OW):
-                    tap = np.int64(at[ow])
-                    if 0 <= tap < KH * KW:
-                        place = places[tap] + oh * SH * W + ow * SW
-                        # No index of the forward is elsewhere; one of somebody's own may be.
-                        if 0 <= place < target.size:
-                            target[place] += source[ow]
+    for a in prange(planes.shape[0]):
+        target = planes[a]
+        target[:] = 0
+        for oh in range(OH):
+            source, at = dy[a * OH + oh], index[a * OH + oh]
+            for ow in range(OW):
+                tap = np.int64(at[ow])
+                if 0 <= tap < KH * KW:
+                    place = places[tap] + oh * SH * W + ow * SW
+                    # No index of the forward is elsewhere; one of somebody's own may be.
+                    if 0 <= place < target.size:
+                        target[place] += source[ow]
 
 
 @device_function
@@ -180,43 +176,39 @@ def _add_chosen(source, at, tap, target):
 
 
 @Kernel
-def _max_pool_backward(dy, index, sizes, window, threads, dx):
+def _max_pool_backward(dy, index, sizes, window, dx):
     """dx = sum of dy over the windows whose maximum x is; dy, index (A OH, OW B), dx (A H, W B)."""
     B, H, W, OH, OW = sizes
     KH, KW, SH, SW, PH, PW, DH, DW = window
-    for t in prange(threads):
-        first, last = bounds(t, threads, dx.shape[0])
-        for row in range(first, last):
-            target, image = dx[row], row // H * OH
-            target[:] = 0
-            for kh in range(KH):
-                oh = _reached(row % H, kh * DH - PH, SH, OH)
-                if oh < 0:
-                    continue
-                source, at = dy[image + oh], index[image + oh]
-                for kw in range(KW):
-                    tap, offset = index.dtype.type(kh * KW + kw), kw * DW - PW
-                    a, b = _span(offset, SW, W, OW)
-                    run = _run(a, b, B, SW)
-                    for j in range(a, b, run):
-                        span, place = slice(j * B, (j + run) * B), (offset + j * SW) * B
-                        _add_chosen(source[span], at[span], tap, target[place:])
+    for row in prange(dx.shape[0]):
+        target, image = dx[row], row // H * OH
+        target[:] = 0
+        for kh in range(KH):
+            oh = _reached(row % H, kh * DH - PH, SH, OH)
+            if oh < 0:
+                continue
+            source, at = dy[image + oh], index[image + oh]
+            for kw in range(KW):
+                tap, offset = index.dtype.type(kh * KW + kw), kw * DW - PW
+                a, b = _span(offset, SW, W, OW)
+                run = _run(a, b, B, SW)
+                for j in range(a, b, run):
+                    span, place = slice(j * B, (j + run) * B), (offset + j * SW) * B
+                    _add_chosen(source[span], at[span], tap, target[place:])
 
 
 @Kernel
-def _max_pool_take(x, index, sizes, window, threads, y):
+def _max_pool_take(x, index, sizes, window, y):
     """y = x at the tap `index` of each window, 0 outside; x (A H, W B), index, y (A OH, OW B)."""
     B, H, W, OH, _ = sizes
     _, KW, SH, SW, PH, PW, DH, DW = window
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.shape[0])
-        for row in range(first, last):
-            image, top = row // OH * H, row % OH * SH - PH
-            for i in range(y.shape[1]):
-                tap = np.int64(index[row, i])
-                h, w = top + tap // KW * DH, i // B * SW + tap % KW * DW - PW
-                inside = 0 <= h < H and 0 <= w < W
-                y[row, i] = x[image + h, w * B + i % B] if inside else 0
+    for row in prange(y.shape[0]):
+        image, top = row // OH * H, row % OH * SH - PH
+        for i in range(y.shape[1]):
+            tap = np.int64(index[row, i])
+            h, w = top + tap // KW * DH, i // B * SW + tap % KW * DW - PW
+            inside = 0 <= h < H and 0 <= w < W
+            y[row, i] = x[image + h, w * B + i % B] if inside else 0
 
 
 @device_function
@@ -241,71 +233,65 @@ def _add_to(source, step, target):
             target[j * step] += source[j]
 
 
+@device_function
+def _add_taps(pixels, outputs, sizes, window, back):
+    """Add what the taps of one row of a window see in a row of pixels (W B) to outputs (OW B).
+
+    Or, with `back`, add outputs to pixels.
+    """
+    B, _, W, _, OW = sizes
+    _, KW, _, SW, _, PW, _, DW = window
+    if B == 1 and OW < FEW_WINDOWS:
+        for ow in range(OW):
+            for kw in range(KW):
+                w = ow * SW - PW + kw * DW
+                if 0 <= w < W:
+                    if back:
+                        pixels[w] += outputs[ow]
+                    else:
+                        outputs[ow] += pixels[w]
+        return
+    step = SW if B == 1 else 1
+    for kw in range(KW):
+        offset = kw * DW - PW
+        a, b = _span(offset, SW, W, OW)
+        run = _run(a, b, B, SW)
+        for j in range(a, b, run):
+            part, those = outputs[j * B : (j + run) * B], pixels[(offset + j * SW) * B :]
+            if back:
+                _add_to(part, step, those)
+            else:
+                _add_from(those, step, part)
+
+
 @Kernel
-def _window_sums(x, sizes, window, threads, y):
+def _window_sums(x, sizes, window, y):
     """y = sum of x over windows; x (A H, W B), y (A OH, OW B)."""
-    B, H, W, OH, OW = sizes
-    KH, KW, SH, SW, PH, PW, DH, DW = window
-    step = SW if B == 1 else 1
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.shape[0])
-        for row in range(first, last):
-            target, image, top = y[row], row // OH * H, row % OH * SH - PH
-            target[:] = 0
-            for kh in range(KH):
-                if not 0 <= top + kh * DH < H:
-                    continue
-                source = x[image + top + kh * DH]
-                if B == 1 and OW < FEW_WINDOWS:
-                    for ow in range(OW):
-                        for kw in range(KW):
-                            w = ow * SW - PW + kw * DW
-                            if 0 <= w < W:
-                                target[ow] += source[w]
-                    continue
-                for kw in range(KW):
-                    offset = kw * DW - PW
-                    a, b = _span(offset, SW, W, OW)
-                    run = _run(a, b, B, SW)
-                    for j in range(a, b, run):
-                        span, place = slice(j * B, (j + run) * B), (offset + j * SW) * B
-                        _add_from(source[place:], step, target[span])
+    _, H, _, OH, _ = sizes
+    KH, _, SH, _, PH, _, DH, _ = window
+    for row in prange(y.shape[0]):
+        image, top = row // OH * H, row % OH * SH - PH
+        y[row] = 0
+        for kh in range(KH):
+            if 0 <= top + kh * DH < H:
+                _add_taps(x[image + top + kh * DH], y[row], sizes, window, False)
 
 
 @Kernel
-def _spread(dy, sizes, window, threads, dx):
+def _spread(dy, sizes, window, dx):
     """dx = sum of dy over the windows that x is in; dy (A OH, OW B), dx (A H, W B)."""
-    B, H, W, OH, OW = sizes
-    KH, KW, SH, SW, PH, PW, DH, DW = window
-    step = SW if B == 1 else 1
-    for t in prange(threads):
-        first, last = bounds(t, threads, dx.shape[0])
-        for row in range(first, last):
-            target, image = dx[row], row // H * OH
-            target[:] = 0
-            for kh in range(KH):
-                oh = _reached(row % H, kh * DH - PH, SH, OH)
-                if oh < 0:
-                    continue
-                source = dy[image + oh]
-                if B == 1 and OW < FEW_WINDOWS:
-                    for ow in range(OW):
-                        for kw in range(KW):
-                            w = ow * SW - PW + kw * DW
-                            if 0 <= w < W:
-                                target[w] += source[ow]
-                    continue
-                for kw in range(KW):
-                    offset = kw * DW - PW
-                    a, b = _span(offset, SW, W, OW)
-                    run = _run(a, b, B, SW)
-                    for j in range(a, b, run):
-                        span, place = slice(j * B, (j + run) * B), (offset + j * SW) * B
-                        _add_to(source[span], step, target[place:])
+    _, H, _, OH, _ = sizes
+    KH, _, SH, _, PH, _, DH, _ = window
+    for row in prange(dx.shape[0]):
+        dx[row] = 0
+        for kh in range(KH):
+            oh = _reached(row % H, kh * DH - PH, SH, OH)
+            if oh >= 0:
+                _add_taps(dx[row], dy[row // H * OH + oh], sizes, window, True)
 
 
 @Kernel
-def _over_counts(x, sizes, window, counted, threads, y):
+def _over_counts(x, sizes, window, counted, y):
     """y = x / how many pixels of each window count; x, y (A OH, OW B).
 
     `counted` are the first row and column whose pixels count, and the last ones + 1.
@@ -315,19 +301,17 @@ def _over_counts(x, sizes, window, counted, threads, y):
     top, left, bottom, right = counted
     number = x.dtype.type
     whole = left <= -PW and (OW - 1) * SW - PW + (KW - 1) * DW < right
-    for t in prange(threads):
-        first, last = bounds(t, threads, y.shape[0])
-        for row in range(first, last):
-            source, target = x[row], y[row]
-            rows = _inside(row % OH * SH - PH, DH, KH, top, bottom)
-            if whole:
-                for i in range(target.size):
-                    target[i] = source[i] / number(rows * KW)
-                continue
-            for j in range(OW):
-                count = number(rows * _inside(j * SW - PW, DW, KW, left, right))
-                for i in range(j * B, (j + 1) * B):
-                    target[i] = source[i] / count
+    for row in prange(y.shape[0]):
+        source, target = x[row], y[row]
+        rows = _inside(row % OH * SH - PH, DH, KH, top, bottom)
+        if whole:
+            for i in range(target.size):
+                target[i] = source[i] / number(rows * KW)
+            continue
+        for j in range(OW):
+            count = number(rows * _inside(j * SW - PW, DW, KW, left, right))
+            for i in range(j * B, (j + 1) * B):
+                target[i] = source[i] / count
 
 
 @Kernel
@@ -351,19 +335,17 @@ def _global_avg_pool(x, wide, threads, y):
 
 
 @Kernel
-def _global_avg_pool_backward(dy, threads, dx):
+def _global_avg_pool_backward(dy, dx):
     """dx = dy / S; dy (A, B), dx (A, S, B)."""
     A, S, B = dx.shape
-    for t in prange(threads):
-        first, last = bounds(t, threads, A)
-        for a in range(first, last):
-            if B == 1:
-                dx[a] = dy[a, 0] / dx.dtype.type(S)
-            else:
-                for s in range(S):
-                    source, target = dy[a], dx[a, s]
-                    for j in range(B):
-                        target[j] = source[j] / dx.dtype.type(S)
+    for a in prange(A):
+        if B == 1:
+            dx[a] = dy[a, 0] / dx.dtype.type(S)
+        else:
+            for s in range(S):
+                source, target = dy[a], dx[a, s]
+                for j in range(B):
+                    target[j] = source[j] / dx.dtype.type(S)
 
 
 # ---------------------------------------------------------------- launchers
@@ -381,9 +363,8 @@ def _sizes(x, y):
 
 def max_pool(x, window, y, index):
     """Maximum of each window and which of its taps has it."""
-    threads = workers(x.size)
     rows, *outputs = _rows(x, y, index)
-    _max_pool(threads, rows, _sizes(x, y), window, threads, *outputs)
+    _max_pool(workers(x.size), rows, _sizes(x, y), window, *outputs)
 
 
 def max_pool_backward(dy, index, window, dx):
@@ -392,32 +373,31 @@ def max_pool_backward(dy, index, window, dx):
     sizes, (gradient, taps, target) = _sizes(dx, dy), _rows(dy, index, dx)
     if dx.shape[3] == 1:
         places = scratch(window[0] * window[1], 0, dx.dtype)[0].view(np.int64)
-        _max_pool_backward_planes(threads, gradient, taps, sizes, window, places, threads, target)
+        _max_pool_backward_planes(threads, gradient, taps, sizes, window, places, target)
     else:
-        _max_pool_backward(threads, gradient, taps, sizes, window, threads, target)
+        _max_pool_backward(threads, gradient, taps, sizes, window, target)
 
 
 def max_pool_take(x, index, window, y):
     """Pick what an index of maxima names."""
-    threads = workers(x.size)
     images, taps, target = _rows(x, index, y)
-    _max_pool_take(threads, images, taps, _sizes(x, y), window, threads, target)
+    _max_pool_take(workers(x.size), images, taps, _sizes(x, y), window, target)
 
 
 def avg_pool(x, window, counted, y):
     """Mean of each window, over the pixels that are counted."""
     threads = workers(x.size)
     sizes, (images, total) = _sizes(x, y), _rows(x, y)
-    _window_sums(threads, images, sizes, window, threads, total)
-    _over_counts(threads, total, sizes, window, counted, threads, total)
+    _window_sums(threads, images, sizes, window, total)
+    _over_counts(threads, total, sizes, window, counted, total)
 
 
 def avg_pool_backward(dy, window, counted, share, dx):
     """Spread each window's gradient evenly; share, of dy's shape, is for what a pixel gets."""
     threads = workers(dx.size)
     sizes, (gradient, part, target) = _sizes(dx, dy), _rows(dy, share, dx)
-    _over_counts(threads, gradient, sizes, window, counted, threads, part)
-    _spread(threads, part, sizes, window, threads, target)
+    _over_counts(threads, gradient, sizes, window, counted, part)
+    _spread(threads, part, sizes, window, target)
 
 
 def global_avg_pool(x, y):
@@ -429,5 +409,4 @@ def global_avg_pool(x, y):
 
 def global_avg_pool_backward(dy, dx):
     """Spread the gradient of each mean: dy (A, B), dx (A, S, B)."""
-    threads = workers(dx.size)
-    _global_avg_pool_backward(threads, dy, threads, dx)
+    _global_avg_pool_backward(workers(dx.size), dy, dx)
