@@ -284,8 +284,7 @@ def _held(data: Any) -> np.ndarray:
             f"a Tensor holds float32 or float64, got {data.dtype}: convert it with "
             ".astype(numpy.float32); labels and indices stay plain arrays"
         )
-    held: np.ndarray = data
-    return held
+    return data  # type: ignore[no-any-return]
 
 
 def _from_lists(data: Any) -> np.ndarray:

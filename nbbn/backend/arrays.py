@@ -127,10 +127,9 @@ def available(name: str) -> str | None:
     if name != "cuda":
         return f"there is no device {name!r}: use 'cpu' or 'cuda'"
     try:
-        reason: str | None = device_module().missing()
+        return device_module().missing()  # type: ignore[no-any-return]
     except DeviceError as error:
         return str(error)
-    return reason
 
 
 def require(name: str) -> str:
@@ -157,10 +156,10 @@ def describe_devices() -> list[str]:
 
 def to(array: Any, name: str) -> np.ndarray:
     """Return `array` on device `name`: itself, or a copy."""
-    copy: np.ndarray = array
-    if device_of(array) != require(name):
-        copy = device_module().to_host(array) if name == "cpu" else device_module().to_device(array)
-    return copy
+    if device_of(array) == require(name):
+        return array  # type: ignore[no-any-return]
+    copy = device_module().to_host if name == "cpu" else device_module().to_device
+    return copy(array)  # type: ignore[no-any-return]
 
 
 def host(array: Any) -> np.ndarray:
@@ -244,9 +243,7 @@ def run(launcher: Callable[..., Any], *args: Any) -> None:
 
 def checked(kernel: Any, dtype: Any) -> Callable[..., bool] | None:
     """Return what runs a kernel that checks its operands; None while recording: no note is made."""
-    found: Callable[..., bool] | None
-    found = None if _local.recorder is not None else kernel.compiled(dtype)
-    return found
+    return None if _local.recorder is not None else kernel.compiled(dtype)
 
 
 def run_ahead(function: Callable[..., Any], *args: Any) -> None:
@@ -327,14 +324,11 @@ def empty(
 
     `lasting` memory belongs to its array for the whole of a recorded step.
     """
-    array: np.ndarray
     if _local.recorder is not None:
-        array = _local.recorder.empty(shape, dtype, name, lasting)
-    elif name == "cpu":
-        array = pool.empty(shape, dtype)
-    else:
-        array = device_module().empty(shape, dtype)
-    return array
+        return _local.recorder.empty(shape, dtype, name, lasting)  # type: ignore[no-any-return]
+    if name == "cpu":
+        return pool.empty(shape, dtype)
+    return device_module().empty(shape, dtype)  # type: ignore[no-any-return]
 
 
 def device_adder(exchange: Callable[[Any], list[Any]], rank: int) -> Callable[[Any], None] | None:
@@ -403,8 +397,7 @@ def _contiguous_on_device(array: Any, dtype: Any) -> np.ndarray:
 
 def address(array: Any) -> int:
     """Address of the first element, wherever it is."""
-    found: int = (memory(array) or HostMemory).address(array)
-    return found
+    return int((memory(array) or HostMemory).address(array))
 
 
 def dense(array: Any) -> Any:

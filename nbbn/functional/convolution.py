@@ -318,8 +318,7 @@ class Convolution:
         return height, width
 
     def _channels(self, array: Any) -> int:
-        channels: int = array.shape[-1 if self.last else 1]
-        return channels
+        return int(array.shape[-1 if self.last else 1])
 
     def _image(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[1:3] if self.last else shape[2:]
@@ -435,8 +434,7 @@ class Convolution:
             launch(target if weight or stored is place.storage else target.view(place.storage))
         if target is not view:
             backend.run(np.copyto, view, target, "unsafe")
-        result: np.ndarray = out
-        return result
+        return out  # type: ignore[no-any-return]
 
 
 def padding_numbers(

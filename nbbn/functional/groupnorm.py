@@ -172,7 +172,7 @@ def group_norm(
 ) -> tuple[np.ndarray, GroupStats]:
     """Normalize groups of consecutive channels of each example, as PyTorch's group normalization.
 
-    Otherwise as `layer_norm`.
+    Otherwise as `layer_norm`; the statistics are of shape (N, groups).
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def group_norm(
         Divides the number of channels C. As in PyTorch, a batch of one example with a single value
         a group is a ShapeError.
     axis : int, default 1
-        The channel axis. The statistics are of shape (N, groups).
+        The channel axis.
     """
     plan = _Groups(x, groups, axis)
     if plan.layout.shape[0] * plan.count == 1:
@@ -230,12 +230,14 @@ def instance_norm(
     eps: float = 1e-5,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, GroupStats]:
-    """Normalize each channel of each example over all positions. Otherwise as `group_norm`.
+    """Normalize each channel of each example over all positions.
+
+    Otherwise as `group_norm`; the statistics are of shape (N, C).
 
     Parameters
     ----------
     x : ndarray of float, 3 dimensions or more
-        As in PyTorch, a single position is a ShapeError. The statistics are of shape (N, C).
+        As in PyTorch, a single position is a ShapeError.
     """
     plan = _Groups(x, None, axis)
     if plan.count == 1:

@@ -67,8 +67,7 @@ class Embedding(Module):
         find = backend.kernels("softmax", device).first_bad_label
         backend.run(find, index.reshape(-1), V, checks.NO_LABEL, bad)
         backend.verify(bad, _bad_token, tokens, V)
-        y: Tensor = self.weight[index]
-        return y
+        return self.weight[index]
 
     def __call__(self, x: Any) -> Tensor:
         """Apply `forward` to an array of integers, or a Tensor."""
