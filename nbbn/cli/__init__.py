@@ -86,7 +86,8 @@ def _run(argv: Sequence[str] | None, signals: StopOnSignal) -> int:
     module, name = _COMMANDS[arguments.command]
     try:
         command = getattr(importlib.import_module(f".{module}", __name__), name)
-        status = int(command(arguments, signals))
+        arguments.signals = signals
+        status = int(command(arguments) or 0)
         sys.stdout.flush()
         return status
     except BrokenPipeError:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ..data.own import NAMED
 from ..errors import ArgumentError, CheckpointError
 from ..train import plots
-from ..train.callbacks import StopOnSignal
 from ..train.inference import Classifier
 from ..train.logs import read_log
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Draw what there is to draw, and print the names of the files."""
     runs = {_name(path): read_log(path) for path in arguments.runs}
     if len(runs) < len(arguments.runs):
@@ -36,7 +35,6 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         end = f"-{_name(path)}.png" if len(runs) > 1 else ".png"
         for kind, figure in _of_one(path, runs[_name(path)], arguments.data_dir):
             _save(figure, folder / (kind + end))
-    return 0
 
 
 def _name(path: Path) -> str:

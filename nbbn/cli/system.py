@@ -8,10 +8,9 @@ import time
 
 from .. import __version__
 from ..errors import DataError
-from ..train.callbacks import StopOnSignal
 
 
-def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def info(arguments: argparse.Namespace) -> None:
     """Print what will be used."""
     import platform
 
@@ -62,10 +61,9 @@ def info(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     ]
     for label, value in rows:
         print(f"{label:13} {value}")
-    return 0
 
 
-def warmup(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def warmup(arguments: argparse.Namespace) -> None:
     """Compile everything ahead of time."""
     from ..functional.warmup import warmup
     from ..kernels._cache import cache_dir
@@ -75,10 +73,9 @@ def warmup(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
     if not arguments.quiet:
         seconds = time.perf_counter() - start
         print(f"{count} kernels compiled in {seconds:.1f} s, cached in {cache_dir()}")
-    return 0
 
 
-def data(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def data(arguments: argparse.Namespace) -> None:
     """Fetch and verify a data set."""
     from ..data import load
 
@@ -88,4 +85,3 @@ def data(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         raise DataError(f"{arguments.dir} could not be filled: name a folder that can be written")
     counts = f"{len(found.train_labels):,} training and {len(found.test_labels):,} test images"
     print(f"{arguments.name} verified: {counts}")
-    return 0

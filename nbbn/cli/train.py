@@ -35,16 +35,16 @@ _NEEDS = {
 }
 
 
-def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Train, and return the exit status."""
     if arguments.distributed is None:
-        return _train(arguments, signals, None)
+        return _train(arguments, None)
     from .. import distributed
 
     try:
         ranks = distributed.start(arguments.distributed)
         with ranks.together():
-            return _train(arguments, signals, ranks)
+            return _train(arguments, ranks)
     except (NbbnError, OSError) as error:
         # All ranks have failed alike: the first one says it.
         world = distributed.world()
@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         return 2 if isinstance(error, NbbnError) else 1
 
 
-def _train(arguments: argparse.Namespace, signals: StopOnSignal, ranks: Ranks | None) -> int:
+def _train(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     start = time.perf_counter()
+    signals: StopOnSignal = arguments.signals
     first = ranks is None or ranks.rank == 0
 
     def say(text: str) -> None:

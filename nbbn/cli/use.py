@@ -16,11 +16,10 @@ from .._validation import write_atomically
 from ..errors import ArgumentError, DataError, NbbnError
 from ..train import loop as train
 from ..train import metrics
-from ..train.callbacks import StopOnSignal
 from ..train.inference import Classifier, read_images
 
 
-def evaluate(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def evaluate(arguments: argparse.Namespace) -> None:
     """Print loss and accuracy on what the model was not trained on."""
     classifier = Classifier.load(arguments.checkpoint)
     found = classifier.held_out(arguments.data, arguments.data_dir)
@@ -34,7 +33,6 @@ def evaluate(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         _print_classes(classifier, batches)
     numbers = {"accuracy": result.accuracy, "loss": result.loss, "examples": result.count}
     print(json.dumps({**numbers, "part": part}))
-    return 0
 
 
 def _print_classes(classifier: Classifier, batches: data.Batches) -> None:
@@ -47,7 +45,7 @@ def _print_classes(classifier: Classifier, batches: data.Batches) -> None:
         print(f"{number:5}  {precision:9.4f}  {recall:.4f}  {f1:.4f}  {support:8,}")
 
 
-def predict(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def predict(arguments: argparse.Namespace) -> None:
     """Print a label for every image."""
     classifier = Classifier.load(arguments.checkpoint)
     for path in arguments.images:
@@ -69,10 +67,9 @@ def predict(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
             else:
                 name = path if single else f"{path}[{number}]"
                 print(f"{name}  {label}  {probability:.1%}")
-    return 0
 
 
-def export(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
+def export(arguments: argparse.Namespace) -> None:
     """Write the weights for other programs."""
     target = arguments.target
     if target.suffix not in (".onnx", ".safetensors", ".npz"):
@@ -86,7 +83,6 @@ def export(arguments: argparse.Namespace, signals: StopOnSignal) -> int:
         raise ArgumentError(str(error)) from None
     features = math.prod(classifier.shape)
     print(f"wrote {target}; its input is x (N, {features}) float32: {_scaling(classifier)}")
-    return 0
 
 
 def _write(classifier: Classifier, target: Path) -> None:

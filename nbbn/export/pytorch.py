@@ -105,11 +105,9 @@ def to_torch(
     ----------
     model : Module
     names : sequence of str, optional
-        The name of the PyTorch module for each layer with parameters of the model in the order of
-        their definition; by default their names here, which in a Sequential are their positions.
+        As for `load_torch`; by default their names here, which in a Sequential are their positions.
     count : int, optional
-        Values per channel of a training batch, see `BatchNormState.to`; matters only for layers of
-        another convention.
+        As for `load_torch`.
 
     Returns
     -------
