@@ -102,37 +102,23 @@ def compare(*arguments):
 
 
 @pytest.mark.slow
-def test_compare_batch_norm(tmp_path):
+@pytest.mark.parametrize(("what", "flags", "peers", "rows"), [
+    ("bn", ("--shapes", "16x8,2x3x3x8 last"), {"NumPy"}, ["| 16x8 |"]),
+    ("norms", ("--norms", "layer 512x768"), set(),
+     ["| layer 512x768 |", "| normalization of groups, forward |"]),
+])  # fmt: skip
+def test_compare(what, flags, peers, rows, tmp_path):
     out = tmp_path / "result.json"
-    done = compare(
-        "--what", "bn", "--quick", "--shapes", "16x8,2x3x3x8 last",
-        "--contenders", "nbbn,nbbn out=,NumPy", "--json", str(out),
-    )  # fmt: skip
+    given = ("--what", what, "--quick", *flags, "--contenders", "nbbn,nbbn out=,NumPy")
+    done = compare(*given, "--json", str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert {case["kind"] for case in result["bn"]} == {"forward", "inference", "backward"}
-    for case in result["bn"]:
+    assert {case["kind"] for case in result[what]} == {"forward", "inference", "backward"}
+    for case in result[what]:
         assert not case["errors"]
-        assert {"nbbn", "nbbn out=", "NumPy", "copyto"} <= case["seconds"].keys()
-    assert "| 16x8 |" in done.stdout
+        assert {"nbbn", "nbbn out=", "copyto", *peers} <= case["seconds"].keys()
+    assert all(row in done.stdout for row in rows)
     assert result["versions"]["nbbn"]
-
-
-@pytest.mark.slow
-def test_compare_norms(tmp_path):
-    out = tmp_path / "result.json"
-    done = compare(
-        "--what", "norms", "--quick", "--norms", "layer 512x768",
-        "--contenders", "nbbn,nbbn out=,NumPy", "--json", str(out),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
-    assert {case["kind"] for case in result["norms"]} == {"forward", "inference", "backward"}
-    for case in result["norms"]:
-        assert not case["errors"]
-        assert {"nbbn", "nbbn out=", "copyto"} <= case["seconds"].keys()
-    assert "| layer 512x768 |" in done.stdout
-    assert "| normalization of groups, forward |" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["forward", "inference", "backward"])

@@ -11,6 +11,7 @@ import pytest
 import nbbn
 from nbbn import Parameter, Tape, Tensor, ops
 from nbbn.errors import DTypeError, ShapeError
+from tests.helpers import views
 from tests.helpers.cases import CASES, REFUSED, Case, Refused
 
 FLOATS = [np.float32, np.float64]
@@ -107,26 +108,13 @@ def test_gradients_keep_the_dtype_of_their_leaf_where_types_mix(case, rng):
             assert gradient.dtype == array.dtype
 
 
-def _every_second(array: np.ndarray) -> np.ndarray:
-    spaced = np.full(tuple(2 * n for n in array.shape), np.nan, array.dtype)
-    view = spaced[(..., *(slice(None, None, 2) for _ in array.shape))]
-    view[...] = array
-    return view
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    array = array.copy()
-    array.flags.writeable = False
-    return array
-
-
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "fortran": lambda array: np.array(array, order="F"),
-    "every second": _every_second,
-    "reversed": lambda array: array[..., ::-1].copy()[..., ::-1] if array.ndim else array,
+    "every second": views.sliced,
+    "reversed": views.flipped,
     "broadcast": lambda array: np.broadcast_to(array[:1], array.shape) if array.ndim else array,
-    "read-only": _read_only,
-    "other byte order": lambda array: array.astype(array.dtype.newbyteorder()),
+    "read-only": views.read_only,
+    "other byte order": views.big_endian,
 }
 
 

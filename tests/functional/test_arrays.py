@@ -375,18 +375,15 @@ def test_what_is_no_array_of_floats_is_refused(array, match):
     for call in (
         lambda: F.batch_norm(array, training=True),
         lambda: F.batch_norm_backward(X, array, stats),
+        lambda: F.batch_norm_infer_backward(X, array, stats.mean, stats.var),
     ):
         with pytest.raises(DTypeError, match=match):
             call()
 
 
 def test_a_masked_operand_or_result_is_refused():
-    masked, ones = np.ma.array(X.copy()), np.ma.array(np.ones(3))
+    ones = np.ma.array(np.ones(3))
     for call in (
-        lambda: F.batch_norm_train(X, out=masked),
-        lambda: F.batch_norm_train(X, residual=masked),
-        lambda: F.batch_norm_train(X, ones),
-        lambda: F.batch_norm_infer(X, ones, np.ones(3)),
         lambda: F.update_running_stats(ones, np.ones(3), F.batch_norm_train(X)[1]),
         lambda: F.weighted_batch_norm_train(X, np.ma.array(np.ones(4), mask=[1, 0, 0, 0])),
         lambda: F.cross_entropy(X, np.ma.zeros(4, np.int64)),

