@@ -2,6 +2,9 @@
 
 A value of another type is a DTypeError, one outside of the range an ArgumentError. Numbers of
 NumPy, 0-dimensional arrays included, are numbers; truth values are none.
+
+A recorded step keeps what comes out of here, while a number of NumPy's may be another next time: of
+the batch, or of an array that changes. So such numbers are `noticed`.
 """
 
 from __future__ import annotations
@@ -11,13 +14,37 @@ import math
 import operator
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import ArgumentError, DTypeError
+
+
+class _Local(threading.local):
+    # What is told the name of a number of NumPy's that becomes one of Python's, if anything.
+    notice: Callable[[str], None] | None = None
+
+
+_local = _Local()
+
+
+@contextlib.contextmanager
+def noticed(notice: Callable[[str], None] | None) -> Iterator[None]:
+    """Tell `notice` the names of numbers of NumPy's that this thread checks, for the duration."""
+    before, _local.notice = _local.notice, notice
+    try:
+        yield
+    finally:
+        _local.notice = before
+
+
+def _notice(value: Any, name: str) -> None:
+    if _local.notice is not None and isinstance(value, np.generic | np.ndarray):
+        _local.notice(name)
 
 
 def integer(value: Any, name: str, *, least: int | None = None, most: int | None = None) -> int:
@@ -31,6 +58,7 @@ def integer(value: Any, name: str, *, least: int | None = None, most: int | None
 
 
 def _index(value: Any, name: str) -> int:
+    _notice(value, name)
     if not isinstance(value, bool):
         # Some arrays are integers in this sense, and some only look like it.
         with contextlib.suppress(TypeError):
@@ -45,6 +73,7 @@ def positive(value: Any, name: str) -> int:
 
 def number(value: Any, name: str) -> float:
     """Check that `value` is one real number, finite or not."""
+    _notice(value, name)
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
@@ -85,6 +114,7 @@ def switch(value: Any, name: str) -> bool:
     """Check that `value` is True or False; 1 and 0 will do."""
     if value is True or value is False:
         return bool(value)
+    _notice(value, name)
     if not isinstance(value, int | np.integer | np.bool_) or value not in (0, 1):
         raise DTypeError(f"{name} must be True or False, got {type(value).__name__} {value!r:.40}")
     return bool(value)

@@ -6,15 +6,16 @@ notes each launch with its arguments, and replaying the notes repeats the step o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from .._validation import as_array, instance
+from .._validation import as_array, instance, noticed
 from ..errors import DeviceError
 from . import pool
 from .recorder import HostMemory
@@ -236,9 +237,17 @@ def _cuda_kernels(op: str) -> Any:
 
 def run(launcher: Callable[..., Any], *args: Any) -> None:
     """Call `launcher(*args)`, which writes its results into arrays, and note it while recording."""
-    launcher(*args)
-    if _local.recorder is not None:
-        _local.recorder.note(launcher, args)
+    if _local.recorder is None:
+        launcher(*args)
+    else:
+        _launch_and_note(launcher, args)
+
+
+def _launch_and_note(launcher: Callable[..., Any], args: tuple[Any, ...], when: str = "") -> None:
+    # What a launcher does with numbers, it does in a replay too.
+    with noticed(None):
+        launcher(*args)
+    _local.recorder.note(launcher, args, when)
 
 
 def checked(kernel: Any, dtype: Any) -> Callable[..., bool] | None:
@@ -248,9 +257,10 @@ def checked(kernel: Any, dtype: Any) -> Callable[..., bool] | None:
 
 def run_ahead(function: Callable[..., Any], *args: Any) -> None:
     """As `run`, for work of the host that a replay may do before everything else of the step."""
-    function(*args)
-    if _local.recorder is not None:
-        _local.recorder.note(function, args, "ahead")
+    if _local.recorder is None:
+        function(*args)
+    else:
+        _launch_and_note(function, args, "ahead")
 
 
 def verify(flag: Any, complain: Callable[..., Any], *args: Any) -> None:
@@ -426,16 +436,14 @@ def not_recordable(reason: str) -> None:
         _local.recorder.refuse(reason)
 
 
-class recording:  # noqa: N801 - reads as a statement: `with recording(recorder):`
+@contextlib.contextmanager
+def recording(recorder: Any) -> Iterator[None]:
     """Send launches and allocations of this thread to `recorder` for the duration."""
-
-    def __init__(self, recorder: Any) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> None:
-        if _local.recorder is not None:
-            raise RuntimeError("a recorded step cannot be recorded inside another one")
-        _local.recorder = self._recorder
-
-    def __exit__(self, *exc: object) -> None:
+    if _local.recorder is not None:
+        raise RuntimeError("a recorded step cannot be recorded inside another one")
+    _local.recorder = recorder
+    try:
+        with noticed(recorder.refuse_number):
+            yield
+    finally:
         _local.recorder = None

@@ -216,6 +216,8 @@ class Recorder:
 
     def _repeats(self, value: Any) -> bool:
         """Whether an argument that has no place will be the same in a replay."""
+        if isinstance(value, slice):
+            value = value.start, value.stop, value.step
         if isinstance(value, tuple | list):
             return all(self._repeats(item) for item in value)
         memory = memory_of(value, self.memories)
@@ -228,6 +230,13 @@ class Recorder:
         found = bisect.bisect_right(self._known, start, key=lambda item: item[0])
         # Known arrays may lie inside one another, views of one flat array.
         return any(start < end for _, end, _ in self._known[:found])
+
+    def refuse_number(self, name: str) -> None:
+        """Give up because of a number of NumPy's that becomes one of Python's in the step."""
+        self.refuse(
+            f"{name} is given by NumPy, and a replay would not look at it again: where it never "
+            "changes, make it a number of Python's before the step, by float() or int()"
+        )
 
     def refuse(self, reason: str) -> None:
         """Give up: this step cannot be replayed."""
@@ -360,7 +369,8 @@ class Plan:
             for arguments, index, _ in self._slots:
                 arguments[index] = None
         self._pace.took(time.perf_counter() - start)
-        return self._result
+        # The next replay writes another one there.
+        return self._result.item()
 
     def _prepared(self, ahead: bool) -> list[tuple[Callable[..., Any], Any]]:
         """Launches as this thread makes them: compiled code itself where a launcher has no part."""
@@ -379,7 +389,7 @@ class Plan:
 
     def value(self, result: Any) -> float:
         """Read the result of a replay."""
-        return float(result.reshape(())[()])
+        return float(result)
 
 
 class GraphPlan(Plan):

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import choice, fraction, integer, number, switch
+from .._validation import choice, fraction, integer, noticed, number, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
@@ -346,9 +346,12 @@ def update_running_stats(
         Arrays that do not fit, that share memory or are read-only, a running variance below 0,
         momentum outside [0, 1].
     """
-    checked = fraction(momentum, "momentum")
-    if not isinstance(momentum, np.ndarray):
-        momentum = checked
+    if isinstance(momentum, np.ndarray):
+        # The update reads it each time.
+        with noticed(None):
+            fraction(momentum, "momentum")
+    else:
+        momentum = fraction(momentum, "momentum")
     if not isinstance(stats, BatchNormStats | WeightedStats):
         raise DTypeError(f"stats must be BatchNormStats, got {type(stats).__name__}")
     unbiased = switch(unbiased, "unbiased")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,7 +35,8 @@ class Step:
     """One training step: forward, backward, optimizer.
 
     Made by `record_step`. The first two calls with batches of a shape run eagerly and are recorded;
-    later ones replay. Results are those of the eager step, bit for bit.
+    later ones replay. Results are those of the eager step, bit for bit. Threads that share one take
+    turns.
 
     Parameters
     ----------
@@ -64,6 +66,7 @@ class Step:
         self._tensors: list[Tensor] = []
         self._layout: int | None = None
         self._others = _Others([])
+        self._turn = threading.RLock()
         self.refusal: str | None = None
         self.recordings = 0
 
@@ -96,6 +99,10 @@ class Step:
         callable
             Waits and returns the loss before the update; it raises what a device has found.
         """
+        with self._turn:
+            return self._submit(x, y)
+
+    def _submit(self, x: Any, y: np.ndarray) -> Callable[[], float]:
         rows = backend.as_csr(x)
         for name, array in (("x", x), ("y", y))[rows is not None :]:
             if not backend.is_array(array) or array.dtype.hasobject:
@@ -174,7 +181,7 @@ class Step:
             recorder.refuse("it replaces arrays by new ones")
         reason = recorder.refusal if before is None else difference(before, recorder)
         if reason is not None:
-            self._refuse(reason, 6)
+            self._refuse(reason, 7)
         elif before is None:
             recorder.inputs = ()
             while len(self._plans) >= _MAX_PLANS:
@@ -186,10 +193,10 @@ class Step:
             if reason is None:
                 self._plans[key] = plan
             else:
-                self._refuse(reason, 6)
+                self._refuse(reason, 7)
         return value
 
-    def _refuse(self, reason: str, level: int = 5) -> None:
+    def _refuse(self, reason: str, level: int = 6) -> None:
         self.refusal = reason
         self._plans.clear()
         warnings.warn(

@@ -35,6 +35,7 @@ _FREE = {
 # What a replay of an optimizer's step calls, at its place among the launches.
 _LIVE = {"_advance", "_hyper"}
 _IMMUTABLE = {bool, bytes, complex, float, int, str, type(None), type(...)}
+_MISSING = object()
 _OF_NUMBERS = (abs, bool, float, int, len, max, min, range, round, sum, tuple)
 
 
@@ -129,6 +130,10 @@ class Audit:
     def _guard(self, read: Callable[[], Any], value: Any) -> None:
         self._guards.append((read, value))
 
+    def _entry(self, names: Any, name: str) -> None:
+        """Guard what a name stands for in a namespace, or that it stands for nothing."""
+        self._guard(functools.partial(names.get, name, _MISSING), names.get(name, _MISSING))
+
     # ------------------------------------------------------------ the parts of a step
 
     def _module(self, module: Module) -> str:
@@ -215,14 +220,14 @@ class Audit:
             self._guard(functools.partial(getattr, cell, "cell_contents", None), cell.cell_contents)
             return cell.cell_contents
         names = function.__globals__
-        self._guard(functools.partial(names.get, name), names.get(name))
+        self._entry(names, name)
         return names[name] if name in names else function.__builtins__[name]
 
     def attribute(self, owner: Any, name: str) -> Any:
         """Return an attribute of an object without running code of its class."""
         if isinstance(owner, types.ModuleType):
             value = getattr(owner, name)
-            self._guard(functools.partial(vars(owner).get, name), vars(owner).get(name))
+            self._entry(vars(owner), name)
             return value
         kinds = type(owner).__mro__
         kind = next((k for k in kinds if name in vars(k)), None)
@@ -232,14 +237,17 @@ class Audit:
         }:
             raise Opaque(f"its {name} is computed")
         own = getattr(owner, "__dict__", {})
+        if not isinstance(owner, Module):
+            # Of a Module the version tells.
+            self._entry(own, name)
         if name in own:
             value = own[name]
-            if not isinstance(owner, Module):
-                self._guard(functools.partial(own.get, name), value)
         elif kind is None or not (self.kind(value) or isinstance(value, types.FunctionType)):
             raise Opaque(f"its {name} is computed")
         else:
-            self._guard(functools.partial(vars(kind).get, name), value)
+            # A class before it may come to have one of its own.
+            for place in kinds[: kinds.index(kind) + 1]:
+                self._entry(vars(place), name)
             if isinstance(value, types.FunctionType):
                 value = types.MethodType(value, owner)
         return value
@@ -261,6 +269,8 @@ class Audit:
         if isinstance(callee, functools.partial):
             given = [self._argument(value) for value in callee.args]
             more = {k: self._argument(v) for k, v in callee.keywords.items()}
+            for name in more:
+                self._entry(callee.keywords, name)
             return self.call(callee.func, [*given, *kinds], {**more, **named})
         if isinstance(callee, types.FunctionType | types.MethodType):
             return self._function(callee, kinds, named)
@@ -294,6 +304,12 @@ class Audit:
             self.declared = True
             self._hold(function, me)
             return TENSOR
+        for part in ("__code__", "__defaults__", "__kwdefaults__"):
+            self._guard(
+                functools.partial(getattr, function, part, None), getattr(function, part, None)
+            )
+        for name in getattr(function, "__kwdefaults__", None) or ():
+            self._entry(function.__kwdefaults__, name)
         label = getattr(function, "__qualname__", repr(function))
         if function in self._reading:
             raise Untrusted(_advice(label, "it calls itself", owner))

@@ -311,8 +311,8 @@ class Doubled(ops.ReLU):
 
     @staticmethod
     def forward(ctx, x):
-        ctx.y = np.maximum(x, 0)
-        return 2 * ctx.y
+        ctx.kept = np.maximum(x, 0)
+        return 2 * ctx.kept
 
 
 class WithDoubled(nbbn.Module):
@@ -506,6 +506,160 @@ NOTICED = {
         lambda model, _: setattr(model[0].weight, "data", model[0].weight.data * 2),
     ),
 }  # fmt: skip
+
+
+class Annealing:
+    """A loss with a setting of its class."""
+
+    weight = 0.0
+
+    def part(self, output):
+        return (output * output).mean()
+
+    def __call__(self, output, y):
+        return losses.cross_entropy(output, y) + self.weight * self.part(output)
+
+
+class InheritsScale(WithFactor):
+    pass
+
+
+def keyword(output, y, *, weight=0.1):
+    return losses.cross_entropy(output, y) + weight * (output**2).mean()
+
+
+def twice(self, output):
+    return 2 * (output * output).mean()
+
+
+# What is done to the loss, or to what it uses, and how it is made.
+NOTICED_OF_LOSSES = {
+    "attribute of an instance over that of its class": (
+        Annealing, lambda loss: setattr(loss, "weight", 10.0),
+    ),
+    "method of an instance over that of its class": (
+        Annealing, lambda loss: setattr(loss, "part", functools.partial(twice, loss)),
+    ),
+    "attribute of a subclass over that of its base": (
+        lambda: type("Derived", (Annealing,), {})(),
+        lambda loss: setattr(type(loss), "weight", 10.0),
+    ),
+    "setting of a global object": (
+        lambda: lambda output, y: losses.cross_entropy(output, y) * SETTINGS.weight,
+        lambda loss: setattr(SETTINGS, "weight", 5.0),
+    ),
+    "keyword of a partial": (
+        lambda: functools.partial(keyword, weight=0.2),
+        lambda loss: loss.keywords.update(weight=3.0),
+    ),
+    "keyword's default": (
+        lambda: keyword, lambda loss: loss.__kwdefaults__.update(weight=7.0),
+    ),
+    "code": (
+        lambda: other_name, lambda loss: setattr(loss, "__code__", smoothed.__code__),
+    ),
+}  # fmt: skip
+
+
+def other_name(output, y, *, weight=0.1):
+    return losses.cross_entropy(output, y)
+
+
+SETTINGS = Annealing()
+
+
+@pytest.mark.parametrize(("make", "change"), NOTICED_OF_LOSSES.values(), ids=NOTICED_OF_LOSSES)
+def test_a_change_of_the_loss_is_noticed(make, change, rng, monkeypatch):
+    for function in (keyword, other_name):  # and back afterwards
+        monkeypatch.setitem(function.__kwdefaults__, "weight", 0.1)
+    monkeypatch.setattr(other_name, "__code__", other_name.__code__)
+    loss = make()
+    pair = Pair(small(), loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert pair.train(batches(rng, [16] * 4)) == 2
+        change(loss)
+        pair.train(batches(rng, [16] * 4))
+
+
+class Slope(nbbn.Module):
+    """A layer whose number is an array that changes in place."""
+
+    def __init__(self):
+        self.slope = np.array([0.1])
+        self.window = np.array([1, 3])
+
+    def forward(self, x):
+        return ops.leaky_relu(x, slope=self.slope[0])
+
+
+class Window(Slope):
+    def forward(self, x):
+        return x[:, self.window[0] :].sum(1, keepdims=True) + x
+
+
+SMOOTHING = np.array(0.0)
+# Numbers of the batch and of arrays that become settings: each is the same in two batches.
+FROZEN = {
+    "delta": lambda output, y: losses.huber(output, output.detach() * 0.5, delta=y.max()),
+    "ignored": lambda output, y: losses.cross_entropy(output, y, ignore_index=y[0]),
+    "power": lambda output, y: (
+        losses.cross_entropy(output, y) + (output * output).mean() ** y.max()
+    ),
+    "slope": lambda output, y: losses.cross_entropy(ops.leaky_relu(output, slope=y.max()), y),
+    "start": lambda output, y: losses.cross_entropy(output, y) + output[:, y[0] :].mean(),
+    "array": lambda output, y: losses.cross_entropy(output, y, label_smoothing=SMOOTHING),
+}
+
+
+@pytest.mark.parametrize("loss", FROZEN.values(), ids=FROZEN)
+def test_a_number_of_numpy_that_becomes_a_setting_is_not_frozen(loss, rng, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.SMOOTHING", np.array(0.0), raising=False)
+    pair = Pair(small(), loss)
+    data = [(x, np.minimum(y, 1 + (n > 3))) for n, (x, y) in enumerate(batches(rng, [16] * 7))]
+    for n, (_, y) in enumerate(data):
+        y[:2] = n > 3, 1 + (n > 3)
+    with pytest.warns(RuntimeWarning, match=r"by float\(\)|outside the recorded operations"):
+        assert pair.train(data[:4]) == 0
+    SMOOTHING[...] = 0.5
+    assert pair.train(data[4:]) == 0
+
+
+@pytest.mark.parametrize("kind", [Slope, Window])
+def test_a_number_of_an_array_that_changes_in_place_is_not_frozen(kind, rng):
+    pair = Pair(small(kind))
+    with pytest.warns(RuntimeWarning, match=r"by float\(\)|outside the recorded operations"):
+        assert pair.train(batches(rng, [16] * 4)) == 0
+
+    def change(model, _):
+        model[1].slope[0], model[1].window[0] = 0.9, 3
+
+    pair.both(change)
+    assert pair.train(batches(rng, [16] * 2)) == 0
+
+
+def test_threads_that_share_a_step_take_turns(rng):
+    data = batches(rng, [16] * 40)
+    pair = Pair(small(lambda: nbbn.BatchNorm(6)))
+    pair.train(data[:3])
+    failed = []
+
+    def train():
+        try:
+            for _ in range(50):
+                pair.step(*data[0])
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=train) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for _ in range(200):
+        pair.eager(*data[0])
+    assert not failed
+    pair.compare()
 
 
 @pytest.mark.parametrize(("make", "loss", "change"), NOTICED.values(), ids=NOTICED)
