@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import real, switch
+from .._validation import noticed, real, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._out import copied, empty_like
@@ -122,7 +122,8 @@ def weighted_batch_norm_backward(
         raise DTypeError(
             f"stats must be the WeightedStats of the forward, got {type(stats).__name__}"
         )
-    real(stats.weight, "stats.weight", least=0)
+    with noticed(None):  # read where it is used, each time
+        real(stats.weight, "stats.weight", least=0)
     layout = channel_layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
     channels = layout.shape[1]
