@@ -9,7 +9,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), SC 
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, bounds, device_function, workers
+from ._jit import Kernel, device_function, workers
 
 # ---------------------------------------------------------------- kernels
 
@@ -36,19 +36,16 @@ def _philox(low, high, k0, k1):
 
 
 @Kernel
-def _dropout_mask(key, threshold, scale, threads, mask):
+def _dropout_mask(key, threshold, scale, mask):
     """mask = 0 or scale; key (1,), mask (size,)."""
     k0, k1 = np.uint32(key[0]), np.uint32(key[0] >> _HALF)
     kept, zero = mask.dtype.type(scale), mask.dtype.type(0)
-    groups = (mask.size + 3) // 4
-    for t in prange(threads):
-        first, last = bounds(t, threads, groups)
-        for group in range(first, last):
-            counter = np.uint64(group)
-            words = _philox(np.uint32(counter), np.uint32(counter >> _HALF), k0, k1)
-            target = mask[4 * group : 4 * group + 4]
-            for j in range(target.size):
-                target[j] = kept if words[j] >= threshold else zero
+    for group in prange((mask.size + 3) // 4):
+        counter = np.uint64(group)
+        words = _philox(np.uint32(counter), np.uint32(counter >> _HALF), k0, k1)
+        target = mask[4 * group : 4 * group + 4]
+        for j in range(target.size):
+            target[j] = kept if words[j] >= threshold else zero
 
 
 # ---------------------------------------------------------------- launchers
@@ -59,6 +56,5 @@ def dropout_mask(key, p, mask):
 
     For p = 1, where even the largest word is to be dropped, what is kept is 0 too.
     """
-    threads = workers(mask.size)
     threshold = np.uint32(min(int(p * 2**32), 2**32 - 1))
-    _dropout_mask(threads, key, threshold, 1.0 / (1.0 - p) if p < 1 else 0.0, threads, mask)
+    _dropout_mask(workers(mask.size), key, threshold, 1.0 / (1.0 - p) if p < 1 else 0.0, mask)
