@@ -208,7 +208,7 @@ def recurrent(kind: str, T: int = 5, N: int = 4, H: int = 3) -> Function:
     gates = KINDS[kind].gates * H
     shapes = {"projected": (T, N, gates), "weight": (gates, H), "bias": (gates,)}
     return Function(
-        f"recurrent {kind}",
+        f"recurrent {kind} {(T, N, H)}",
         {**shapes, "initial": (KINDS[kind].states, N, H)},
         lambda *operands: F.recurrent(*operands, kind=kind).states,
         lambda dy, states, projected, weight, bias, initial: F.recurrent_backward(
