@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-import nbbn.functional as F
+from nbbn import functional as F  # noqa: N812 - the usual name
 from nbbn.errors import ArgumentError, DTypeError
 from tests.helpers.refusals import refusing
 
