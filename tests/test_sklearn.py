@@ -138,6 +138,8 @@ def test_weights_of_classes_are_weights_of_their_examples():
     with pytest.raises(ArgumentError, match="cannot balance"):
         balanced.partial_fit(x, y, [0, 1])
     balanced.fit(x, y)
+    with pytest.raises(ArgumentError, match="all sample weights are 0"):
+        quick(class_weight={0: 0.0, 1: 0.0}).fit(x, y)
 
 
 def test_lbfgs_minimizes_the_whole_loss():

@@ -193,6 +193,7 @@ test_what_is_refused = refusing(
         ("F.max_pool2d_backward(Y, None, X.shape, 2)", DTypeError, "uint8.*NoneType"),
         ("F.max_pool2d_backward(Y, INDEX, (2, 3, 6), 2)", ShapeError, "four integers"),
         ("F.avg_pool2d_backward(Y, (2, 3, 8, 5), 2)", ShapeError, r"\(2, 3, 4, 2\).*\(2, 3, 3, 2"),
+        ("F.global_avg_pool2d_backward([[1.0]], X.shape)", DTypeError, "dy.*ndarray, got list"),
         ("F.global_avg_pool2d_backward(Y, X.shape)", ShapeError, r"\(2, 3, 1, 1\).*\(2, 3, 3, 2"),
         ("F.global_avg_pool2d(X, keepdims='yes')", DTypeError, "keepdims"),
     ],

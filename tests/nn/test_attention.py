@@ -220,6 +220,7 @@ test_what_does_not_fit_is_refused = refusing(
         ("TransformerEncoderLayer(8, 2, activation='relu')", DTypeError, "Module.*str"),
         ("Embedding(7, 3)(np.array([0, 7]))", ArgumentError, r"\[0, 7\).*7 at position 1"),
         ("Embedding(7, 3)(np.array([-1]))", ArgumentError, "-1 at position 0"),
+        ("Embedding(7, 3)([0, 1])", DTypeError, "tokens.*integers, got list"),
         ("Embedding(7, 3)(np.ones(2))", DTypeError, "integers.*float64"),
         ("PositionalEmbedding(4, 8)(X)", ShapeError, r"T <= 4.*\(3, 5, 8\)"),
     ],

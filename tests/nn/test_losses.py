@@ -129,6 +129,7 @@ REFUSED = [
     ("losses.cross_entropy(LOGITS, ZEROS - 100)", ArgumentError, "got -100 at position 0"),
     ("losses.cross_entropy(LOGITS, np.array([0, -100, -1, 2]), ignore_index=-100)",
      ArgumentError, "got -1 at position 2"),
+    ("losses.cross_entropy(LOGITS[:, :0], P[:, :0])", ShapeError, r"K >= 1, got \(4, 0\)"),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 import nbbn
 from nbbn import GRU, LSTM, RNN, Parameter, Tape
 from nbbn.errors import ArgumentError, DTypeError, ShapeError
+from nbbn.nn.recurrent import StepBatchNorm
 from tests.helpers.layers import assert_near
 from tests.helpers.refusals import refusing
 
@@ -231,6 +232,7 @@ test_what_does_not_fit_is_refused = refusing(
         ("LSTM(3, 4, num_layers=0)", ArgumentError, "num_layers"),
         ("LSTM(3, 4, normalization='group')", ArgumentError, "normalization.*group"),
         ("LSTM(3, 4, max_steps=0)", ArgumentError, "max_steps"),
+        ("StepBatchNorm(4, 5, momentum=0)", ArgumentError, "momentum 0 never"),
         ("RNN(3, 4, nonlinearity='sigmoid')", ArgumentError, "nonlinearity.*sigmoid"),
         ("own(X[0])", ShapeError, r"\(N, T, 3\).*\(6, 3\)"),
         ("own(X[:, :0])", ShapeError, r"T >= 1.*\(5, 0, 3\)"),
@@ -243,5 +245,13 @@ test_what_does_not_fit_is_refused = refusing(
         ("own(X, (X, X))", ShapeError, r"\(1, 5, 4\).*\(5, 6, 3\)"),
         ("GRU(3, 4)(X, X)", ShapeError, r"\(1, 5, 4\)"),
     ],
-    {"LSTM": LSTM, "GRU": GRU, "RNN": RNN, "np": np, "X": X, "own": layer("LSTM")},
+    {
+        "LSTM": LSTM,
+        "GRU": GRU,
+        "RNN": RNN,
+        "StepBatchNorm": StepBatchNorm,
+        "np": np,
+        "X": X,
+        "own": layer("LSTM"),
+    },
 )

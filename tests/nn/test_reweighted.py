@@ -147,10 +147,16 @@ def test_its_state_is_that_of_the_layer_and_the_vectors():
     assert repr(wrapped) == "SpectralNorm(Dense(6, 4))"
 
 
+class Gain(nbbn.Module):
+    def __init__(self):
+        self.weight = nbbn.Parameter(np.ones(4))
+
+
 test_refusals = refusing(
     [
         ("nbbn.WeightStandardization(nbbn.ReLU())", ArgumentError, r"weight.*ReLU\(\)"),
         ("nbbn.SpectralNorm(nbbn.LayerNorm(4))", ArgumentError, r"weight.*LayerNorm"),
+        ("nbbn.SpectralNorm(Gain())", ShapeError, r"2 dimensions.*shape \(4,\)"),
         ("nbbn.SpectralNorm(np.ones((3, 4)))", DTypeError, "layer.*ndarray"),
         ("nbbn.WeightStandardization(nbbn.Dense(1, 4))", ShapeError, r"variance.*\(4, 1\)"),
         ("nbbn.WeightStandardization(nbbn.Dense(3, 4), eps=0)", ArgumentError, "eps.*0"),
@@ -159,5 +165,5 @@ test_refusals = refusing(
         ("to_torch(nbbn.Sequential(nbbn.SpectralNorm(nbbn.Dense(3, 4))))", ArgumentError,
          r"plain\(\)"),
     ],
-    {"nbbn": nbbn, "np": np, **vars(convert)},
+    {"nbbn": nbbn, "np": np, "Gain": Gain, **vars(convert)},
 )  # fmt: skip
