@@ -243,7 +243,7 @@ print("workers", _jit.workers(10**6))
 def test_same_bits_for_any_number_of_threads(dtype):
     result = subprocess.run(
         [sys.executable, "-c", DIGESTS, dtype], env={**os.environ, "NUMBA_NUM_THREADS": "8"},
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     *different, workers = result.stdout.splitlines()
