@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import warnings
 
@@ -256,6 +257,31 @@ def test_the_reason_names_the_operation(rng):
     step = record_step(model, losses.cross_entropy, optimizer)
     with pytest.warns(RuntimeWarning, match="Doubled"):
         step(*batches(rng, [4])[0])
+
+
+@pytest.mark.parametrize(
+    ("forms", "reason"),
+    [
+        ((lambda x: x * 2.0, lambda x: x * 2.0 * 1.0), "the arrays that the step allocates change"),
+        ((lambda x: x * 2.0, lambda x: x + 2.0), "the operations change from step to step"),
+        ((lambda x: x * 2.0, lambda x: x * 3.0), "an argument of multiply"),
+    ],
+)
+def test_a_declaration_that_is_wrong_is_found_out(forms, reason, rng):
+    turns = itertools.cycle(forms)
+
+    class Declared(nbbn.Module):
+        recordable = True
+
+        def forward(self, x):
+            return next(turns)(x)
+
+    model, optimizer = before_dense(Declared)()
+    step = record_step(model, losses.cross_entropy, optimizer)
+    with pytest.warns(RuntimeWarning, match=reason):
+        for x, y in batches(rng, [16] * 4):
+            step(x, y)
+    assert reason in step.refusal
 
 
 @pytest.mark.parametrize("layer", [Centred, Scaled])
