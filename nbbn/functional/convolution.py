@@ -26,6 +26,7 @@ arXiv:1603.07285.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,7 @@ from .._validation import choice, positive, possible, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
-from ._out import share
+from ._out import hand_over, share
 from .layout import image_axis, pair, placed, sides
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
@@ -123,12 +124,14 @@ def conv2d_backward(
     """
     found = Convolution(x, weight, stride, padding, dilation, groups, axis)
     _check_dy(dy, found.y_shape, found.device)
-    wanted = _needs(needs)
-    return (
-        found.input_gradient(dy, weight, None, out) if wanted[0] else None,
-        found.weight_gradient(dy, x, out_dweight) if wanted[1] else None,
-        found.bias_gradient(dy, out_dbias) if wanted[2] else None,
-    )
+    return found.gradients(
+        (
+            functools.partial(found.input_gradient, dy, weight, None),
+            functools.partial(found.weight_gradient, dy, x),
+            functools.partial(found.bias_gradient, dy),
+        ),
+        _needs(needs), (out, out_dweight, out_dbias), (dy, x, weight),
+    )  # fmt: skip
 
 
 @in_kind
@@ -197,12 +200,14 @@ def conv_transpose2d_backward(
         x, weight, stride, padding, output_padding, dilation, groups, axis
     )
     _check_dy(dy, found.x_shape, found.device)
-    wanted = _needs(needs)
-    return (
-        found.forward(dy, weight, None, out) if wanted[0] else None,
-        found.weight_gradient(x, dy, out_dweight) if wanted[1] else None,
-        found.bias_gradient(dy, out_dbias) if wanted[2] else None,
-    )
+    return found.gradients(
+        (
+            functools.partial(found.forward, dy, weight, None),
+            functools.partial(found.weight_gradient, x, dy),
+            functools.partial(found.bias_gradient, dy),
+        ),
+        _needs(needs), (out, out_dweight, out_dbias), (dy, x, weight),
+    )  # fmt: skip
 
 
 class Convolution:
@@ -380,6 +385,29 @@ class Convolution:
                 self._run("bias_gradient", folded.reshape(-1, channels, pixels), dbias)
 
         return self._filled(launch, out, (channels,), (dy,), "out_dbias", weight=True)
+
+    def gradients(
+        self, compute: tuple[Callable[..., Any], ...], wanted: tuple[bool, ...],
+        outs: tuple[Any, ...], inputs: tuple[Any, ...],
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Compute those wanted of dx, dweight and dbias, of which each reads some of the inputs."""
+        dy, x, weight = inputs
+        shapes = x.shape, weight.shape, (self._channels(dy),)
+        types = self._dtype, self._place.dtype, self._place.dtype
+        names = "out", "out_dweight", "out_dbias"
+        for out, shape, dtype, name in zip(outs, shapes, types, names, strict=True):
+            if out is not None:
+                checks.output(out, shape, dtype, name, self.device)
+        # What another one still has to read is written last.
+        late = [out is not None and any(share(out, array) for array in inputs) for out in outs]
+        found: list[Any] = [
+            function(None if later else out) if want else None
+            for function, want, out, later in zip(compute, wanted, outs, late, strict=True)
+        ]
+        return tuple(
+            hand_over(result, out) if want else None
+            for result, want, out in zip(found, wanted, outs, strict=True)
+        )
 
     @property
     def _kernels_last(self) -> bool:

@@ -46,6 +46,7 @@ MISUSES = [
     ("fit(batches=iter([X]))", DTypeError, r"must be pairs \(x, y\), got ndarray"),
     ("train.evaluate(another(), None)", DTypeError, "expected batches, got NoneType"),
     ("train.evaluate(another(), [(X, Y, X)])", DTypeError, "pairs.*tuple of 3"),
+    ("train.evaluate(another(), [])", ArgumentError, "nothing to evaluate: batches is empty"),
     ("fit(callbacks=EarlyStopping(3))", DTypeError, r"such as .EarlyStopping\(3\).*got <"),
     ("fit(callbacks=[EarlyStopping])", DTypeError, "callbacks must be a list.*got <class"),
     ("fit(callbacks=[print])", DTypeError, "callbacks must be"),

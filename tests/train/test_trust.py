@@ -6,6 +6,7 @@ Every step here is compared with the eager one bit for bit, by `Pair`.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 import warnings
@@ -887,6 +888,33 @@ def test_a_layer_that_is_falsely_declared_is_found(layer, words, same, rng):
 def test_an_optimizer_that_is_falsely_declared_is_found(rng):
     pair = Pair(small(optimizer=lambda p: FalseUpdate(p, 0.1)))
     runs_eagerly(pair, batches(rng, [16] * 6), "a replay leaves other numbers in")
+
+
+@pytest.mark.parametrize(
+    ("forms", "reason"),
+    [
+        ((lambda x: x * 2.0, lambda x: x * 2.0 * 1.0), "the arrays that the step allocates change"),
+        ((lambda x: x * 2.0, lambda x: x + 2.0), "the operations change from step to step"),
+        ((lambda x: x * 2.0, lambda x: x * 3.0), "an argument of multiply"),
+    ],
+)
+def test_a_declaration_that_is_wrong_is_found_out(forms, reason, rng):
+    turns = itertools.cycle(forms)
+
+    class Declared(nbbn.Module):
+        recordable = True
+
+        def forward(self, x):
+            return next(turns)(x)
+
+    model, optimizer = small(Declared)()
+    step = record_step(model, losses.cross_entropy, optimizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for x, y in batches(rng, [16] * 4):
+            step(x, y)
+    assert [w.category for w in caught] == [RuntimeWarning]
+    assert reason in step.refusal
 
 
 def test_a_loss_that_writes_into_the_batch_is_found(rng):
