@@ -16,7 +16,7 @@ whole images in float64.
 import numpy as np
 from numba import prange
 
-from ._jit import Kernel, bounds, device_function, scratch, workers
+from ._jit import Kernel, bounds, device_function, inlined_device_function, scratch, workers
 from ._vector import sum_squares
 
 # With fewer windows in a row of one channel, a loop over each is faster than one over all of them.
@@ -233,7 +233,7 @@ def _add_to(source, step, target):
             target[j * step] += source[j]
 
 
-@device_function
+@inlined_device_function
 def _add_taps(pixels, outputs, sizes, window, back):
     """Add what the taps of one row of a window see in a row of pixels (W B) to outputs (OW B).
 
