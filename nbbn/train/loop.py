@@ -180,7 +180,8 @@ def fit(
         accuracy to watch, but targets that are no labels; batches of one example for a BatchNorm
         that needs more; or ranks that differ in weights, data or settings.
     DivergenceError
-        The loss is not finite. The parameters are those before that step.
+        The loss is not finite. Parameters and buffers are those before that step; on a device the
+        step has been made.
     DTypeError
         An argument of another type than above.
     ShapeError
@@ -373,10 +374,12 @@ def _train_epoch(
     backend.fill(watched.right, run.right or 0 if share is None or share.ranks.rank == 0 else 0)
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
+    places = _buffers(run.model) if backend.device_of(watched.right) == "cpu" else []
     for x, y in pairs(itertools.islice(run.batches, done, None), empty=share is not None):
-        number = run.step + 1
         if share is not None:
             share.ask(run)
+        # The forward pass writes them before the loss is known.
+        before = [(module, name, getattr(module, name).copy()) for module, name in places]
         try:
             # What is not finite is told of below, with the operation that it comes from.
             with np.errstate(all="ignore"):
@@ -385,9 +388,11 @@ def _train_epoch(
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
         except _NotFinite as error:
+            for module, name, array in before:
+                backend.assign(getattr(module, name), array)
             whole = contextlib.nullcontext((x, y))
             with whole if share is None else share.alone(run.model, x, y) as (x, y):
-                raise _diverged(run, number, error.value, x, y, watched.loss) from None
+                raise _diverged(run, error.value, x, y, watched.loss) from None
         right = int(watched.right[0]) if share is None else share.right
         run.take(x, y, right if watched.counts else None, None if share is None else share.count)
         for callback in callbacks:
@@ -395,6 +400,16 @@ def _train_epoch(
         if run.stopped if share is None else share.stops(run):
             return
     run.stop_clock()
+
+
+def _buffers(model: Module) -> list[tuple[Module, str]]:
+    """Find the arrays that are state but not learned, such as running statistics."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name in module.buffers
+        if getattr(module, name) is not None
+    ]
 
 
 def _reached(run: Run, until: float | None) -> bool:
@@ -571,14 +586,16 @@ def _count_right(judge: Any, output: np.ndarray, y: np.ndarray, right: np.ndarra
     np.add(right, np.count_nonzero(judge(output, y)), right)
 
 
-def _diverged(
-    run: Run, step: int, value: float, x: np.ndarray, y: np.ndarray, loss: Loss
-) -> DivergenceError:
+def _diverged(run: Run, value: float, x: np.ndarray, y: np.ndarray, loss: Loss) -> DivergenceError:
     found = first_nonfinite(run.model, x, y, loss)
+    on_cpu = run.optimizer.parameters[0].device == "cpu"
+    model = "the model is as before this step" if on_cpu else "the step has been made"
     saved = f"the last good checkpoint is {run.saved}" if run.saved else "no checkpoint was saved"
+    # Of this epoch, and as checkpoints and logs count.
+    number, total = run.position + 1, run.step + on_cpu
     return DivergenceError(
-        f"the loss is {value} at step {step} of epoch {run.epoch}: {found.text}; {saved}; "
-        f"{found.advice}"
+        f"the loss is {value} at step {number} of epoch {run.epoch} ({total:,} in all): "
+        f"{found.text}; {model}; {saved}; {found.advice}"
     )
 
 
