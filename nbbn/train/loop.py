@@ -24,6 +24,7 @@ from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, unnested
 from ..nn.losses import binary_cross_entropy, cross_entropy
 from ..nn.module import Module, evaluating
 from ..nn.observe import first_nonfinite
+from ..nn.reweighted import Reweighted
 from ..optim import Optimizer
 from . import checkpoint
 from .callbacks import Callback, Run
@@ -128,7 +129,8 @@ def fit(
     batches : Batches or (x, y)
         Training data, shuffled again for every epoch. Any iterable of pairs (x, y) that can be
         iterated once per epoch will do. One pair of all examples, arrays, lists, a DataFrame and a
-        Series, becomes `Batches`.
+        Series, becomes `Batches`: of rows, or, if the model begins with a layer of images or
+        sequences such as Conv2d or LSTM, of examples in their own shape.
     optimizer : Optimizer
         Of the model's parameters.
     epochs : int
@@ -209,11 +211,11 @@ def fit(
         device = optimizer.parameters[0].device
         size = 128 if batch_size is None else positive(batch_size, "batch_size")
         given, rng = batches, generator(rng)
-        batches = as_batches(batches, size, device, rng, ranks)
+        batches = as_batches(model, batches, size, device, rng, ranks)
         if given is batches and batch_size is not None:
             raise ArgumentError("batch_size is for a pair (x, y): these batches have theirs")
         validation, test = (
-            None if data is None else as_batches(data, _EVALUATED, device, None, ranks)
+            None if data is None else as_batches(model, data, _EVALUATED, device, None, ranks)
             for data in (validation, test)
         )
         check_batches(
@@ -424,13 +426,17 @@ def _epoch(values: Sequence[Any]) -> Epoch:
 
 
 def as_batches(
+    model: Module,
     data: Any,
     size: int,
     device: str,
     rng: np.random.Generator | None = None,
     ranks: Ranks | None = None,
 ) -> Any:
-    """Return `Batches` of a pair (x, y) of all examples, shuffled by `rng`; or `data` as it is."""
+    """Return `Batches` of a pair (x, y) of all examples, shuffled by `rng`; or `data` as it is.
+
+    Examples keep their shape where the model begins with a layer that cannot take rows.
+    """
     if not isinstance(data, tuple) or len(data) != 2 or isinstance(data[0], tuple):
         return data
     x, y = data
@@ -440,7 +446,18 @@ def as_batches(
     plain = isinstance(x, list | np.ndarray) or hasattr(x, "to_numpy")
     if not plain and backend.as_csr(x) is None:
         return data
-    return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device, ranks=ranks)
+    return Batches(
+        x, y, size, shuffle=rng is not None, rng=rng, flatten=_takes_rows(model), device=device,
+        ranks=ranks,
+    )  # fmt: skip
+
+
+def _takes_rows(model: Module) -> bool:
+    """Whether the first layer can take examples that are rows of numbers."""
+    _, first = next(unnested(model), ("", model))
+    while isinstance(first, Reweighted):
+        first = first.layer
+    return first.takes_rows
 
 
 def check_batches(*all_data: Any, ranks: Ranks | None = None) -> None:
@@ -640,7 +657,7 @@ def evaluate(
     function(loss, "loss")
     check_ranks(ranks)
     device = next((p.device for p in model.parameters()), "cpu")
-    batches = as_batches(batches, _EVALUATED, device, None, ranks)
+    batches = as_batches(model, batches, _EVALUATED, device, None, ranks)
     check_batches(batches, ranks=ranks)
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):

@@ -770,7 +770,10 @@ def test_the_first_layer_to_diverge_and_the_last_checkpoint_are_named(tmp_path):
                 run.model[3].weight.data[0, 0] = np.inf
 
     path = tmp_path / "step-00000010.safetensors"
-    pattern = rf"step 3 of epoch 3 \(13 in all\).*the weight of layer 3, Dense.*last good checkpoint is {path};"
+    pattern = (
+        r"step 3 of epoch 3 \(13 in all\).*the weight of layer 3, Dense.*last good checkpoint is "
+        f"{path};"
+    )
     with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=pattern):
         run(tmp_path, callbacks=[Poison()])
     assert checkpoint.latest(tmp_path).path == path

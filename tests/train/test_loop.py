@@ -167,7 +167,10 @@ def test_fit_tells_data_that_are_not_finite_from_divergence(rng):
     images[5, 2] = np.nan
     model, optimizer = adam_mlp()
     train = Batches(images, np.zeros(8, int), 4, shuffle=False)
-    pattern = r"step 2 of epoch 1 \(2 in all\): the batch itself holds NaN or Inf; .*; repair such examples"
+    pattern = (
+        r"step 2 of epoch 1 \(2 in all\): the batch itself holds NaN or Inf; .*; repair such "
+        "examples"
+    )
     with pytest.raises(DivergenceError, match=pattern) as told:
         fit(model, train, optimizer, epochs=1)
     assert "learning rate" not in str(told.value)
@@ -459,6 +462,50 @@ def test_a_pair_has_batches_of_128_by_default(rng):
     assert optimizer.step_count == 3
     with pytest.raises(ArgumentError, match="these batches have theirs"):
         fit(model, Batches(x, y, 4), optimizer, epochs=1, batch_size=8)
+
+
+FIRST_LAYERS = {
+    "LSTM": (lambda: [nbbn.LSTM(4, 8, last=True, rng=0), nbbn.Dense(8, CLASSES, rng=1)], (6, 4)),
+    "Conv2d": (
+        lambda: [nbbn.Conv2d(2, 3, 3, rng=0), nbbn.Flatten(), nbbn.Dense(12, CLASSES, rng=1)],
+        (2, 4, 4),
+    ),
+    "a reweighted Conv2d": (
+        lambda: [
+            nbbn.WeightStandardization(nbbn.Conv2d(2, 3, 3, rng=0)), nbbn.Flatten(),
+            nbbn.Dense(12, CLASSES, rng=1),
+        ],
+        (2, 4, 4),
+    ),
+    "pooling": (
+        lambda: [nbbn.MaxPool2d(2), nbbn.Flatten(), nbbn.Dense(8, CLASSES, rng=1)], (2, 4, 4),
+    ),
+    "attention": (
+        lambda: [
+            nbbn.MultiheadAttention(4, 2, rng=0), nbbn.Flatten(), nbbn.Dense(24, CLASSES, rng=1)
+        ],
+        (6, 4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+def test_a_pair_of_images_or_sequences_keeps_their_shape(name, rng):
+    layers, shape = FIRST_LAYERS[name]
+    x, y = rng.normal(size=(30, *shape)).astype(np.float32), rng.integers(0, CLASSES, 30)
+    outcomes = []
+    for begin in ([], [nbbn.Unflatten(shape)]):
+        model = nbbn.Sequential(*begin, *layers())
+        optimizer = optim.SGD(model.parameters(), 0.1)
+        history = fit(model, (x, y), optimizer, epochs=2, batch_size=8, rng=0, test=(x, y))
+        arrays = [array.tobytes() for array in model.state_dict().values()]
+        outcomes.append((history[-1].loss, history[-1].test, evaluate(model, (x, y)), arrays))
+    assert outcomes[0] == outcomes[1]
+    advice = r"Unflatten\(\(.*\)\), or keep it: Batches\(flatten=False\)"
+    with pytest.raises(ShapeError, match=advice):
+        evaluate(nbbn.Sequential(*layers()), Batches(x, y, 8))
+    assert evaluate(model, Batches(x, y, 8, shuffle=False, flatten=False)).count == 30
 
 
 def test_two_pairs_are_two_batches(rng):
