@@ -198,8 +198,9 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, tmp_path, caplog)
     assert run(tmp_path, resume="latest").outcome() == whole
     aside = tmp_path / f"{damaged.name}.damaged"
     assert aside.read_bytes() == content
-    assert "is damaged or cut short: " in caplog.text
-    assert f"it is now {aside}" in caplog.text
+    (told,) = [message for message in caplog.messages if "is damaged or cut short: " in message]
+    assert told.startswith(str(damaged))
+    assert f"{damaged} is now {aside}" in caplog.messages
 
 
 # ------------------------------------------------------------------------- the best epoch
@@ -491,6 +492,14 @@ def test_a_damaged_latest_is_passed_over(tmp_path, caplog):
         checkpoint.latest(tmp_path)
 
 
+def test_the_latest_of_a_folder_is_not_that_of_a_file(tmp_path):
+    run(tmp_path, 5)
+    (path,) = tmp_path.glob("step-*")
+    with pytest.raises(ArgumentError, match=rf"{path} is a file, where .*: load\(path\) reads it"):
+        checkpoint.latest(path)
+    assert checkpoint.latest(tmp_path / "nothing.safetensors") is None
+
+
 class Shallow(nbbn.Module):
     def __init__(self):
         self.layers = nbbn.mlp((FEATURES, 9, CLASSES), rng=0)
@@ -681,6 +690,15 @@ def test_a_full_disk_does_not_stop_training(disk, whole, tmp_path, caplog):
     assert keeper.error is None
     assert checkpoint.load(tmp_path).progress["epoch"] == 7
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*safetensors:DeprecationWarning")
+def test_a_checkpoint_that_cannot_be_saved_is_told_of_once(disk, tmp_path, caplog):
+    keeper = Checkpoints(tmp_path)
+    run(tmp_path, epochs=2, keeper=keeper, callbacks=[Fill(disk, range(8, 99))])
+    told = [message for message in caplog.messages if "step-00000010.safetensors" in message]
+    assert len(told) == 1
+    assert keeper.error.errno == errno.ENOSPC
 
 
 def test_a_disk_that_stays_full_keeps_what_was_there(disk, tmp_path, caplog):
