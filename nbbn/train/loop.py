@@ -173,7 +173,8 @@ def fit(
     Returns
     -------
     list of Epoch
-        The finished epochs, those before a resume included.
+        The finished epochs, those before a resume included; fewer than `epochs` where training was
+        stopped. Whether by a signal, `StopOnSignal.signum` tells.
 
     Raises
     ------
