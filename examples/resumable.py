@@ -34,8 +34,9 @@ model = nbbn.mlp((784, 512, 512, 10), dropout=0.4, rng=rng)
 optimizer = optim.AdamW(
     model.parameters(), lr=optim.OneCycle(6e-3, EPOCHS * len(batches)), weight_decay=0.05
 )
+signals = StopOnSignal()  # Ctrl-C finishes the step
 callbacks = [
-    StopOnSignal(),  # Ctrl-C finishes the step
+    signals,
     EarlyStopping(patience=5),
     Lines(),
     LogFile(f"{FOLDER}/log.jsonl"),
@@ -45,4 +46,6 @@ history = train.fit(
     model, batches, optimizer, epochs=EPOCHS, validation=validation,
     callbacks=callbacks, resume=checkpoint.latest(FOLDER),
 )  # fmt: skip
+if signals.signum is not None:
+    sys.exit(signals.status)  # stopped and saved, not trained
 print(f"{len(history)} epochs, {optimizer.step_count} steps; the folder is {FOLDER}")

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 if the system failed us; 2 after bad input; 130 after Ctrl-C; 143 after
         SIGTERM.
     """
+    _open_streams()
     if argv is None:
         StopOnSignal.exit_at_once()
     with StopOnSignal() as signals, _silent_about(signals):
@@ -60,6 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whatever an interrupted library has made of it.
         print("nbbn: interrupted", file=sys.stderr)
         return signals.status
+
+
+def _open_streams() -> None:
+    """Open the null device for a standard stream that was closed before we started.
+
+    Otherwise a file of ours would get its number, and what is written to it.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .._validation import write_atomically
 from ..errors import ArgumentError, CheckpointError, NbbnError
@@ -54,6 +56,39 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
+    _check(arguments)
+    if arguments.out is None:
+        # Nothing would come of it if nobody read on.
+        return _fit(arguments, ranks)
+    outputs = _Patient(sys.stdout), _Patient(sys.stderr)
+    with contextlib.redirect_stdout(outputs[0]), contextlib.redirect_stderr(outputs[1]):
+        return _fit(arguments, ranks)
+
+
+class _Patient:
+    """An output whose reader may leave; what is written after that goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_left(self._stream.write, text) or 0
+
+    def flush(self) -> None:
+        self._unless_left(self._stream.flush)
+
+    def _unless_left(self, call: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return call(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            print("nbbn: nobody reads this output any more; training goes on", file=sys.stderr)
+
+
+def _fit(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
     start = time.perf_counter()
     signals: StopOnSignal = arguments.signals
     first = ranks is None or ranks.rank == 0
@@ -62,7 +97,6 @@ def _train(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
         if first and not arguments.quiet:
             print(text, flush=True)
 
-    _check(arguments)
     if ranks is None:
         found = _checkpoint(arguments)
     else:

@@ -23,7 +23,8 @@ class Batches:
     """Batches of images and their targets, in a new order each epoch.
 
     Each `iter()` starts an epoch and yields pairs `(x, y)`: x (B, F) float32, the flattened images
-    gathered and scaled in one pass, and y, labels (B,) int64 or numbers (B, ...). Bytes are scaled
+    gathered and scaled in one pass, and y, labels (B,) int64 or numbers (B, ...). With
+    ``flatten=False``, for models of images or sequences, x is (B, ...). Bytes are scaled
     to [0, 1] first; then `x = (value - mean) / std`. One epoch at a time: a new `iter()` ends the
     previous one.
 
@@ -56,6 +57,9 @@ class Batches:
         Fill the same pair of buffers for every batch, the last short one as a view of them. Saves
         memory traffic, but a batch is overwritten when the next one is asked for. By default each
         batch has arrays of its own.
+    flatten : bool, default True
+        Whether an example becomes a row of F numbers. Otherwise it keeps its shape, that of
+        ``images[0]``.
     device : {"cpu", "cuda"}
         Where batches are made: images and labels are copied there once.
     ranks : nbbn.distributed.Ranks, optional
@@ -99,6 +103,7 @@ class Batches:
         rows: np.ndarray | None = None,
         num_classes: int | None = None,
         reuse: bool = False,
+        flatten: bool = True,
         device: str = "cpu",
         ranks: Ranks | None = None,
     ) -> None:
@@ -126,6 +131,8 @@ class Batches:
             # Room for the fullest rows, so that all batches of a size have arrays of one shape.
             own = self._images if self._rows is None else self._images.take(self._rows)
             self._room = own.fullest()
+        flat = switch(flatten, "flatten")
+        self._example = (self.features,) if flat else np.shape(images)[1:]
         self.fingerprint = self._fingerprint()
         self._standardize(mean, std)
         if device != "cpu":
@@ -286,7 +293,8 @@ class Batches:
         launcher = kernels.gather_scale_features if features else kernels.gather_scale
 
         def gather(index: Any, x: Any, y: Any) -> None:
-            launcher(self._images, index, self._scale, self._offset, x)
+            rows = x.reshape(-1, self.features)
+            launcher(self._images, index, self._scale, self._offset, rows)
             kernels.gather_targets(self._labels, index, y)
 
         return gather
@@ -317,5 +325,5 @@ class Batches:
         if self._sparse:
             x = self._images.room(rows, int(self._room[rows - 1]), np.float32)
         else:
-            x = backend.empty((rows, self._images.shape[1]), np.float32, self.device)
+            x = backend.empty((rows, *self._example), np.float32, self.device)
         return x, backend.empty((rows, *self._labels.shape[1:]), self._labels.dtype, self.device)

@@ -283,6 +283,13 @@ def reshape_advice(name: str, found: tuple[int, ...], expected: tuple[int, ...])
     return f": reshape them with {name}.reshape({shape})"
 
 
+def rows_advice(shape: tuple[int, ...], example: str) -> str:
+    """Say how rows, to which `Batches` flattens examples, have the shape that a layer takes."""
+    if len(shape) != 2:
+        return ""
+    return f": rows become that by nbbn.Unflatten(({example})), or keep it: Batches(flatten=False)"
+
+
 def _bad_label(position: int, array: Any, classes: int) -> None:
     raise ArgumentError(
         f"labels must lie in [0, {classes}), one per class; "

@@ -290,8 +290,10 @@ class Convolution:
         self.axis = image_axis(axis)
         self.last = self.axis == -1
         if x.ndim != 4:
-            kind = "(N, H, W, C)" if self.last else "(N, C, H, W)"
-            raise ShapeError(f"x must have shape {kind}, got {x.shape}")
+            kind = "H, W, C" if self.last else "C, H, W"
+            raise ShapeError(
+                f"x must have shape (N, {kind}), got {x.shape}{checks.rows_advice(x.shape, kind)}"
+            )
         if weight.ndim != 4 or not weight.size:
             raise ShapeError(
                 "weight must have shape (filters, channels / groups, height, width), at least 1 "

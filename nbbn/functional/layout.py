@@ -164,6 +164,7 @@ def image_layout(x: Any, axis: int, name: str) -> Layout:
         raise ShapeError(
             f"{name} must have 4 dimensions, (N, C, H, W) with axis 1 or (N, H, W, C) with axis "
             f"-1, got shape {x.shape}"
+            + checks.rows_advice(x.shape, "C, H, W" if axis == 1 else "H, W, C")
         )
     first = image_axis(axis) == 1
     swapped = (0, 2, 3, 1) if first else (0, 3, 1, 2)

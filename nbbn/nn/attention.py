@@ -110,6 +110,7 @@ class PositionalEmbedding(Module):
     """
 
     buffers = ("table",)
+    takes_rows = False
 
     def __init__(
         self,
@@ -139,6 +140,7 @@ class PositionalEmbedding(Module):
         if x.ndim < 2 or x.shape[-1] != features or x.shape[-2] > steps:
             raise ShapeError(
                 f"{self!r} takes x of shape (..., T, {features}) with T <= {steps}, got {x.shape}"
+                + checks.rows_advice(x.shape, f"T, {features}")
             )
         y: Tensor = x + positions[: x.shape[-2]]
         return y
@@ -177,6 +179,8 @@ class MultiheadAttention(Module):
     ----------
     Vaswani et al., "Attention Is All You Need" (2017), arXiv:1706.03762.
     """
+
+    takes_rows = False
 
     def __init__(
         self,
@@ -258,6 +262,7 @@ class MultiheadAttention(Module):
                 expected = "T" if name == "x" else "S"
                 raise ShapeError(
                     f"{name} must have shape (N, {expected}, {E}), with one N, got {tensor.shape}"
+                    + checks.rows_advice(tensor.shape, f"{expected}, {E}")
                 )
         if value.shape != key.shape:
             raise ShapeError(f"value must have key's shape {key.shape}, got {value.shape}")
@@ -349,6 +354,8 @@ class TransformerEncoderLayer(Module):
     linear1, linear2 : Dense
     norm1, norm2 : LayerNorm
     """
+
+    takes_rows = False
 
     def __init__(
         self,

@@ -22,6 +22,8 @@ __all__ = ["Conv2d", "ConvTranspose2d"]
 class _OfImages(Module):
     """What both layers have in common."""
 
+    takes_rows = False
+
     def _set_window(
         self, in_channels: Any, out_channels: Any, kernel_size: Any, stride: Any, padding: Any,
         dilation: Any, groups: Any, axis: Any,

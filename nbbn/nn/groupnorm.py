@@ -203,6 +203,7 @@ class InstanceNorm(_OfGroups):
     """
 
     buffers = ("running_mean", "running_var")
+    takes_rows = False
 
     def __init__(
         self,

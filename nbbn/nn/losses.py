@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import choice, fraction
+from .._validation import choice, fraction, real
 from ..autograd import functions as ops
 from ..autograd.tensor import Tensor, apply, tensor_of
 from ..errors import ArgumentError, ShapeError
@@ -170,8 +170,8 @@ def binary_cross_entropy(
     logits: Tensor | np.ndarray,
     targets: Tensor | np.ndarray,
     *,
-    weight: np.ndarray | None = None,
-    pos_weight: np.ndarray | None = None,
+    weight: float | np.ndarray | None = None,
+    pos_weight: float | np.ndarray | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Cross-entropy of sigmoid(logits) against 0 and 1, or probabilities.
@@ -186,9 +186,9 @@ def binary_cross_entropy(
         Scores before the sigmoid. For one output per example, (N, 1).
     targets : Tensor or ndarray of float, shape of `logits`
         In [0, 1]; several ones in a row are several labels of an example.
-    weight : ndarray of float, broadcastable to `logits`, optional
+    weight : float, or ndarray of float, broadcastable to `logits`, optional
         Factor of each element's loss. A mean is still over all elements.
-    pos_weight : ndarray of float, broadcastable to `logits`, optional
+    pos_weight : float, or ndarray of float, broadcastable to `logits`, optional
         Factor of the loss of ones: the number of zeros by that of ones balances them.
 
     Warns
@@ -236,8 +236,10 @@ def _pair(name: str, output: Any, targets: Any, reduction: Any) -> tuple[Tensor,
     return output, targets
 
 
-def _factor(values: Any, name: str, like: Tensor) -> np.ndarray:
-    """Check factors of each element's loss; return them in its dtype."""
+def _factor(values: Any, name: str, like: Tensor) -> float | np.ndarray:
+    """Check a factor of the loss, or those of each element; return them in its dtype."""
+    if isinstance(values, float | int | np.number):
+        return real(values, name)
     checks.floating(values, name)
     checks.on_device(values, like.device, name)
     try:

@@ -30,6 +30,9 @@ class Module:
     ----------
     training : bool
         True in training, False in evaluation; see `train` and `eval`.
+    takes_rows : bool
+        Of the class: whether an example may be a row of numbers. False for layers of images and
+        sequences; `nbbn.train.fit` then keeps the shape of the examples of a pair (x, y).
     """
 
     buffers: ClassVar[tuple[str, ...]] = ()
@@ -40,6 +43,7 @@ class Module:
     host_buffers: ClassVar[tuple[str, ...]] = ()
 
     training: bool = True
+    takes_rows: ClassVar[bool] = True
 
     # By this a recorded step notices that an attribute changes: changes are counted above the bits
     # of the switches thrown, so that eval() and train() bring back the number that there was.

@@ -17,6 +17,8 @@ __all__ = ["AvgPool2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "MaxPool2d"]
 class _Pool2d(Module):
     """Pooling over windows; a subclass names its function."""
 
+    takes_rows = False
+
     def __init__(
         self, size: Pair, *, stride: Pair | None = None, padding: Padding = 0, dilation: Pair = 1,
         ceil_mode: bool = False, axis: int = 1,
@@ -94,6 +96,8 @@ class AvgPool2d(_Pool2d):
 
 class GlobalAvgPool2d(Module):
     """Mean of each channel of each image. Otherwise as `nbbn.functional.global_avg_pool2d`."""
+
+    takes_rows = False
 
     def __init__(self, *, axis: int = 1, keepdims: bool = False) -> None:
         self.axis, self.keepdims = image_axis(axis), switch(keepdims, "keepdims")

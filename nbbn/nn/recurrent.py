@@ -87,6 +87,7 @@ class Recurrent(Module):
     """
 
     kind: str
+    takes_rows = False
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class Recurrent(Module):
         if x.ndim != 3 or x.shape[2] != self.input_size or not x.shape[1]:
             raise ShapeError(
                 f"{self!r} takes x of shape (N, T, {self.input_size}) with T >= 1 steps, "
-                f"got {x.shape}"
+                f"got {x.shape}" + checks.rows_advice(x.shape, f"T, {self.input_size}")
             )
         N, T, _ = x.shape
         starts = self._starts(initial, N)

@@ -348,9 +348,10 @@ def _weights(model: Module) -> dict[str, Any]:
 class StopOnSignal(Callback):
     """End training cleanly on Ctrl-C or SIGTERM: finish the step, save, return.
 
-    A second signal ends the process at once, with status 130 or 143. Outside of training the first
-    one raises KeyboardInterrupt. Used as a context manager it also covers what comes before and
-    after `fit`. Only the main thread of a process gets signals; in others this does nothing.
+    `fit` then returns as it does in the end: look at `signum` before you use the model. A second
+    signal ends the process at once, with status 130 or 143. Outside of training the first one
+    raises KeyboardInterrupt. Used as a context manager it also covers what comes before and after
+    `fit`. Only the main thread of a process gets signals; in others this does nothing.
 
     Attributes
     ----------

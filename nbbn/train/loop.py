@@ -24,6 +24,7 @@ from ..nn.layers import BatchNorm, Dense, Dropout, Flatten, Softmax, unnested
 from ..nn.losses import binary_cross_entropy, cross_entropy
 from ..nn.module import Module, evaluating
 from ..nn.observe import first_nonfinite
+from ..nn.reweighted import Reweighted
 from ..optim import Optimizer
 from . import checkpoint
 from .callbacks import Callback, Run
@@ -128,7 +129,8 @@ def fit(
     batches : Batches or (x, y)
         Training data, shuffled again for every epoch. Any iterable of pairs (x, y) that can be
         iterated once per epoch will do. One pair of all examples, arrays, lists, a DataFrame and a
-        Series, becomes `Batches`.
+        Series, becomes `Batches`: of rows, or, if the model begins with a layer of images or
+        sequences such as Conv2d or LSTM, of examples in their own shape.
     optimizer : Optimizer
         Of the model's parameters.
     epochs : int
@@ -171,7 +173,8 @@ def fit(
     Returns
     -------
     list of Epoch
-        The finished epochs, those before a resume included.
+        The finished epochs, those before a resume included; fewer than `epochs` where training was
+        stopped. Whether by a signal, `StopOnSignal.signum` tells.
 
     Raises
     ------
@@ -180,7 +183,8 @@ def fit(
         accuracy to watch, but targets that are no labels; batches of one example for a BatchNorm
         that needs more; or ranks that differ in weights, data or settings.
     DivergenceError
-        The loss is not finite. The parameters are those before that step.
+        The loss is not finite. Parameters and buffers are those before that step; on a device the
+        step has been made.
     DTypeError
         An argument of another type than above.
     ShapeError
@@ -208,11 +212,11 @@ def fit(
         device = optimizer.parameters[0].device
         size = 128 if batch_size is None else positive(batch_size, "batch_size")
         given, rng = batches, generator(rng)
-        batches = as_batches(batches, size, device, rng, ranks)
+        batches = as_batches(model, batches, size, device, rng, ranks)
         if given is batches and batch_size is not None:
             raise ArgumentError("batch_size is for a pair (x, y): these batches have theirs")
         validation, test = (
-            None if data is None else as_batches(data, _EVALUATED, device, None, ranks)
+            None if data is None else as_batches(model, data, _EVALUATED, device, None, ranks)
             for data in (validation, test)
         )
         check_batches(
@@ -373,10 +377,12 @@ def _train_epoch(
     backend.fill(watched.right, run.right or 0 if share is None or share.ranks.rank == 0 else 0)
     # Batches know themselves where to go on.
     done = 0 if isinstance(run.batches, Batches) else run.position
+    places = _buffers(run.model) if backend.device_of(watched.right) == "cpu" else []
     for x, y in pairs(itertools.islice(run.batches, done, None), empty=share is not None):
-        number = run.step + 1
         if share is not None:
             share.ask(run)
+        # The forward pass writes them before the loss is known.
+        before = [(module, name, getattr(module, name).copy()) for module, name in places]
         try:
             # What is not finite is told of below, with the operation that it comes from.
             with np.errstate(all="ignore"):
@@ -385,9 +391,11 @@ def _train_epoch(
             if not math.isfinite(run.loss):
                 raise _NotFinite(run.loss)
         except _NotFinite as error:
+            for module, name, array in before:
+                backend.assign(getattr(module, name), array)
             whole = contextlib.nullcontext((x, y))
             with whole if share is None else share.alone(run.model, x, y) as (x, y):
-                raise _diverged(run, number, error.value, x, y, watched.loss) from None
+                raise _diverged(run, error.value, x, y, watched.loss) from None
         right = int(watched.right[0]) if share is None else share.right
         run.take(x, y, right if watched.counts else None, None if share is None else share.count)
         for callback in callbacks:
@@ -395,6 +403,16 @@ def _train_epoch(
         if run.stopped if share is None else share.stops(run):
             return
     run.stop_clock()
+
+
+def _buffers(model: Module) -> list[tuple[Module, str]]:
+    """Find the arrays that are state but not learned, such as running statistics."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name in module.buffers
+        if getattr(module, name) is not None
+    ]
 
 
 def _reached(run: Run, until: float | None) -> bool:
@@ -409,13 +427,17 @@ def _epoch(values: Sequence[Any]) -> Epoch:
 
 
 def as_batches(
+    model: Module,
     data: Any,
     size: int,
     device: str,
     rng: np.random.Generator | None = None,
     ranks: Ranks | None = None,
 ) -> Any:
-    """Return `Batches` of a pair (x, y) of all examples, shuffled by `rng`; or `data` as it is."""
+    """Return `Batches` of a pair (x, y) of all examples, shuffled by `rng`; or `data` as it is.
+
+    Examples keep their shape where the model begins with a layer that cannot take rows.
+    """
     if not isinstance(data, tuple) or len(data) != 2 or isinstance(data[0], tuple):
         return data
     x, y = data
@@ -425,7 +447,18 @@ def as_batches(
     plain = isinstance(x, list | np.ndarray) or hasattr(x, "to_numpy")
     if not plain and backend.as_csr(x) is None:
         return data
-    return Batches(x, y, size, shuffle=rng is not None, rng=rng, device=device, ranks=ranks)
+    return Batches(
+        x, y, size, shuffle=rng is not None, rng=rng, flatten=_takes_rows(model), device=device,
+        ranks=ranks,
+    )  # fmt: skip
+
+
+def _takes_rows(model: Module) -> bool:
+    """Whether the first layer can take examples that are rows of numbers."""
+    _, first = next(unnested(model), ("", model))
+    while isinstance(first, Reweighted):
+        first = first.layer
+    return first.takes_rows
 
 
 def check_batches(*all_data: Any, ranks: Ranks | None = None) -> None:
@@ -571,14 +604,16 @@ def _count_right(judge: Any, output: np.ndarray, y: np.ndarray, right: np.ndarra
     np.add(right, np.count_nonzero(judge(output, y)), right)
 
 
-def _diverged(
-    run: Run, step: int, value: float, x: np.ndarray, y: np.ndarray, loss: Loss
-) -> DivergenceError:
+def _diverged(run: Run, value: float, x: np.ndarray, y: np.ndarray, loss: Loss) -> DivergenceError:
     found = first_nonfinite(run.model, x, y, loss)
+    on_cpu = run.optimizer.parameters[0].device == "cpu"
+    model = "the model is as before this step" if on_cpu else "the step has been made"
     saved = f"the last good checkpoint is {run.saved}" if run.saved else "no checkpoint was saved"
+    # Of this epoch, and as checkpoints and logs count.
+    number, total = run.position + 1, run.step + on_cpu
     return DivergenceError(
-        f"the loss is {value} at step {step} of epoch {run.epoch}: {found.text}; {saved}; "
-        f"{found.advice}"
+        f"the loss is {value} at step {number} of epoch {run.epoch} ({total:,} in all): "
+        f"{found.text}; {model}; {saved}; {found.advice}"
     )
 
 
@@ -623,7 +658,7 @@ def evaluate(
     function(loss, "loss")
     check_ranks(ranks)
     device = next((p.device for p in model.parameters()), "cpu")
-    batches = as_batches(batches, _EVALUATED, device, None, ranks)
+    batches = as_batches(model, batches, _EVALUATED, device, None, ranks)
     check_batches(batches, ranks=ranks)
     total, right, count = 0.0, 0.0, 0
     with evaluating(model):

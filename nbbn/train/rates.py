@@ -104,7 +104,7 @@ def find_lr(
     if isinstance(batches, Iterator):
         raise ArgumentError("these batches would be used up: pass a list of them")
     size, device = positive(batch_size, "batch_size"), optimizer.parameters[0].device
-    batches = as_batches(batches, size, device, np.random.default_rng(0))
+    batches = as_batches(model, batches, size, device, np.random.default_rng(0))
     check_batches(batches)
     # One copy of all that is copied: what shares a generator goes on sharing it.
     memo: dict[int, Any] = {}

@@ -368,6 +368,49 @@ def test_signals_and_kills_at_random_steps_change_nothing(own, tmp_path):
     assert one == other
 
 
+# --------------------------------------------------------------------------------- outputs
+
+
+def run_in_shell(redirection, *arguments):
+    """Run a command behind a shell's redirection."""
+    line = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "nbbn"]
+    return subprocess.run(
+        [*line, *map(str, arguments)], capture_output=True, text=True, env=_ENVIRONMENT,
+        check=False, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_where_outputs_are_closed(closed, own, tmp_path):
+    out = tmp_path / "run"
+    done = run_in_shell(closed, "train", "--data", own, *FLAGS, "--epochs", 2, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((out / "result.json").read_text())["epochs"] == 2
+    assert checkpoint.latest(out).optimizer["step_count"] == 14
+    assert len(logs.read_log(out / "log.jsonl")) == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_reader_that_leaves(kept, own, tmp_path):
+    """With a folder training goes on; without one nothing would come of it."""
+    out = ("--out", tmp_path / "run") if kept else ()
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, "-m", "nbbn", "train", "--data", own, *FLAGS, "--epochs", 2, *out]
+    done = subprocess.run(
+        list(map(str, line)), stdout=write, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT,
+        check=False, timeout=120,
+    )  # fmt: skip
+    os.close(write)
+    if not kept:
+        assert (done.returncode, done.stderr) == (1, "")
+        return
+    assert done.returncode == 0
+    assert done.stderr == "nbbn: nobody reads this output any more; training goes on\n"
+    assert json.loads((out[1] / "result.json").read_text())["epochs"] == 2
+    assert checkpoint.latest(out[1]).optimizer["step_count"] == 14
+
+
 def test_a_second_signal_ends_the_process_at_once():
     script = """
 import time

@@ -41,6 +41,7 @@ def run(tmp_path, monkeypatch, capsys):
 def test_sequences(run):
     names, _, _ = run("sequences.md", needs="torch")
     assert names["y"].shape == (8, 28, 64)
+    assert len(names["history"]) == 2
     assert (names["y"].data[1, 5:] == 0).all()
     assert names["head"](names["x"]).shape == (8, 10)
     tokens = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -81,9 +82,16 @@ def test_interoperability(run):
 def test_convolutions_are_recorded(run):
     names, _, _ = run("convolution.md")
     assert names["step"].refusal is None
+    assert len(names["history"]) == 2
     assert all(p.grad is not None for p in names["model"].parameters() if p.ndim == 4)
     kinds = [type(layer).__name__ for layer in names["deployed"]]
     assert kinds == ["Conv2d", "Conv2d", "Conv2d", "Flatten", "Dense"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_and_sequences_keep_their_shape(run):
+    history = run("training.md", "Images and sequences")[0]["history"]
+    assert history[-1].loss < 0.3
 
 
 @pytest.mark.filterwarnings("error")

@@ -109,7 +109,8 @@ REFUSED = [
       for name in ("weight", "pos_weight")
       for value, error in (
           ("np.ones(2)", ShapeError), ("np.ones((2, 4, 3))", ShapeError), ("[1.0]", DTypeError),
-          ("np.ones(3, int)", DTypeError), ("2.0", DTypeError))),
+          ("np.ones(3, int)", DTypeError), ("True", DTypeError), ("math.inf", ArgumentError),
+          ("3j", DTypeError))),
     *((f"losses.cross_entropy(LOGITS, {labels}, {option})", error, words)
       for labels in ("LABELS", "P")
       for option, error, words in (
@@ -289,6 +290,9 @@ REPLAYED = {
     "multi-hot": (
         functools.partial(losses.binary_cross_entropy, pos_weight=WEIGHT, weight=WEIGHT), (3,)
     ),
+    "binary of a number": (
+        functools.partial(losses.binary_cross_entropy, pos_weight=2.5, weight=np.float32(2)), (3,)
+    ),
     "classes": (
         functools.partial(
             losses.cross_entropy, weight=WEIGHT, ignore_index=1, label_smoothing=0.1
@@ -331,6 +335,19 @@ def test_fit_learns_a_regression(loss, rng):
     assert history[-1].validation.loss < 1e-5
     assert math.isnan(history[-1].validation.accuracy)
     np.testing.assert_allclose(model[0].weight.data, [[1.5, -2.0, 0.5]], atol=0.01)
+
+
+@pytest.mark.parametrize("number", [3, 0.3, np.float32(0.3), np.float64(0.3), np.int64(3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_number_weighs_as_an_array_of_it(number, dtype, rng):
+    logits, targets = rng.normal(size=(5, 3)).astype(dtype), rng.random((5, 3)).astype(dtype)
+    for name in ("weight", "pos_weight"):
+        found, expected = (
+            losses.binary_cross_entropy(nbbn.Tensor(logits), targets, **{name: factor})
+            for factor in (number, np.array(number, dtype))
+        )
+        assert found.dtype == dtype
+        assert found.item() == expected.item()
 
 
 class Counts(Callback):

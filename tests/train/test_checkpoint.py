@@ -198,8 +198,9 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, tmp_path, caplog)
     assert run(tmp_path, resume="latest").outcome() == whole
     aside = tmp_path / f"{damaged.name}.damaged"
     assert aside.read_bytes() == content
-    assert "is damaged or cut short: " in caplog.text
-    assert f"it is now {aside}" in caplog.text
+    (told,) = [message for message in caplog.messages if "is damaged or cut short: " in message]
+    assert told.startswith(str(damaged))
+    assert f"{damaged} is now {aside}" in caplog.messages
 
 
 # ------------------------------------------------------------------------- the best epoch
@@ -491,6 +492,14 @@ def test_a_damaged_latest_is_passed_over(tmp_path, caplog):
         checkpoint.latest(tmp_path)
 
 
+def test_the_latest_of_a_folder_is_not_that_of_a_file(tmp_path):
+    run(tmp_path, 5)
+    (path,) = tmp_path.glob("step-*")
+    with pytest.raises(ArgumentError, match=rf"{path} is a file, where .*: load\(path\) reads it"):
+        checkpoint.latest(path)
+    assert checkpoint.latest(tmp_path / "nothing.safetensors") is None
+
+
 class Shallow(nbbn.Module):
     def __init__(self):
         self.layers = nbbn.mlp((FEATURES, 9, CLASSES), rng=0)
@@ -683,6 +692,15 @@ def test_a_full_disk_does_not_stop_training(disk, whole, tmp_path, caplog):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.filterwarnings("ignore:.*safetensors:DeprecationWarning")
+def test_a_checkpoint_that_cannot_be_saved_is_told_of_once(disk, tmp_path, caplog):
+    keeper = Checkpoints(tmp_path)
+    run(tmp_path, epochs=2, keeper=keeper, callbacks=[Fill(disk, range(8, 99))])
+    told = [message for message in caplog.messages if "step-00000010.safetensors" in message]
+    assert len(told) == 1
+    assert keeper.error.errno == errno.ENOSPC
+
+
 def test_a_disk_that_stays_full_keeps_what_was_there(disk, tmp_path, caplog):
     keeper = Checkpoints(tmp_path, every=4)
     run(tmp_path, epochs=2, keeper=keeper, callbacks=[Fill(disk, range(6, 99))])
@@ -770,7 +788,10 @@ def test_the_first_layer_to_diverge_and_the_last_checkpoint_are_named(tmp_path):
                 run.model[3].weight.data[0, 0] = np.inf
 
     path = tmp_path / "step-00000010.safetensors"
-    pattern = rf"step 13 of epoch 3.*the weight of layer 3, Dense.*last good checkpoint is {path};"
+    pattern = (
+        r"step 3 of epoch 3 \(13 in all\).*the weight of layer 3, Dense.*last good checkpoint is "
+        f"{path};"
+    )
     with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=pattern):
         run(tmp_path, callbacks=[Poison()])
     assert checkpoint.latest(tmp_path).path == path

@@ -167,10 +167,46 @@ def test_fit_tells_data_that_are_not_finite_from_divergence(rng):
     images[5, 2] = np.nan
     model, optimizer = adam_mlp()
     train = Batches(images, np.zeros(8, int), 4, shuffle=False)
-    pattern = "step 2 of epoch 1: the batch itself holds NaN or Inf; .*; repair such examples"
+    pattern = (
+        r"step 2 of epoch 1 \(2 in all\): the batch itself holds NaN or Inf; .*; repair such "
+        "examples"
+    )
     with pytest.raises(DivergenceError, match=pattern) as told:
         fit(model, train, optimizer, epochs=1)
     assert "learning rate" not in str(told.value)
+
+
+@pytest.mark.filterwarnings("ignore:this training step runs eagerly:RuntimeWarning")
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_model_is_as_before_the_step_that_diverged(rng, eager):
+    class Eager(nbbn.ReLU):
+        def forward(self, x):
+            np.random.default_rng()
+            return super().forward(x)
+
+    model = nbbn.Sequential(
+        nbbn.Dense(FEATURES, 8, rng=0), nbbn.BatchNorm(8), Eager() if eager else nbbn.ReLU(),
+        nbbn.Dense(8, CLASSES, rng=1),
+    )  # fmt: skip
+    optimizer = optim.Adam(model.parameters())
+    x = rng.normal(size=(20, FEATURES)).astype(np.float32)
+    y = rng.integers(0, CLASSES, 20)
+    batches = Batches(x, y, 4, shuffle=False)
+    fit(model, batches, optimizer, epochs=2)
+    states = []
+
+    class Watch(Callback):
+        def step(self, run):
+            states.append(state_of(run.model))
+
+    damaged = Batches(np.where(np.arange(20)[:, None] == 14, np.nan, x), y, 4, shuffle=False)
+    pattern = r"nan at step 4 of epoch 1 \(14 in all\): .*; the model is as before this step; "
+    with pytest.raises(DivergenceError, match=pattern):
+        fit(model, damaged, optimizer, epochs=1, callbacks=[Watch()])
+    assert len(states) == 3
+    assert state_of(model) == states[-1]
+    assert math.isfinite(evaluate(model, batches).loss)
+    nbbn.fold(model)
 
 
 def test_a_loss_that_is_not_finite_in_evaluation_is_told(rng, caplog):
@@ -239,7 +275,7 @@ def test_a_loss_that_is_not_finite_names_the_operation(name, rng, caplog):
     model, optimizer = adam_mlp()
     before = [p.data.copy() for p in model.parameters()]
     train = numbers(rng)
-    with pytest.raises(DivergenceError, match=f"at step 1 of epoch 1: .*{reason}") as told:
+    with pytest.raises(DivergenceError, match=rf"at step 1 of epoch 1 .*: .*{reason}") as told:
         fit(model, train, optimizer, epochs=1, loss=loss)
     if name != "exp":
         assert "learning rate" not in str(told.value)
@@ -426,6 +462,50 @@ def test_a_pair_has_batches_of_128_by_default(rng):
     assert optimizer.step_count == 3
     with pytest.raises(ArgumentError, match="these batches have theirs"):
         fit(model, Batches(x, y, 4), optimizer, epochs=1, batch_size=8)
+
+
+FIRST_LAYERS = {
+    "LSTM": (lambda: [nbbn.LSTM(4, 8, last=True, rng=0), nbbn.Dense(8, CLASSES, rng=1)], (6, 4)),
+    "Conv2d": (
+        lambda: [nbbn.Conv2d(2, 3, 3, rng=0), nbbn.Flatten(), nbbn.Dense(12, CLASSES, rng=1)],
+        (2, 4, 4),
+    ),
+    "a reweighted Conv2d": (
+        lambda: [
+            nbbn.WeightStandardization(nbbn.Conv2d(2, 3, 3, rng=0)), nbbn.Flatten(),
+            nbbn.Dense(12, CLASSES, rng=1),
+        ],
+        (2, 4, 4),
+    ),
+    "pooling": (
+        lambda: [nbbn.MaxPool2d(2), nbbn.Flatten(), nbbn.Dense(8, CLASSES, rng=1)], (2, 4, 4),
+    ),
+    "attention": (
+        lambda: [
+            nbbn.MultiheadAttention(4, 2, rng=0), nbbn.Flatten(), nbbn.Dense(24, CLASSES, rng=1)
+        ],
+        (6, 4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+def test_a_pair_of_images_or_sequences_keeps_their_shape(name, rng):
+    layers, shape = FIRST_LAYERS[name]
+    x, y = rng.normal(size=(30, *shape)).astype(np.float32), rng.integers(0, CLASSES, 30)
+    outcomes = []
+    for begin in ([], [nbbn.Unflatten(shape)]):
+        model = nbbn.Sequential(*begin, *layers())
+        optimizer = optim.SGD(model.parameters(), 0.1)
+        history = fit(model, (x, y), optimizer, epochs=2, batch_size=8, rng=0, test=(x, y))
+        arrays = [array.tobytes() for array in model.state_dict().values()]
+        outcomes.append((history[-1].loss, history[-1].test, evaluate(model, (x, y)), arrays))
+    assert outcomes[0] == outcomes[1]
+    advice = r"Unflatten\(\(.*\)\), or keep it: Batches\(flatten=False\)"
+    with pytest.raises(ShapeError, match=advice):
+        evaluate(nbbn.Sequential(*layers()), Batches(x, y, 8))
+    assert evaluate(model, Batches(x, y, 8, shuffle=False, flatten=False)).count == 30
 
 
 def test_two_pairs_are_two_batches(rng):

@@ -66,11 +66,17 @@ def latest(folder: str | os.PathLike[str]) -> Checkpoint | None:
 
     Raises
     ------
+    ArgumentError
+        A file.
     CheckpointError
         There are some, but all are damaged.
     """
-    errors = []
-    for path in reversed(_numbered(as_path(folder, "folder"))):
+    folder, errors = as_path(folder, "folder"), []
+    if folder.is_file():
+        raise ArgumentError(
+            f"{folder} is a file, where the latest of a folder was asked for: load(path) reads it"
+        )
+    for path in reversed(_numbered(folder)):
         try:
             return unpack(path)
         except CheckpointError as error:
@@ -135,6 +141,7 @@ class Checkpoints(Callback):
             mapping(config, "config", "what JSON can hold")
         self.config = dict(config or {})
         self.error: OSError | None = None
+        self._failed: Path | None = None
         self._saved = (-1, -1)
         self._release = weakref.finalize(self, _close, _take(self.folder))
 
@@ -163,10 +170,11 @@ class Checkpoints(Callback):
                 continue
             try:
                 unpack(path)
-            except CheckpointError as error:
+            except CheckpointError:
                 aside = path.with_name(f"{path.name}.damaged")
                 os.replace(path, aside)
-                _log.warning("%s; it is now %s", error, aside)
+                # Why it is damaged, `latest` has said.
+                _log.warning("%s is now %s", path, aside)
 
     def step(self, run: Run) -> None:
         """Save if it is time."""
@@ -212,14 +220,16 @@ class Checkpoints(Callback):
                 average=None if run.average is None else run.average.state_dict(),
             )  # fmt: skip
         except OSError as error:
-            self.error = error
             kept = f"the last one is {run.saved}" if run.saved else "there is none yet"
-            _log.warning(
-                "the checkpoint %s cannot be saved: %s; %s, and training goes on",
-                path, error.strerror or error, kept,
-            )  # fmt: skip
+            # The last step is tried again in the end.
+            if path != self._failed:
+                _log.warning(
+                    "the checkpoint %s cannot be saved: %s; %s, and training goes on",
+                    path, error.strerror or error, kept,
+                )  # fmt: skip
+            self.error, self._failed = error, path
             return False
-        self.error = None
+        self.error = self._failed = None
         return True
 
 
