@@ -1,69 +1,183 @@
-"""What `embedded` checks: types while it compiles, shapes while it runs.
+"""What `embedded` checks: types while it compiles, the rest while it runs.
 
-Results in an array of integers would be cut silently, and other types end in pages of the
-compiler's: each check is an overload that looks at the types first. The Python functions are what
-runs without compilation.
+A type that no kernel takes would end in pages of the compiler's, and a result in integers would be
+cut silently. `checked` makes a function that takes the operands of one in `embedded`, looks at
+their types, and returns the first: what follows depends on it, so the compiler stops there.
 """
 
 import numpy as np
-from numba import types
-from numba.core.errors import TypingError
+from numba import typeof, types
+from numba.core.errors import NumbaError, TypingError
 from numba.extending import overload, register_jitable
 
-_COMPUTED = (types.float32, types.float64)
+_FLOATS = (types.float32, types.float64)
+_FLOAT64 = (types.float64,)
 
 
-def _require(fits, name, expected, found):
-    if not fits:
-        raise TypingError(f"{name} must be {expected}, got {found}")
+# ---------------------------------------------------------------- types
 
 
-def check_rank(x):
-    """Rows or planes with at least one channel."""
-    if x.ndim != 2 and x.ndim != 3:
-        raise ValueError("x must be rows (M, C) or planes (N, C, S)")
+def _kind(expected, advice, fits):
+    """Make a check of one operand from whether its type `fits`, beside that of the first one."""
+
+    def look(name, found, first):
+        if not fits(found, first):
+            raise TypingError(f"{name} must be {expected}, got {found}: {advice.format(name)}")
+
+    return look
+
+
+def _array(found, ranks, dtypes):
+    return isinstance(found, types.Array) and found.ndim in ranks and found.dtype in dtypes
+
+
+def _vector(dtypes, written=False):
+    def fits(found, first):
+        return _array(found, (1,), dtypes) and (found.mutable or not written)
+
+    return fits
+
+
+def _like_first(written):
+    def fits(found, x):
+        return _array(found, (x.ndim,), (x.dtype,)) and (found.mutable or not written)
+
+    return fits
+
+
+def _sample(found, first):
+    if not isinstance(found, types.Array) or found.ndim == 0:
+        return False
+    return found.dtype in _FLOATS or isinstance(found.dtype, types.Integer | types.Boolean)
+
+
+ROWS_OR_PLANES = _kind(
+    "an array of float32 or float64, rows (M, C) or planes (N, C, S)",
+    "convert it with numpy.asarray({0}, numpy.float32), and join or add axes with reshape",
+    lambda found, first: _array(found, (2, 3), _FLOATS),
+)
+SAMPLE = _kind(
+    "an array of float32, float64, integers or truth values, with an axis",
+    "convert it with numpy.atleast_1d({0}).astype(numpy.float64)",
+    _sample,
+)
+LIKE_X = _kind(
+    "an array of the rank and type of x", "convert it with {0}.astype(x.dtype)", _like_first(False)
+)
+RESULT_LIKE_X = _kind(
+    "a writeable array of the rank and type of x", "pass numpy.empty_like(x)", _like_first(True)
+)
+VECTOR = _kind(
+    "an array of float32 or float64 and one axis",
+    "convert it with numpy.asarray({0}, numpy.float64).ravel()",
+    _vector(_FLOATS),
+)
+VECTOR_OR_NONE = _kind(
+    "None or an array of float32 or float64, shape (C,)",
+    "convert it with numpy.asarray({0}, x.dtype).ravel()",
+    lambda found, first: isinstance(found, types.NoneType) or _vector(_FLOATS)(found, first),
+)
+RESULT_VECTOR = _kind(
+    "a writeable array of float32 or float64 and one axis",
+    "pass numpy.empty of its length, in the type of x",
+    _vector(_FLOATS, written=True),
+)
+STATISTIC = _kind(
+    "an array of float64, shape (C,)",
+    "convert it with numpy.asarray({0}, numpy.float64)",
+    _vector(_FLOAT64),
+)
+RESULT_STATISTIC = _kind(
+    "a writeable array of float64, shape (C,)", "pass numpy.empty(C)", _vector(_FLOAT64, True)
+)
+PREPARED = _kind(
+    "an array of the type of x, shape (3 * C,)",
+    "have affine write to numpy.empty(3 * C, x.dtype)",
+    lambda found, x: _array(found, (1,), (x.dtype,)),
+)
+INTEGER = _kind(
+    "an integer",
+    "convert it with int({0})",
+    lambda found, first: isinstance(found, types.Integer),
+)
+NUMBER = _kind(
+    "a number",
+    "convert it with float({0})",
+    lambda found, first: isinstance(found, types.Integer) or found in _FLOATS,
+)
+
+
+def _type_of(operand):
+    try:
+        return typeof(operand)
+    except (ValueError, NumbaError) as error:
+        return error
+
+
+def checked(**kinds):
+    """Make the check of operands, in the order of `kinds`, which returns the first of them."""
+
+    def look(*found):
+        for (name, kind), one in zip(kinds.items(), found, strict=True):
+            kind(name, one, found[0])
+
+    def check(*operands):
+        look(*map(_type_of, operands))
+        return operands[0]
+
+    @overload(check, strict=False)
+    def compiled(*found):
+        look(*found)
+        return lambda *operands: operands[0]
+
+    return check
+
+
+# ---------------------------------------------------------------- values
+
+
+@register_jitable
+def check_channels(x):
+    """At least one channel."""
     if x.shape[1] == 0:
         raise ValueError("x has no channels: axis 1 has length 0")
 
 
-@overload(check_rank)
-def _check_rank(x):
-    fits = isinstance(x, types.Array) and x.ndim in (2, 3) and x.dtype in _COMPUTED
-    _require(fits, "x", "an array of float32 or float64, rows (M, C) or planes (N, C, S)", x)
-    return check_rank
-
-
+@register_jitable
 def check_like(array, x):
     """An array of the shape of x."""
     if array.shape != x.shape:
         raise ValueError("y, dy and dx must have the shape of x")
 
 
-@overload(check_like)
-def _check_like(array, x):
-    fits = isinstance(array, types.Array) and array.dtype in _COMPUTED
-    _require(fits, "y, dy and dx", "arrays of float32 or float64", array)
-    return check_like
-
-
+@register_jitable
 def check_vector(array, channels):
     """A per-channel array."""
     if array.size != channels:
         raise ValueError("a per-channel array must have one element per channel of x")
 
 
-@overload(check_vector)
-def _check_vector(array, channels):
-    fits = isinstance(array, types.Array) and array.ndim == 1 and array.dtype in _COMPUTED
-    _require(fits, "a per-channel array", "of float32 or float64 and shape (C,)", array)
-    return check_vector
+@register_jitable
+def check_apart(first, second):
+    """Two results: of one array, the last would be left."""
+    if first.size > 0 and first.ctypes.data == second.ctypes.data:
+        raise ValueError("results must not share memory: pass an array for each")
 
 
 @register_jitable
-def vector(array, x):
-    """Return gamma or beta as kernels take them: an empty array for None."""
+def check_eps(eps, zero_allowed):
+    """What keeps 1 / sqrt(var + eps) finite, or may: given statistics need none."""
+    if not 0.0 <= eps < np.inf:
+        raise ValueError("eps must be finite and not negative")
+    if eps == 0.0 and not zero_allowed:
+        raise ValueError("eps must be above 0 in training")
+
+
+@register_jitable
+def vector(array, channels, like):
+    """Return gamma or beta as kernels take them: in the type of `like`, and empty for None."""
     if array is None:
-        return np.empty(0, x.dtype)
-    if array.size != x.shape[1]:
+        return np.empty(0, like.dtype)
+    if array.size != channels:
         raise ValueError("gamma and beta must have one element per channel of x")
-    return array
+    return np.asarray(array, like.dtype)

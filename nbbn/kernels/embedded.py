@@ -11,8 +11,28 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload, register_jitable
 
 from ._channels_cpu import forward_affine, invert, merge, merge_parts
-from ._embedded_checks import check_like, check_rank, check_vector, vector
-from ._jit import bounds, inlined_function, library_function
+from ._embedded_checks import (
+    INTEGER,
+    LIKE_X,
+    NUMBER,
+    PREPARED,
+    RESULT_LIKE_X,
+    RESULT_STATISTIC,
+    RESULT_VECTOR,
+    ROWS_OR_PLANES,
+    SAMPLE,
+    STATISTIC,
+    VECTOR,
+    VECTOR_OR_NONE,
+    check_apart,
+    check_channels,
+    check_eps,
+    check_like,
+    check_vector,
+    checked,
+    vector,
+)
+from ._jit import bounds, inlined_device_function, inlined_function, library_function
 from ._planes_cpu import (
     backward_planes,
     backward_slabs,
@@ -43,6 +63,35 @@ from ._rows_cpu import (
 _train_rows, _train_planes = train_rows.serial, train_planes.serial
 _backward_rows, _backward_planes = backward_rows.serial, backward_planes.serial
 _train_slabs, _backward_slabs = train_slabs.serial, backward_slabs.serial
+
+_channel_stats_types = checked(x=ROWS_OR_PLANES, mean=RESULT_STATISTIC, var=RESULT_STATISTIC)
+_merge_stats_types = checked(
+    mean=RESULT_STATISTIC, var=RESULT_STATISTIC, other_mean=STATISTIC, other_var=STATISTIC,
+    count=INTEGER, other_count=INTEGER,
+)  # fmt: skip
+_mean_types = checked(x=SAMPLE, axis=INTEGER)
+_var_types = checked(x=SAMPLE, axis=INTEGER, ddof=NUMBER)
+_train_types = checked(
+    x=ROWS_OR_PLANES, gamma=VECTOR_OR_NONE, beta=VECTOR_OR_NONE, eps=NUMBER, y=RESULT_LIKE_X,
+    mean=RESULT_STATISTIC, var=RESULT_STATISTIC, inv_std=RESULT_STATISTIC,
+)  # fmt: skip
+_affine_types = checked(
+    mean=VECTOR, var=VECTOR, gamma=VECTOR_OR_NONE, beta=VECTOR_OR_NONE, eps=NUMBER,
+    out=RESULT_VECTOR,
+)  # fmt: skip
+_normalize_types = checked(x=ROWS_OR_PLANES, prepared=PREPARED, y=RESULT_LIKE_X)
+_infer_types = checked(
+    x=ROWS_OR_PLANES, mean=VECTOR, var=VECTOR, gamma=VECTOR_OR_NONE, beta=VECTOR_OR_NONE,
+    eps=NUMBER, y=RESULT_LIKE_X,
+)  # fmt: skip
+_backward_types = checked(
+    x=ROWS_OR_PLANES, dy=LIKE_X, mean=STATISTIC, inv_std=STATISTIC, gamma=VECTOR_OR_NONE,
+    dx=RESULT_LIKE_X, dgamma=RESULT_VECTOR, dbeta=RESULT_VECTOR,
+)  # fmt: skip
+_infer_backward_types = checked(
+    x=ROWS_OR_PLANES, dy=LIKE_X, mean=VECTOR, var=VECTOR, gamma=VECTOR_OR_NONE, eps=NUMBER,
+    dx=RESULT_LIKE_X, dgamma=RESULT_VECTOR, dbeta=RESULT_VECTOR,
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- scratch
@@ -102,6 +151,14 @@ def _stats_of_planes(x, mean, var):
 # ---------------------------------------------------------------- statistics
 
 
+@register_jitable
+def _stats(x, mean, var):
+    if x.ndim == 2:
+        _stats_of_rows(x, mean, var)
+    else:
+        _stats_of_planes(np.ascontiguousarray(x), mean, var)
+
+
 @library_function
 def channel_stats(x, mean, var):
     """Mean and biased variance of each channel.
@@ -118,18 +175,17 @@ def channel_stats(x, mean, var):
     int
         Values per channel.
     """
-    check_rank(x)
+    x = _channel_stats_types(x, mean, var)
+    check_channels(x)
     check_vector(mean, x.shape[1])
     check_vector(var, x.shape[1])
+    check_apart(mean, var)
     count = _values_per_channel(x)
     if count == 0:
         mean[:] = 0.0
         var[:] = 0.0
-        return count
-    if x.ndim == 2:
-        _stats_of_rows(x, mean, var)
     else:
-        _stats_of_planes(np.ascontiguousarray(x), mean, var)
+        _stats(x, mean, var)
     return count
 
 
@@ -158,9 +214,11 @@ def merge_stats(count, mean, var, other_count, other_mean, other_var):
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
     Variances" (1979).
     """
-    for array in (var, other_mean, other_var):
-        if array.size != mean.size:
-            raise ValueError("means and variances must have one length")
+    mean = _merge_stats_types(mean, var, other_mean, other_var, count, other_count)
+    check_apart(mean, var)
+    C = mean.size
+    if var.size != C or other_mean.size != C or other_var.size != C:
+        raise ValueError("means and variances must have one length")
     total = count + other_count
     if other_count == 0:
         return total
@@ -231,17 +289,17 @@ def mean(x, axis):
 
     Parameters
     ----------
-    x : ndarray of float or int
-        Any rank and strides. What is not C-contiguous is copied.
+    x : ndarray of float32, float64, int or bool
+        Any rank from 1, any strides. What is not C-contiguous is copied.
     axis : int
 
     Returns
     -------
     ndarray, shape of `x` without `axis`
-        Computed in float64 and rounded to the type of `x` (float64 for integers). NaN along an axis
-        of length 0.
+        Computed in float64 and rounded to the type of `x` (float64 for integers and truth values).
+        NaN along an axis of length 0.
     """
-    values = _floating(x)
+    values = _floating(_mean_types(x, axis))
     found = _stats_along(values, axis)[0]
     result = _without(values, axis)
     result.ravel()[:] = found
@@ -256,7 +314,7 @@ def var(x, axis, ddof=0):
     ----------
     x, axis
         As for `mean`.
-    ddof : int, default 0
+    ddof : int or float, default 0
         The sum of squared deviations is divided by the length of the axis minus this.
 
     Returns
@@ -264,7 +322,7 @@ def var(x, axis, ddof=0):
     ndarray
         As of `mean`.
     """
-    values = _floating(x)
+    values = _floating(_var_types(x, axis, ddof))
     _, biased, n = _stats_along(values, axis)
     result = _without(values, axis)
     result.ravel()[:] = biased * (n / float(n - ddof))
@@ -272,6 +330,34 @@ def var(x, axis, ddof=0):
 
 
 # ---------------------------------------------------------------- forward
+
+
+@register_jitable
+def _train(x, gamma, beta, eps, y, mean, var, inv_std):
+    C = x.shape[1]
+    if x.ndim == 2:
+        blocks = blocks_of_rows(x.shape[0], C)
+        wide, narrow = _scratch(scratch_of_train_rows(C, blocks), x)
+        _train_rows(
+            x, x[:0], gamma, beta, eps, False, 1, blocks,
+            y, mean, var, inv_std, wide, narrow,
+        )  # fmt: skip
+    else:
+        planes = np.ascontiguousarray(x)
+        slabs = slabs_of_channels(planes, 1, 1)
+        if slabs > 0:
+            _, narrow = _scratch(scratch_of_train_slabs(C), x)
+            _train_slabs(
+                planes, planes[:0], gamma, beta, eps, False, 1, slabs,
+                y, mean, var, inv_std, narrow,
+            )  # fmt: skip
+        else:
+            grid = grid_of_planes(x.shape)
+            wide, narrow = _scratch(scratch_of_train_planes(C, grid), x)
+            _train_planes(
+                planes, planes[:0], gamma, beta, eps, False, 1, grid,
+                y, mean, var, inv_std, wide, narrow,
+            )  # fmt: skip
 
 
 @library_function
@@ -282,23 +368,28 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
     ----------
     x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
         At least two values per channel, or none.
-    gamma, beta : ndarray, shape (C,), or None
-        None means 1 and 0.
+    gamma, beta : ndarray of float32 or float64, shape (C,), or None
+        None means 1 and 0. Used in the type of `x`.
     eps : float
-        Added to the variance.
+        Added to the variance: finite and above 0, else it is a ValueError.
     y : ndarray, shape and type of `x`
         Receives the result. It may be `x` itself, and must not overlap it otherwise.
     mean, var, inv_std : ndarray of float64, shape (C,)
         Receive mean, biased variance and 1 / sqrt(var + eps).
     """
-    check_rank(x)
+    x = _train_types(x, gamma, beta, eps, y, mean, var, inv_std)
+    check_channels(x)
     check_like(y, x)
+    check_eps(eps, False)
     C = x.shape[1]
     # One by one: a loop would need them to be of one type.
     check_vector(mean, C)
     check_vector(var, C)
     check_vector(inv_std, C)
-    scale, shift = vector(gamma, x), vector(beta, x)
+    check_apart(mean, var)
+    check_apart(mean, inv_std)
+    check_apart(var, inv_std)
+    scale, shift = vector(gamma, C, x), vector(beta, C, x)
     count = _values_per_channel(x)
     if count == 1:
         raise ValueError("Expected more than 1 value per channel when training")
@@ -306,30 +397,8 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
         mean[:] = 0.0
         var[:] = 0.0
         inv_std[:] = 1.0 / np.sqrt(eps)
-        return
-    if x.ndim == 2:
-        blocks = blocks_of_rows(x.shape[0], C)
-        wide, narrow = _scratch(scratch_of_train_rows(C, blocks), x)
-        _train_rows(
-            x, x[:0], scale, shift, float(eps), False, 1, blocks,
-            y, mean, var, inv_std, wide, narrow,
-        )  # fmt: skip
     else:
-        planes = np.ascontiguousarray(x)
-        slabs = slabs_of_channels(planes, 1, 1)
-        if slabs > 0:
-            _, narrow = _scratch(scratch_of_train_slabs(C), x)
-            _train_slabs(
-                planes, planes[:0], scale, shift, float(eps), False, 1, slabs,
-                y, mean, var, inv_std, narrow,
-            )  # fmt: skip
-        else:
-            grid = grid_of_planes(x.shape)
-            wide, narrow = _scratch(scratch_of_train_planes(C, grid), x)
-            _train_planes(
-                planes, planes[:0], scale, shift, float(eps), False, 1, grid,
-                y, mean, var, inv_std, wide, narrow,
-            )  # fmt: skip
+        _train(x, scale, shift, float(eps), y, mean, var, inv_std)
 
 
 @library_function
@@ -343,13 +412,22 @@ def affine(mean, var, gamma, beta, eps, out):
     out : ndarray, shape (3 * C,), type of the arrays to normalize
         Receives shift, scale and offset: ``y = (x - shift) * scale + offset``.
     """
+    mean = _affine_types(mean, var, gamma, beta, eps, out)
+    check_eps(eps, True)
     C = mean.size
     if C == 0 or var.size != C or out.size != 3 * C:
         raise ValueError("var must have the length of mean, and out three times that")
-    like = out.reshape((3, C))
     inv_std = np.empty(C)
     invert(var, eps, inv_std)
-    forward_affine(vector(gamma, like), vector(beta, like), mean, inv_std, out)
+    forward_affine(vector(gamma, C, out), vector(beta, C, out), mean, inv_std, out)
+
+
+@inlined_device_function
+def _normalize(x, prepared, y):
+    if x.ndim == 2:
+        normalize_rows(x, x[:0], False, prepared, y, 0, x.shape[0])
+    else:
+        normalize_planes(x, x[:0], False, prepared, 0, y, 0, x.size)
 
 
 @inlined_function
@@ -359,19 +437,17 @@ def normalize(x, prepared, y):
     Parameters
     ----------
     x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
-    prepared : ndarray, shape (3 * C,)
+    prepared : ndarray, shape (3 * C,), type of `x`
         What `affine` made.
     y : ndarray, shape and type of `x`
         Receives the result. It may be `x` itself, and must not overlap it otherwise.
     """
-    check_rank(x)
+    x = _normalize_types(x, prepared, y)
+    check_channels(x)
     check_like(y, x)
     if prepared.size != 3 * x.shape[1]:
         raise ValueError("the prepared array must have three elements per channel of x")
-    if x.ndim == 2:
-        normalize_rows(x, x[:0], False, prepared, y, 0, x.shape[0])
-    else:
-        normalize_planes(x, x[:0], False, prepared, 0, y, 0, x.size)
+    _normalize(x, prepared, y)
 
 
 @library_function
@@ -381,12 +457,15 @@ def batch_norm_infer(x, mean, var, gamma, beta, eps, y):
     Parameters
     ----------
     x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
-    mean, var : ndarray, shape (C,)
+    mean, var : ndarray of float32 or float64, shape (C,)
         Statistics to normalize with.
-    gamma, beta, eps, y
+    gamma, beta, y
         As for `batch_norm_train`.
+    eps : float
+        Added to the variance: finite and not negative.
     """
-    check_rank(x)
+    x = _infer_types(x, mean, var, gamma, beta, eps, y)
+    check_channels(x)
     check_vector(mean, x.shape[1])
     prepared = np.empty(3 * x.shape[1], x.dtype)
     affine(mean, var, gamma, beta, eps, prepared)
@@ -398,7 +477,7 @@ def batch_norm_infer(x, mean, var, gamma, beta, eps, y):
 
 @register_jitable
 def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
-    check_rank(x)
+    check_channels(x)
     check_like(dy, x)
     check_like(dx, x)
     C = x.shape[1]
@@ -406,7 +485,8 @@ def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
     check_vector(inv_std, C)
     check_vector(dgamma, C)
     check_vector(dbeta, C)
-    scale = vector(gamma, x)
+    check_apart(dgamma, dbeta)
+    scale = vector(gamma, C, x)
     if x.size == 0:
         dgamma[:] = 0
         dbeta[:] = 0
@@ -447,13 +527,14 @@ def batch_norm_backward(dy, x, mean, inv_std, gamma, dx, dgamma, dbeta):
         The forward's input.
     mean, inv_std : ndarray of float64, shape (C,)
         What the forward wrote.
-    gamma : ndarray, shape (C,), or None
+    gamma : ndarray of float32 or float64, shape (C,), or None
         The forward's scale.
     dx : ndarray, shape and type of `x`
         Receives the gradient of `x`. It may be `dy` or `x` itself.
-    dgamma, dbeta : ndarray, shape (C,)
+    dgamma, dbeta : ndarray of float32 or float64, shape (C,)
         Receive the gradients of gamma and beta.
     """
+    x = _backward_types(x, dy, mean, inv_std, gamma, dx, dgamma, dbeta)
     _backward(dy, x, mean, inv_std, gamma, False, dx, dgamma, dbeta)
 
 
@@ -465,7 +546,7 @@ def batch_norm_infer_backward(dy, x, mean, var, gamma, eps, dx, dgamma, dbeta):
     ----------
     dy, x
         As for `batch_norm_backward`.
-    mean, var : ndarray, shape (C,)
+    mean, var : ndarray of float32 or float64, shape (C,)
         The statistics that the forward used.
     gamma
         The forward's scale, or None.
@@ -474,6 +555,8 @@ def batch_norm_infer_backward(dy, x, mean, var, gamma, eps, dx, dgamma, dbeta):
     dx, dgamma, dbeta
         As for `batch_norm_backward`.
     """
+    x = _infer_backward_types(x, dy, mean, var, gamma, eps, dx, dgamma, dbeta)
+    check_eps(eps, True)
     inv_std = np.empty(var.size)
     invert(var, eps, inv_std)
     _backward(dy, x, mean, inv_std, gamma, True, dx, dgamma, dbeta)

@@ -59,8 +59,8 @@ class Convention(NamedTuple):
         Start the running averages from nothing instead of from 0 and 1, with
         a / (1 - (1 - a)^k) in place of a for the k-th batch.
     framework : {"torch", "keras", "onnx"}
-        Whose it is: weights from there leave the layer its eps and momentum. With "onnx" and one
-        channel, `x` may have one dimension.
+        The framework that the convention is of. A layer that loads weights from it keeps its own
+        eps and momentum. With "onnx" and one channel, `x` may have one dimension.
     """
 
     eps: float = 1e-5

@@ -339,6 +339,26 @@ def test_extreme_values_stay_in_their_channel(rng, kind, shape, dtype):
     np.testing.assert_allclose(y[:, 1], wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_beyond_the_range_of_the_type():
+    """What overflows on the way, as docs/reliability.md says: at each limit, and behind it."""
+    column = np.array([[1.0], [-1.0], [1.0]])
+    true = [[0.5**0.5], [-(2.0**0.5)], [0.5**0.5]]
+    for largest, expected in ((1.7e38, true), (3e38, [true[0], [-np.inf], true[2]])):
+        y, stats = F.batch_norm_train((largest * column).astype(np.float32))
+        np.testing.assert_allclose(y, expected, rtol=3e-7)
+        np.testing.assert_allclose((stats.mean, stats.var), [[largest / 3], [largest**2 * 8 / 9]])
+    for largest, lowest in ((8.9e307, 0.0), (1.7e308, np.nan)):
+        y, _ = F.batch_norm_train(largest * column)
+        np.testing.assert_array_equal(y, [[0.0], [lowest], [0.0]])
+    for shape in ((4, 3), (2, 3, 40)):
+        beta = np.full(3, 5.0, np.float32)
+        for eps, expected in ((1e-77, 5.0), (1e-78, np.nan)):
+            y, _ = F.batch_norm_train(np.full(shape, 7.0, np.float32), None, beta, eps=eps)
+            np.testing.assert_array_equal(y, np.full(shape, expected))
+        y, _ = F.batch_norm_train(np.full(shape, 7.0), None, beta, eps=5e-324)
+        np.testing.assert_array_equal(y, np.full(shape, 5.0))
+
+
 @pytest.mark.parametrize("shape", [(40, 3), (4, 3, 20), (2, 3, 3000)])
 @pytest.mark.parametrize("name", ["train, fused", "infer, fused"])
 def test_a_nan_passes_a_fused_relu(rng, name, shape):

@@ -283,58 +283,146 @@ def test_without_compilation(tmp_path):
 
 # --------------------------------------------------------------------------------- errors
 
-X, ROW, LONG = (np.ones(shape, np.float32) for shape in ((4, 3), 3, 4))
-ROWS, WIDE, WIDE_LONG = np.ones(9, np.float32), np.ones(3), np.ones(4)
+X, ROW, ROW2, LONG = (np.ones(shape, np.float32) for shape in ((4, 3), 3, 3, 4))
+ROWS, LONG_WIDE = np.ones(9, np.float32), np.ones(4)
+M, V, S = np.ones((3, 3))
+
+
+def train(x=X, gamma=ROW, beta=ROW, eps=1e-5, y=X, mean=M, var=V, inv_std=S):
+    jit.batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std)
+
+
+def backward(dy=X, x=X, mean=M, inv_std=S, gamma=ROW, dx=X, dgamma=ROW, dbeta=ROW2):
+    jit.batch_norm_backward(dy, x, mean, inv_std, gamma, dx, dgamma, dbeta)
+
+
+def infer(mean=M, var=V, gamma=ROW, beta=ROW, eps=1e-5, y=X):
+    jit.batch_norm_infer(X, mean, var, gamma, beta, eps, y)
+
+
+def infer_backward(eps=1e-5, var=V):
+    jit.batch_norm_infer_backward(X, X, M, var, ROW, eps, X, ROW, ROW2)
+
+
+PER_CHANNEL, LIKE = "one element per channel", "the shape of x"
 WRONG = {
-    "mean": lambda: jit.channel_stats(X, WIDE_LONG, WIDE),
-    "var": lambda: jit.channel_stats(X, WIDE, WIDE_LONG),
-    "no channels": lambda: jit.channel_stats(X[:, :0].copy(), WIDE, WIDE),
-    "merge": lambda: jit.merge_stats(1, WIDE, WIDE_LONG, 1, WIDE, WIDE),
-    "y": lambda: jit.normalize(X, ROWS, X[:2]),
-    "prepared": lambda: jit.normalize(X, ROWS[:8], X),
-    "affine var": lambda: jit.affine(WIDE, WIDE_LONG, ROW, ROW, 1e-5, ROWS),
-    "affine out": lambda: jit.affine(WIDE, WIDE, ROW, ROW, 1e-5, ROWS[:8]),
-    "gamma": lambda: jit.batch_norm_infer(X, WIDE, WIDE, LONG, ROW, 1e-5, X),
-    "beta": lambda: jit.batch_norm_infer(X, WIDE, WIDE, ROW, LONG, 1e-5, X),
-    "infer mean": lambda: jit.batch_norm_infer(X, WIDE_LONG, WIDE, ROW, ROW, 1e-5, X),
-    "inv_std": lambda: jit.batch_norm_train(X, ROW, ROW, 1e-5, X, WIDE, WIDE, WIDE_LONG),
-    "one row": lambda: jit.batch_norm_train(X[:1], ROW, ROW, 1e-5, X[:1], WIDE, WIDE, WIDE),
-    "dy": lambda: jit.batch_norm_backward(X[:3], X, WIDE, WIDE, ROW, X, ROW, ROW),
-    "dx": lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X[:3], ROW, ROW),
-    "dgamma": lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X, LONG, ROW),
+    "mean": (lambda: jit.channel_stats(X, LONG_WIDE, V), PER_CHANNEL),
+    "var": (lambda: jit.channel_stats(X, M, LONG_WIDE), PER_CHANNEL),
+    "no channels": (lambda: jit.channel_stats(X[:, :0].copy(), M, V), "no channels"),
+    "merge": (lambda: jit.merge_stats(1, M, LONG_WIDE, 1, M, V), "one length"),
+    "y": (lambda: jit.normalize(X, ROWS, X[:2]), LIKE),
+    "prepared": (lambda: jit.normalize(X, ROWS[:8], X), "three elements per channel"),
+    "affine var": (lambda: jit.affine(M, LONG_WIDE, ROW, ROW, 1e-5, ROWS), "length of mean"),
+    "affine out": (lambda: jit.affine(M, V, ROW, ROW, 1e-5, ROWS[:8]), "three times"),
+    "gamma": (lambda: infer(gamma=LONG), PER_CHANNEL),
+    "beta": (lambda: infer(beta=LONG), PER_CHANNEL),
+    "infer mean": (lambda: infer(mean=LONG_WIDE), PER_CHANNEL),
+    "inv_std": (lambda: train(inv_std=LONG_WIDE), PER_CHANNEL),
+    "one row": (lambda: train(x=X[:1], y=X[:1]), "more than 1 value"),
+    "dy": (lambda: backward(dy=X[:3]), LIKE),
+    "dx": (lambda: backward(dx=X[:3]), LIKE),
+    "dgamma": (lambda: backward(dgamma=LONG), PER_CHANNEL),
+    "mean in var": (lambda: jit.channel_stats(X, M, M), "share memory"),
+    "merged mean in var": (lambda: jit.merge_stats(1, M, M, 1, V, S), "share memory"),
+    "var in inv_std": (lambda: train(inv_std=V), "share memory"),
+    "mean in inv_std": (lambda: train(inv_std=M), "share memory"),
+    "dgamma in dbeta": (lambda: backward(dbeta=ROW), "share memory"),
+    **{f"eps {eps}": (lambda eps=eps: train(eps=eps), "eps must be") for eps in (-1, 0, -1.0, 0.0)},
+    **{f"eps {eps}": (lambda eps=eps: train(eps=eps), "eps must be") for eps in (np.nan, np.inf)},
+    "infer eps": (lambda: infer(eps=-1.0), "eps must be finite and not negative"),
+    "affine eps": (lambda: jit.affine(M, V, ROW, ROW, np.nan, ROWS), "eps must be finite"),
+    "infer_backward eps": (lambda: infer_backward(eps=-1.0), "eps must be finite"),
 }
 
 
-@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
-def test_shapes_that_do_not_fit(call):
-    with pytest.raises(ValueError, match=r"must|no channels|more than 1"):
+@pytest.mark.parametrize(("call", "words"), WRONG.values(), ids=WRONG)
+def test_values_that_do_not_fit(call, words):
+    with pytest.raises(ValueError, match=words):
         call()
 
 
-WHOLE = np.ones(3, np.int64)
+WHOLE, NARROW = np.ones(3, np.int64), np.ones(3, np.float32)
+LOCKED = X.copy()
+LOCKED.flags.writeable = False
+X_NAMES, LIKE_NAMES = "x must be an array of float32", "must be a writeable array of the rank and"
 WRONG_TYPES = {
-    "integers": (lambda: jit.channel_stats(X.astype(int), WIDE, WIDE), "x must be an array"),
-    "four axes": (lambda: jit.channel_stats(X[..., None, None], WIDE, WIDE), "rows .* or planes"),
-    "one axis": (lambda: jit.normalize(ROW, ROWS, ROW), "rows .* or planes"),
-    "mean of integers": (lambda: jit.channel_stats(X, WHOLE, WIDE), "a per-channel array must be"),
-    "var as a column": (lambda: jit.channel_stats(X, WIDE, WIDE[:, None]), "shape .C,."),
-    "y of integers": (lambda: jit.normalize(X, ROWS, X.astype(int)), "y, dy and dx must be arrays"),
-    "inv_std of integers": (
-        lambda: jit.batch_norm_train(X, ROW, ROW, 1e-5, X, WIDE, WIDE, WHOLE), "a per-channel array"
-    ),
-    "dx of integers": (
-        lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X.astype(int), ROW, ROW), "y, dy and"
-    ),
-    "dgamma of integers": (
-        lambda: jit.batch_norm_backward(X, X, WIDE, WIDE, ROW, X, WHOLE, ROW), "a per-channel array"
-    ),
-}  # fmt: skip
+    "list": (lambda: train(x=X.tolist()), X_NAMES),
+    "half": (lambda: train(x=X.astype(np.float16)), X_NAMES),
+    "integers": (lambda: jit.channel_stats(X.astype(int), M, V), X_NAMES),
+    "four axes": (lambda: jit.channel_stats(X[..., None, None], M, V), "join or add axes"),
+    "one axis": (lambda: jit.normalize(ROW, ROWS, ROW), "rows .* or planes .* got array"),
+    "stats of a list": (lambda: jit.channel_stats(X.tolist(), M, V), X_NAMES),
+    "mean of integers": (lambda: jit.channel_stats(X, WHOLE, V), "mean must be .* float64"),
+    "mean of float32": (lambda: train(mean=NARROW), r"mean must be .* pass numpy.empty.C."),
+    "var as a column": (lambda: jit.channel_stats(X, M, V[:, None]), r"var must be .*shape .C,."),
+    "y of integers": (lambda: jit.normalize(X, ROWS, X.astype(int)), "y must be .* type of x"),
+    "y of float64": (lambda: train(y=X.astype(float)), "y " + LIKE_NAMES),
+    "y read-only": (lambda: train(y=LOCKED), "y " + LIKE_NAMES),
+    "dy of float64": (lambda: backward(dy=X.astype(float)), r"dy must be .* dy.astype.x.dtype."),
+    "gamma of integers": (lambda: train(gamma=WHOLE), "gamma must be None or an array"),
+    "gamma as a list": (lambda: train(gamma=[1.0, 1.0, 1.0]), "gamma must be None or an array"),
+    "beta as a row": (lambda: infer(beta=ROW[None]), "beta must be None or an array .* ravel"),
+    "eps None": (lambda: train(eps=None), r"eps must be a number, got none.* float.eps."),
+    "inv_std of integers": (lambda: train(inv_std=WHOLE), "inv_std must be"),
+    "inv_std of float32": (lambda: backward(inv_std=NARROW), "inv_std must be an array of float64"),
+    "dx of integers": (lambda: backward(dx=X.astype(int)), "dx must be .* numpy.empty_like.x."),
+    "dgamma of integers": (lambda: backward(dgamma=WHOLE), "dgamma must be a writeable array"),
+    "var None": (lambda: infer(var=None), "var must be an array of float32 or float64"),
+    "affine mean 2-d": (lambda: jit.affine(M[None], V, None, None, 0.1, ROWS), "mean must be"),
+    "affine into integers": (lambda: jit.affine(M, V, None, None, 0.1, WHOLE), "out must be"),
+    "prepared of float64": (lambda: jit.normalize(X, np.ones(9), X), "prepared must be .* affine"),
+    "infer_backward var": (lambda: infer_backward(var=[1.0]), "var must be"),
+    "merge a list": (lambda: jit.merge_stats(1, M, V, 1, [1.0], V), "other_mean must be an array"),
+    "merge half a count": (lambda: jit.merge_stats(0.5, M, V, 1, M, V), "count must be an integer"),
+    "mean of a list": (lambda: jit.mean([1.0], 0), "x must be .* truth values"),
+    "mean of a number": (lambda: jit.mean(np.array(1.0), 0), "x must be .* atleast_1d"),
+    "mean of complex": (lambda: jit.mean(X.astype(complex), 0), "x must be .* truth values"),
+    "mean over all": (lambda: jit.mean(X, None), "axis must be an integer, got none"),
+    "ddof None": (lambda: jit.var(X, 0, None), "ddof must be a number, got none"),
+}
 
 
 @pytest.mark.parametrize(("call", "words"), WRONG_TYPES.values(), ids=WRONG_TYPES)
 def test_types_that_do_not_fit(call, words):
     with pytest.raises(TypingError, match=words):
         call()
+
+
+WITHOUT_COMPILATION = """
+from tests.jit import test_jit
+
+for name, (call, words) in {**test_jit.WRONG, **test_jit.WRONG_TYPES}.items():
+    error = test_jit.TypingError if name in test_jit.WRONG_TYPES else ValueError
+    with test_jit.pytest.raises(error, match=words):
+        call()
+"""
+
+
+def test_types_without_compilation():
+    """The same errors of the same classes, before NumPy would cut or convert anything."""
+    program = [sys.executable, "-c", WITHOUT_COMPILATION]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_DISABLE_JIT": "1"}
+    result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_array_that_numba_has_no_type_for_is_named():
+    with pytest.raises(TypingError, match=r"argument 0: .*Unsupported array dtype: >f4"):
+        jit.channel_stats(X.astype(">f4"), M, V)
+
+
+def test_gamma_of_the_other_type_and_a_strided_result(rng):
+    """Gamma and beta are used in the type of x, as by nbbn.functional."""
+    x, _, _, _ = arrays(rng, (7, 5), np.float32)
+    gamma, beta = rng.normal(size=(2, 5))
+    y, stats = F.batch_norm_train(x, gamma, beta)
+    found, (mean, var, inv_std) = np.empty_like(x), vectors(3, 5)
+    jit.batch_norm_train(x, gamma, beta, 1e-5, found, mean, var, inv_std)
+    assert_same((found, mean, var, inv_std), (y, *stats[:3]))
+    prepared = np.empty(30, np.float32)[::2]
+    jit.affine(mean, var, gamma, beta, 1e-5, prepared)
+    jit.normalize(x, prepared, found)
+    np.testing.assert_array_equal(found, F.batch_norm_infer(x, mean, var, gamma, beta))
 
 
 @pytest.mark.parametrize("name", jit.__all__)
