@@ -26,7 +26,6 @@ arXiv:1603.07285.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -124,14 +123,8 @@ def conv2d_backward(
     """
     found = Convolution(x, weight, stride, padding, dilation, groups, axis)
     _check_dy(dy, found.y_shape, found.device)
-    return found.gradients(
-        (
-            functools.partial(found.input_gradient, dy, weight, None),
-            functools.partial(found.weight_gradient, dy, x),
-            functools.partial(found.bias_gradient, dy),
-        ),
-        _needs(needs), (out, out_dweight, out_dbias), (dy, x, weight),
-    )  # fmt: skip
+    outs = out, out_dweight, out_dbias
+    return found.gradients(found.input_gradient, (dy, x), (dy, x, weight), _needs(needs), outs)
 
 
 @in_kind
@@ -200,14 +193,8 @@ def conv_transpose2d_backward(
         x, weight, stride, padding, output_padding, dilation, groups, axis
     )
     _check_dy(dy, found.x_shape, found.device)
-    return found.gradients(
-        (
-            functools.partial(found.forward, dy, weight, None),
-            functools.partial(found.weight_gradient, x, dy),
-            functools.partial(found.bias_gradient, dy),
-        ),
-        _needs(needs), (out, out_dweight, out_dbias), (dy, x, weight),
-    )  # fmt: skip
+    outs = out, out_dweight, out_dbias
+    return found.gradients(found.forward, (x, dy), (dy, x, weight), _needs(needs), outs)
 
 
 class Convolution:
@@ -389,10 +376,10 @@ class Convolution:
         return self._filled(launch, out, (channels,), (dy,), "out_dbias", weight=True)
 
     def gradients(
-        self, compute: tuple[Callable[..., Any], ...], wanted: tuple[bool, ...],
-        outs: tuple[Any, ...], inputs: tuple[Any, ...],
+        self, dx: Callable[..., Any], images: tuple[Any, Any], inputs: tuple[Any, Any, Any],
+        wanted: tuple[bool, ...], outs: tuple[Any, ...],
     ) -> tuple[Any, ...]:  # fmt: skip
-        """Compute those wanted of dx, dweight and dbias, of which each reads some of the inputs."""
+        """Compute those wanted of dx, dweight, of two images in this order, and dbias."""
         dy, x, weight = inputs
         shapes = x.shape, weight.shape, (self._channels(dy),)
         types = self._dtype, self._place.dtype, self._place.dtype
@@ -401,14 +388,18 @@ class Convolution:
             if out is not None:
                 checks.output(out, shape, dtype, name, self.device)
         # What another one still has to read is written last.
-        late = [out is not None and any(share(out, array) for array in inputs) for out in outs]
-        found: list[Any] = [
-            function(None if later else out) if want else None
-            for function, want, out, later in zip(compute, wanted, outs, late, strict=True)
+        direct = [
+            out if out is None or not any(share(out, array) for array in inputs) else None
+            for out in outs
         ]
+        found = (
+            dx(dy, weight, None, direct[0]) if wanted[0] else None,
+            self.weight_gradient(*images, direct[1]) if wanted[1] else None,
+            self.bias_gradient(dy, direct[2]) if wanted[2] else None,
+        )
         return tuple(
-            hand_over(result, out) if want else None
-            for result, want, out in zip(found, wanted, outs, strict=True)
+            result if result is None else hand_over(result, out)
+            for result, out in zip(found, outs, strict=True)
         )
 
     @property
