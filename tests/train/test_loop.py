@@ -432,10 +432,30 @@ def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monk
     monkeypatch.setattr("numba.get_num_threads", lambda: 2)
     monkeypatch.setattr(loop._Timed, "least", 0.0)
     monkeypatch.setattr(loop._Timed, "EVERY", 2)
-    model, optimizer = adam_mlp()
-    fit(model, Slow(), optimizer, epochs=3)
+    monkeypatch.setattr(loop._Timed, "told", False)
+    for _ in range(2):
+        model, optimizer = adam_mlp()
+        fit(model, Slow(), optimizer, epochs=3)
     text = "other programs keep the cores busy, training had one for 30% of the time"
     assert [message.startswith(text) for message in caplog.messages] == [True] * told
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["steps"], ["steps"]), (["on_step"], ["on_step"]), (["epoch", "strat"], ["strat"]),
+        (["on_epoch_end"], ["on_epoch_end"]), (["step", "apply", "state_dict"], []), ([], []),
+        (["_steps", "close"], []),
+    ],
+)  # fmt: skip
+def test_a_method_of_a_callback_that_is_never_called_is_told(names, told, rng, caplog):
+    methods = {name: lambda self, run, result=None: None for name in names}
+    methods |= {name: lambda self: None for name in names if name == "close"}
+    model, optimizer = adam_mlp()
+    fit(model, numbers(rng), optimizer, epochs=1, callbacks=[type("Own", (Callback,), methods)()])
+    assert [message.split(" is never")[0] for message in caplog.messages] == [
+        f"Own.{name}" for name in told
+    ]
 
 
 def test_fit_takes_a_pair_of_all_examples(rng):
