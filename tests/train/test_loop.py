@@ -12,9 +12,11 @@ import nbbn
 from nbbn import losses, optim
 from nbbn.data import Batches, load_mnist
 from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, ShapeError
+from nbbn.kernels import _cache
 from nbbn.train import loop
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
+from nbbn.train.progress import Lines
 from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
 
@@ -438,6 +440,20 @@ def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monk
         fit(model, Slow(), optimizer, epochs=3)
     text = "other programs keep the cores busy, training had one for 30% of the time"
     assert [message.startswith(text) for message in caplog.messages] == [True] * told
+
+
+def test_lines_say_once_that_kernels_compile(rng, capsys, monkeypatch):
+    class Compile(Callback):
+        def step(self, run):
+            if _cache.on_compile is not None:
+                _cache.on_compile("kernel")
+
+    monkeypatch.setattr(_cache, "on_compile", None)
+    model, optimizer = adam_mlp()
+    fit(model, numbers(rng), optimizer, epochs=2, callbacks=[Lines(), Compile()])
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 2
+    assert printed.err.count("compiling kernels for the first time; the next run finds them") == 1
 
 
 @pytest.mark.parametrize(
