@@ -78,6 +78,7 @@ class Epoch(NamedTuple):
     seconds : float
         Time spent on the training steps.
     images_per_second : float
+        Over `seconds`; in the first epoch of a process that includes loading or compiling kernels.
     validation, test : Evaluation or None
         Results on the validation and test batches, where given.
     """
