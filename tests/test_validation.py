@@ -252,6 +252,7 @@ SWITCHES: list[tuple[str, Call]] = [
     ("shuffle", lambda v: batches(shuffle=v)),
     ("drop_last", lambda v: batches(drop_last=v)),
     ("reuse", lambda v: batches(reuse=v)),
+    ("flatten", lambda v: batches(flatten=v)),
     ("per_feature", lambda v: data.standardization(X, per_feature=v)),
     ("nesterov", lambda v: optim.SGD(parameters(), momentum=0.9, nesterov=v)),
     ("best", lambda v: checkpoint.Checkpoints("run", best=v)),

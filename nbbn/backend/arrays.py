@@ -24,8 +24,8 @@ __all__ = [
     "add_at", "address", "adopt", "aligned_zeros", "assign", "available", "checked", "choose",
     "constant", "contiguous", "dense", "describe_devices", "device_adder", "device_module",
     "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign",
-    "is_writeable", "kernels", "matmul", "memory", "not_recordable", "ones", "recording",
-    "require", "run", "run_ahead", "to", "verify", "zeros",
+    "is_writeable", "kernels", "matmul", "memory", "not_recordable", "on_compilation", "ones",
+    "recording", "require", "run", "run_ahead", "to", "verify", "zeros",
 ]  # fmt: skip
 
 # What stands for CuPy in Numba's simulator: nbbn's tests set it before they ask for a device.
@@ -206,6 +206,17 @@ def kernels(op: str, name: str = "cpu") -> Any:
         case "weighted":
             from ..kernels import weighted_cpu as module
     return module
+
+
+def on_compilation(call: Callable[[], None]) -> None:
+    """Call a function once, when the next kernel compiles that the cache does not have."""
+    from ..kernels import _cache
+
+    def note(name: str) -> None:
+        _cache.on_compile = None
+        call()
+
+    _cache.on_compile = note
 
 
 def _cuda_kernels(op: str) -> Any:

@@ -133,8 +133,6 @@ def _fit(arguments: argparse.Namespace, ranks: Ranks | None) -> int:
         threads.limit(arguments.threads)
     elif ranks is not None:
         threads.limit(min(ranks.cores, threads.most()))
-    if first and not arguments.quiet:
-        _announce_compilation()
     say(f"{_summary(config, training)}, on {device}")
     if found is not None:
         say(f"resuming from {found.path}, step {int(found.optimizer['step_count']):,}")
@@ -338,15 +336,3 @@ def _say_where(keeper: Checkpoints | None, training: Training) -> None:
     else:
         text = f"saved in {keeper.folder}; go on with --resume {keeper.folder}"
     print(f"nbbn: stopped after step {step:,}; {text}", file=sys.stderr)
-
-
-def _announce_compilation() -> None:
-    """Say once that kernels compile, the first time one does."""
-    from ..kernels import _cache
-
-    def announce(name: str) -> None:
-        print("compiling kernels for the first time; the next run finds them in the cache",
-              file=sys.stderr, flush=True)  # fmt: skip
-        _cache.on_compile = None
-
-    _cache.on_compile = announce

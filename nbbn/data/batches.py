@@ -293,7 +293,7 @@ class Batches:
         launcher = kernels.gather_scale_features if features else kernels.gather_scale
 
         def gather(index: Any, x: Any, y: Any) -> None:
-            rows = x.reshape(-1, self.features)
+            rows = x.reshape(len(x), self.features)
             launcher(self._images, index, self._scale, self._offset, rows)
             kernels.gather_targets(self._labels, index, y)
 

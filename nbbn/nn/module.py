@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -97,9 +98,15 @@ class Module:
             yield from child.named_modules(f"{prefix}{name}.")
 
     def parameters(self) -> list[Parameter]:
-        """All parameters, each once, in the order of their definition."""
+        """All parameters, each once, in the order of their definition.
+
+        A RuntimeWarning tells of layers in a list, tuple or dictionary, which are not part of the
+        model: set each as an attribute, or all as a `nbbn.Sequential`.
+        """
         found: dict[int, Parameter] = {}
-        for module in self.modules():
+        modules = list(self.modules())
+        _warn_of_hidden(modules)
+        for module in modules:
             for value in vars(module).values():
                 if isinstance(value, Parameter):
                     found.setdefault(id(value), value)
@@ -202,6 +209,25 @@ class Module:
                 raise DTypeError(f"{name} must hold numbers, got {array.dtype}")
             checks.running_statistic(array, name.rpartition(".")[2], own[name].dtype, name)
         return arrays
+
+
+def _warn_of_hidden(modules: list[Module]) -> None:
+    """Tell of modules that are in a container, where nothing finds them."""
+    known = set(map(id, modules))
+    for module in modules:
+        for name, value in vars(module).items():
+            if not isinstance(value, list | tuple | dict):
+                continue
+            inside = value.values() if isinstance(value, dict) else value
+            hidden = [item for item in inside if isinstance(item, Module) and id(item) not in known]
+            if hidden:
+                warnings.warn(
+                    f"the {type(value).__name__} `{name}` of {type(module).__name__} holds layers "
+                    f"that are not part of the model, {hidden[0]!r} first: set each as an "
+                    f"attribute, or all as {name} = nbbn.Sequential(*layers)",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
 
 
 @contextlib.contextmanager

@@ -208,6 +208,28 @@ class Callback:
         """At the very end, even if training failed."""
 
 
+HOOKS = ("start", "step", "epoch", "end", "close")
+
+
+def slips(kind: type[Callback]) -> list[str]:
+    """Find methods of a callback that are meant to be one of `HOOKS`, but have another name."""
+    import difflib
+
+    own = {
+        name: value
+        for base in kind.__mro__[: kind.__mro__.index(Callback)]
+        for name, value in vars(base).items()
+        if callable(value) and not name.startswith("_")
+    }
+    # A callback without any of them does nothing, whatever its methods are called.
+    nothing = own.keys().isdisjoint(HOOKS)
+    return [
+        name
+        for name in own
+        if name not in HOOKS and (nothing or difflib.get_close_matches(name, HOOKS, 1, 0.75))
+    ]
+
+
 class EarlyStopping(Callback):
     """Stop when what `fit` watches has not improved for some epochs.
 

@@ -27,7 +27,7 @@ from ..nn.observe import first_nonfinite
 from ..nn.reweighted import Reweighted
 from ..optim import Optimizer
 from . import checkpoint
-from .callbacks import Callback, Run
+from .callbacks import HOOKS, Callback, Run, slips
 from .checkpoint import Checkpoint
 from .checkpoint.state import describe
 from .share import Share, stopped
@@ -78,6 +78,7 @@ class Epoch(NamedTuple):
     seconds : float
         Time spent on the training steps.
     images_per_second : float
+        Over `seconds`; in the first epoch of a process that includes loading or compiling kernels.
     validation, test : Evaluation or None
         Results on the validation and test batches, where given.
     """
@@ -333,9 +334,10 @@ class _Timed:
 
     EVERY = 8  # steps between two that are timed
     least = 0.2  # seconds to judge by
+    told = False  # in this process
 
     def __init__(self, step: Step) -> None:
-        self._step, self._count, self._told = step, 0, False
+        self._step, self._count = step, 0
         self._passed = self._had = 0.0
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
@@ -349,14 +351,14 @@ class _Timed:
         return loss
 
     def tell_if_crowded(self) -> None:
-        """Say it once, if there is something that helps."""
+        """Say it once in a process, if there is something that helps."""
         import numba
 
-        if self._told or self._passed < self.least:
+        if _Timed.told or self._passed < self.least:
             return
         share = self._had / self._passed
         if share < 0.9 and numba.get_num_threads() > 1:
-            self._told = True
+            _Timed.told = True
             _log.warning(
                 "other programs keep the cores busy, training had one for %.0f%% of the time: one "
                 "thread may be faster, with nbbn.threads.limit(1) or --threads 1", 100 * share,
@@ -506,6 +508,12 @@ def _check_callbacks(callbacks: Any) -> None:
         raise DTypeError(
             f"callbacks must be a list of Callbacks, such as [EarlyStopping(3)], got {wrong[0]!r}"
         )
+    for callback in callbacks:
+        for name in slips(type(callback)):
+            _log.warning(
+                "%s.%s is never called: the methods that fit calls are %s and %s",
+                type(callback).__name__, name, ", ".join(HOOKS[:-1]), HOOKS[-1],
+            )  # fmt: skip
 
 
 def _check_batch_size(model: Module, batches: Batches) -> None:

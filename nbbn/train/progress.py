@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO
 
+from .. import backend
 from .callbacks import Callback, Run
 from .loop import Epoch
 
@@ -12,7 +13,7 @@ __all__ = ["Bar", "Lines"]
 
 
 class Lines(Callback):
-    """One line per epoch.
+    """One line per epoch; and one on standard error when kernels have to be compiled first.
 
     Parameters
     ----------
@@ -21,6 +22,10 @@ class Lines(Callback):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
+
+    def start(self, run: Run) -> None:
+        """Say so if kernels compile, which takes longer than many a step."""
+        backend.on_compilation(_say_that_kernels_compile)
 
     def epoch(self, run: Run, result: Epoch) -> None:
         """Print the result of an epoch."""
@@ -62,3 +67,8 @@ class Bar(Lines):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _say_that_kernels_compile() -> None:
+    print("compiling kernels for the first time; the next run finds them in the cache",
+          file=sys.stderr, flush=True)  # fmt: skip

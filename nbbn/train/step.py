@@ -83,6 +83,13 @@ class Step:
         -------
         float
             The loss before the update.
+
+        Raises
+        ------
+        ShapeError
+            A batch without rows, unless ranks make the step together.
+        DTypeError
+            Something else than arrays of numbers.
         """
         return self.submit(x, y)()
 
@@ -109,6 +116,11 @@ class Step:
                 found = "one of objects" if backend.is_array(array) else type(array).__name__
                 raise DTypeError(f"a step takes {name} as a numpy array of numbers, got {found}")
         x = x if rows is None else rows
+        # A rank without examples takes part in the step of the others.
+        if self._share is None and x.shape[:1] == (0,):
+            raise ShapeError(
+                f"a step needs at least one row, but x has shape {x.shape}: leave such batches out"
+            )
         if self.refusal is not None:
             return self._eager(x, y).item
         audit = self._audit

@@ -184,6 +184,24 @@ def test_reuse():
     assert next(iter(batches))[0].ctypes.data == first_x.ctypes.data
 
 
+@pytest.mark.parametrize("kind", [np.ascontiguousarray, np.asfortranarray, np.ndarray.tolist])
+@pytest.mark.parametrize(
+    "options", [{}, {"reuse": True}, {"mean": np.arange(6.0)}, {"rows": np.array([4, 1, 5, 2, 0])}]
+)
+def test_examples_keep_their_shape(kind, options, rng):
+    images = kind(rng.normal(size=(7, 3, 2)))
+    flat, whole = (
+        Batches(images, np.arange(7), 3, rng=1, flatten=flatten, **options)
+        for flatten in (True, False)
+    )
+    for (x, y), (rows, labels) in zip(whole, flat, strict=True):
+        np.testing.assert_array_equal(y, labels)
+        np.testing.assert_array_equal(x, rows.reshape(-1, 3, 2))
+        assert x.flags.c_contiguous
+    np.testing.assert_array_equal(whole.first(4)[0], flat.first(4)[0].reshape(4, 3, 2))
+    assert (whole.features, whole.fingerprint) == (flat.features, flat.fingerprint)
+
+
 @pytest.mark.parametrize("done", range(5))
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_resume(done, drop_last):

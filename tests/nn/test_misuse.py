@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import nbbn
 from nbbn import losses, optim, train
@@ -34,6 +35,8 @@ def another():
 
 
 MISUSES = [
+    ("train.record_step(model := another(), losses.cross_entropy, optim.SGD(model.parameters()))("
+     "X[:0], Y[:0])", ShapeError, r"a step needs at least one row, but x has shape \(0, 4\)"),
     ("fit(optimizer=optim.SGD(another().parameters()))",
      ArgumentError, "optimizer has none of the model's parameters: make it of model.parameters"),
     ("train.record_step(another(), losses.cross_entropy, optim.SGD(another().parameters()))",
@@ -76,3 +79,26 @@ def test_a_loss_formats_as_a_number():
     loss = losses.cross_entropy(nbbn.Tensor(X[:, :2]), Y)
     assert f"{loss:.3f}" == f"{loss.item():.3f}"
     assert f"{loss}" == str(loss)
+
+
+class Blocks(nbbn.Module):
+    """A model that keeps layers in a container."""
+
+    def __init__(self, blocks):
+        self.blocks, self.head = blocks, nbbn.Dense(8, 3, rng=0)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda layers: dict(enumerate(layers))])
+def test_layers_in_a_container_are_told_of(kind):
+    model = Blocks(kind([nbbn.Dense(4, 8), nbbn.ReLU()]))
+    with pytest.warns(RuntimeWarning, match=r"`blocks` of Blocks holds .*Dense\(4, 8.*Sequential"):
+        assert len(model.parameters()) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_layers_that_are_part_of_the_model_are_not_told_of():
+    model = Blocks(nbbn.Sequential(nbbn.Dense(4, 8), nbbn.ReLU()))
+    model.all = [*model.blocks, model.head]
+    model.sizes = [4, 8]
+    assert len(model.parameters()) == 4
+    assert len(nbbn.LSTM(3, 4).parameters()) == 4

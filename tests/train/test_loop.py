@@ -12,9 +12,11 @@ import nbbn
 from nbbn import losses, optim
 from nbbn.data import Batches, load_mnist
 from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, ShapeError
+from nbbn.kernels import _cache
 from nbbn.train import loop
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
+from nbbn.train.progress import Lines
 from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
 
@@ -432,10 +434,44 @@ def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monk
     monkeypatch.setattr("numba.get_num_threads", lambda: 2)
     monkeypatch.setattr(loop._Timed, "least", 0.0)
     monkeypatch.setattr(loop._Timed, "EVERY", 2)
-    model, optimizer = adam_mlp()
-    fit(model, Slow(), optimizer, epochs=3)
+    monkeypatch.setattr(loop._Timed, "told", False)
+    for _ in range(2):
+        model, optimizer = adam_mlp()
+        fit(model, Slow(), optimizer, epochs=3)
     text = "other programs keep the cores busy, training had one for 30% of the time"
     assert [message.startswith(text) for message in caplog.messages] == [True] * told
+
+
+def test_lines_say_once_that_kernels_compile(rng, capsys, monkeypatch):
+    class Compile(Callback):
+        def step(self, run):
+            if _cache.on_compile is not None:
+                _cache.on_compile("kernel")
+
+    monkeypatch.setattr(_cache, "on_compile", None)
+    model, optimizer = adam_mlp()
+    fit(model, numbers(rng), optimizer, epochs=2, callbacks=[Lines(), Compile()])
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 2
+    assert printed.err.count("compiling kernels for the first time; the next run finds them") == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["steps"], ["steps"]), (["on_step"], ["on_step"]), (["epoch", "strat"], ["strat"]),
+        (["on_epoch_end"], ["on_epoch_end"]), (["step", "apply", "state_dict"], []), ([], []),
+        (["_steps", "close"], []),
+    ],
+)  # fmt: skip
+def test_a_method_of_a_callback_that_is_never_called_is_told(names, told, rng, caplog):
+    methods = {name: lambda self, run, result=None: None for name in names}
+    methods |= {name: lambda self: None for name in names if name == "close"}
+    model, optimizer = adam_mlp()
+    fit(model, numbers(rng), optimizer, epochs=1, callbacks=[type("Own", (Callback,), methods)()])
+    assert [message.split(" is never")[0] for message in caplog.messages] == [
+        f"Own.{name}" for name in told
+    ]
 
 
 def test_fit_takes_a_pair_of_all_examples(rng):
