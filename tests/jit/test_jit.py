@@ -212,6 +212,18 @@ def test_inside_a_parallel_loop(rng):
     assert len(seen) == min(get_num_threads(), 8)
 
 
+def test_gamma_chosen_at_run_time(rng):
+    @njit
+    def infer(x, gamma, scaled, mean, var, y):
+        jit.batch_norm_infer(x, mean, var, gamma if scaled else None, None, 1e-5, y)
+
+    x, _, gamma, _ = arrays(rng, (7, 5), np.float32)
+    mean, var, found = np.zeros(5), np.ones(5), np.empty_like(x)
+    for scale in (gamma.astype(float), None):
+        infer(x, gamma.astype(float), scale is not None, mean, var, found)
+        np.testing.assert_array_equal(found, F.batch_norm_infer(x, mean, var, scale))
+
+
 def test_normalizing_costs_its_arithmetic_alone():
     """It becomes part of the caller's code, and allocates nothing."""
 
@@ -344,7 +356,7 @@ def test_values_that_do_not_fit(call, words):
 WHOLE, NARROW = np.ones(3, np.int64), np.ones(3, np.float32)
 LOCKED = X.copy()
 LOCKED.flags.writeable = False
-X_NAMES, LIKE_NAMES = "x must be an array of float32", "must be a writeable array of the rank and"
+X_NAMES, LIKE_NAMES = "x must be an array of float32", "must be a writeable array of the shape"
 WRONG_TYPES = {
     "list": (lambda: train(x=X.tolist()), X_NAMES),
     "half": (lambda: train(x=X.astype(np.float16)), X_NAMES),
