@@ -45,8 +45,8 @@ How: sums are taken about a value near the mean, of planes in float64, of rows a
 time in float32 and from there up in float64, and merge by Chan's formula; a channel of few values,
 or whose values lie far from the first ones, is summed in float64 throughout. The normalization
 subtracts the mean in two parts, one that float32 holds exactly and the rest. A constant channel has
-a variance of exactly 0 and an output of exactly beta, whatever its value, where gamma / sqrt(eps) is
-finite in the type of x: in float32, with a gamma of 1, for every eps from 1e-77."""
+a variance of exactly 0 and an output of exactly beta, whatever its value, where gamma / sqrt(eps)
+is finite in the type of x: in float32, with a gamma of 1, for every eps from 1e-77."""
 LAYOUTS = {
     "rows (4096, 64)": ((4096, 64), 1),
     "channels last (64, 8, 8, 32)": ((64, 8, 8, 32), 3),

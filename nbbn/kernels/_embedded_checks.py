@@ -11,17 +11,16 @@ from numba.core.errors import NumbaError, TypingError
 from numba.extending import overload, register_jitable
 
 _FLOATS = (types.float32, types.float64)
-_FLOAT64 = (types.float64,)
 
 
 # ---------------------------------------------------------------- types
 
 
-def _kind(expected, advice, fits):
-    """Make a check of one operand from whether its type `fits`, beside that of the first one."""
+def _kind(expected, advice, fits, written=False):
+    """Make a check of one operand, whose type `fits` beside that of the first one, or does not."""
 
     def look(name, found, first):
-        if not fits(found, first):
+        if not fits(found, first) or (written and not found.mutable):
             raise TypingError(f"{name} must be {expected}, got {found}: {advice.format(name)}")
 
     return look
@@ -31,18 +30,30 @@ def _array(found, ranks, dtypes):
     return isinstance(found, types.Array) and found.ndim in ranks and found.dtype in dtypes
 
 
-def _vector(dtypes, written=False):
-    def fits(found, first):
-        return _array(found, (1,), dtypes) and (found.mutable or not written)
-
-    return fits
+def _rows_or_planes(found, first):
+    return _array(found, (2, 3), _FLOATS)
 
 
-def _like_first(written):
-    def fits(found, x):
-        return _array(found, (x.ndim,), (x.dtype,)) and (found.mutable or not written)
+def _like_first(found, first):
+    return _array(found, (first.ndim,), (first.dtype,))
 
-    return fits
+
+def _vector(found, first):
+    return _array(found, (1,), _FLOATS)
+
+
+def _vector_or_none(found, first):
+    # Chosen between both at run time, it is Optional.
+    inner = found.type if isinstance(found, types.Optional) else found
+    return isinstance(found, types.NoneType) or _vector(inner, first)
+
+
+def _statistic(found, first):
+    return _array(found, (1,), (types.float64,))
+
+
+def _prepared(found, first):
+    return _array(found, (1,), (first.dtype,))
 
 
 def _sample(found, first):
@@ -51,63 +62,65 @@ def _sample(found, first):
     return found.dtype in _FLOATS or isinstance(found.dtype, types.Integer | types.Boolean)
 
 
+def _integer(found, first):
+    return isinstance(found, types.Integer)
+
+
+def _number(found, first):
+    return isinstance(found, types.Integer) or found in _FLOATS
+
+
 ROWS_OR_PLANES = _kind(
     "an array of float32 or float64, rows (M, C) or planes (N, C, S)",
     "convert it with numpy.asarray({0}, numpy.float32), and join or add axes with reshape",
-    lambda found, first: _array(found, (2, 3), _FLOATS),
+    _rows_or_planes,
+)
+LIKE_X = _kind(
+    "an array of the shape and type of x", "convert it with {0}.astype(x.dtype)", _like_first
+)
+RESULT_LIKE_X = _kind(
+    "a writeable array of the shape and type of x", "pass numpy.empty_like(x)", _like_first, True
+)
+VECTOR = _kind(
+    "an array of float32 or float64 and one axis",
+    "convert it with numpy.asarray({0}, numpy.float64).ravel()",
+    _vector,
+)
+VECTOR_OR_NONE = _kind(
+    "None or an array of float32 or float64, shape (C,)",
+    "convert it with numpy.asarray({0}, numpy.float64).ravel()",
+    _vector_or_none,
+)
+RESULT_VECTOR = _kind(
+    "a writeable array of float32 or float64 and one axis",
+    "pass numpy.empty of its length, in the type of x",
+    _vector,
+    True,
+)
+STATISTIC = _kind(
+    "an array of float64, shape (C,)",
+    "convert it with numpy.asarray({0}, numpy.float64).ravel()",
+    _statistic,
+)
+RESULT_STATISTIC = _kind(
+    "a writeable array of float64, shape (C,)", "pass numpy.empty(C)", _statistic, True
+)
+PREPARED = _kind(
+    "an array of the type of x, shape (3 * C,)",
+    "have affine write to numpy.empty(3 * C, x.dtype)",
+    _prepared,
 )
 SAMPLE = _kind(
     "an array of float32, float64, integers or truth values, with an axis",
     "convert it with numpy.atleast_1d({0}).astype(numpy.float64)",
     _sample,
 )
-LIKE_X = _kind(
-    "an array of the rank and type of x", "convert it with {0}.astype(x.dtype)", _like_first(False)
-)
-RESULT_LIKE_X = _kind(
-    "a writeable array of the rank and type of x", "pass numpy.empty_like(x)", _like_first(True)
-)
-VECTOR = _kind(
-    "an array of float32 or float64 and one axis",
-    "convert it with numpy.asarray({0}, numpy.float64).ravel()",
-    _vector(_FLOATS),
-)
-VECTOR_OR_NONE = _kind(
-    "None or an array of float32 or float64, shape (C,)",
-    "convert it with numpy.asarray({0}, x.dtype).ravel()",
-    lambda found, first: isinstance(found, types.NoneType) or _vector(_FLOATS)(found, first),
-)
-RESULT_VECTOR = _kind(
-    "a writeable array of float32 or float64 and one axis",
-    "pass numpy.empty of its length, in the type of x",
-    _vector(_FLOATS, written=True),
-)
-STATISTIC = _kind(
-    "an array of float64, shape (C,)",
-    "convert it with numpy.asarray({0}, numpy.float64)",
-    _vector(_FLOAT64),
-)
-RESULT_STATISTIC = _kind(
-    "a writeable array of float64, shape (C,)", "pass numpy.empty(C)", _vector(_FLOAT64, True)
-)
-PREPARED = _kind(
-    "an array of the type of x, shape (3 * C,)",
-    "have affine write to numpy.empty(3 * C, x.dtype)",
-    lambda found, x: _array(found, (1,), (x.dtype,)),
-)
-INTEGER = _kind(
-    "an integer",
-    "convert it with int({0})",
-    lambda found, first: isinstance(found, types.Integer),
-)
-NUMBER = _kind(
-    "a number",
-    "convert it with float({0})",
-    lambda found, first: isinstance(found, types.Integer) or found in _FLOATS,
-)
+INTEGER = _kind("an integer", "convert it with int({0})", _integer)
+NUMBER = _kind("a number", "convert it with float({0})", _number)
 
 
 def _type_of(operand):
+    """Its type of Numba's, or why there is none."""
     try:
         return typeof(operand)
     except (ValueError, NumbaError) as error:

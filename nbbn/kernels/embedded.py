@@ -371,7 +371,7 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
     gamma, beta : ndarray of float32 or float64, shape (C,), or None
         None means 1 and 0. Used in the type of `x`.
     eps : float
-        Added to the variance: finite and above 0, else it is a ValueError.
+        Added to the variance: finite and above 0.
     y : ndarray, shape and type of `x`
         Receives the result. It may be `x` itself, and must not overlap it otherwise.
     mean, var, inv_std : ndarray of float64, shape (C,)
@@ -459,10 +459,12 @@ def batch_norm_infer(x, mean, var, gamma, beta, eps, y):
     x : ndarray of float32 or float64, rows (M, C) or planes (N, C, S)
     mean, var : ndarray of float32 or float64, shape (C,)
         Statistics to normalize with.
-    gamma, beta, y
+    gamma, beta
         As for `batch_norm_train`.
     eps : float
         Added to the variance: finite and not negative.
+    y
+        As for `batch_norm_train`.
     """
     x = _infer_types(x, mean, var, gamma, beta, eps, y)
     check_channels(x)

@@ -212,6 +212,18 @@ def test_inside_a_parallel_loop(rng):
     assert len(seen) == min(get_num_threads(), 8)
 
 
+def test_gamma_chosen_at_run_time(rng):
+    @njit
+    def infer(x, gamma, scaled, mean, var, y):
+        jit.batch_norm_infer(x, mean, var, gamma if scaled else None, None, 1e-5, y)
+
+    x, _, gamma, _ = arrays(rng, (7, 5), np.float32)
+    mean, var, found = np.zeros(5), np.ones(5), np.empty_like(x)
+    for scale in (gamma.astype(float), None):
+        infer(x, gamma.astype(float), scale is not None, mean, var, found)
+        np.testing.assert_array_equal(found, F.batch_norm_infer(x, mean, var, scale))
+
+
 def test_normalizing_costs_its_arithmetic_alone():
     """It becomes part of the caller's code, and allocates nothing."""
 
@@ -344,7 +356,7 @@ def test_values_that_do_not_fit(call, words):
 WHOLE, NARROW = np.ones(3, np.int64), np.ones(3, np.float32)
 LOCKED = X.copy()
 LOCKED.flags.writeable = False
-X_NAMES, LIKE_NAMES = "x must be an array of float32", "must be a writeable array of the rank and"
+X_NAMES, LIKE_NAMES = "x must be an array of float32", "must be a writeable array of the shape"
 WRONG_TYPES = {
     "list": (lambda: train(x=X.tolist()), X_NAMES),
     "half": (lambda: train(x=X.astype(np.float16)), X_NAMES),
@@ -361,7 +373,7 @@ WRONG_TYPES = {
     "dy of float64": (lambda: backward(dy=X.astype(float)), r"dy must be .* dy.astype.x.dtype."),
     "gamma of integers": (lambda: train(gamma=WHOLE), "gamma must be None or an array"),
     "gamma as a list": (lambda: train(gamma=[1.0, 1.0, 1.0]), "gamma must be None or an array"),
-    "beta as a row": (lambda: infer(beta=ROW[None]), "beta must be None or an array .* ravel"),
+    "beta as a row": (lambda: infer(beta=ROW[None]), "beta must be None or an array .*ravel"),
     "eps None": (lambda: train(eps=None), r"eps must be a number, got none.* float.eps."),
     "inv_std of integers": (lambda: train(inv_std=WHOLE), "inv_std must be"),
     "inv_std of float32": (lambda: backward(inv_std=NARROW), "inv_std must be an array of float64"),
@@ -375,7 +387,7 @@ WRONG_TYPES = {
     "merge a list": (lambda: jit.merge_stats(1, M, V, 1, [1.0], V), "other_mean must be an array"),
     "merge half a count": (lambda: jit.merge_stats(0.5, M, V, 1, M, V), "count must be an integer"),
     "mean of a list": (lambda: jit.mean([1.0], 0), "x must be .* truth values"),
-    "mean of a number": (lambda: jit.mean(np.array(1.0), 0), "x must be .* atleast_1d"),
+    "mean of a number": (lambda: jit.mean(np.array(1.0), 0), "x must be .*atleast_1d"),
     "mean of complex": (lambda: jit.mean(X.astype(complex), 0), "x must be .* truth values"),
     "mean over all": (lambda: jit.mean(X, None), "axis must be an integer, got none"),
     "ddof None": (lambda: jit.var(X, 0, None), "ddof must be a number, got none"),
