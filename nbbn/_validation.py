@@ -25,16 +25,16 @@ from .errors import ArgumentError, DTypeError
 
 
 class _Local(threading.local):
-    # What is told the name of a number of NumPy's that becomes one of Python's, if anything.
-    notice: Callable[[str], None] | None = None
+    # What is told of a number of NumPy's that becomes one of Python's, and its name, if anything.
+    notice: Callable[[Any, str], None] | None = None
 
 
 _local = _Local()
 
 
 @contextlib.contextmanager
-def noticed(notice: Callable[[str], None] | None) -> Iterator[None]:
-    """Tell `notice` the names of numbers of NumPy's that this thread checks, for the duration."""
+def noticed(notice: Callable[[Any, str], None] | None) -> Iterator[None]:
+    """Tell `notice` of numbers of NumPy's that this thread checks, for the duration."""
     before, _local.notice = _local.notice, notice
     try:
         yield
@@ -44,7 +44,7 @@ def noticed(notice: Callable[[str], None] | None) -> Iterator[None]:
 
 def _notice(value: Any, name: str) -> None:
     if _local.notice is not None and isinstance(value, np.generic | np.ndarray):
-        _local.notice(name)
+        _local.notice(value, name)
 
 
 def integer(value: Any, name: str, *, least: int | None = None, most: int | None = None) -> int:

@@ -144,6 +144,8 @@ class Recorder:
         for array in known:
             self.know(array)
         self.refusal: str | None = None
+        # Numbers of NumPy's that do not change.
+        self.numbers: list[Any] = []
         self.notes: list[Note] = []
         # The places of array arguments, by position in notes and arguments.
         self.places: dict[tuple[int, int], _Place] = {}
@@ -231,12 +233,13 @@ class Recorder:
         # Known arrays may lie inside one another, views of one flat array.
         return any(start < end for _, end, _ in self._known[:found])
 
-    def refuse_number(self, name: str) -> None:
+    def refuse_number(self, value: Any, name: str) -> None:
         """Give up because of a number of NumPy's that becomes one of Python's in the step."""
-        self.refuse(
-            f"{name} is given by NumPy, and a replay would not look at it again: where it never "
-            "changes, make it a number of Python's before the step, by float() or int()"
-        )
+        if not any(value is number for number in self.numbers):
+            self.refuse(
+                f"{name} is given by NumPy, and a replay would not look at it again: where it "
+                "never changes, make it a number of Python's before the step, by float() or int()"
+            )
 
     def refuse(self, reason: str) -> None:
         """Give up: this step cannot be replayed."""

@@ -173,6 +173,7 @@ class Step:
         inputs = tuple(a.copy("K") if any(np.may_share_memory(a, b) for b in known
                        if type(a) is type(b)) else a for a in inputs)  # fmt: skip
         recorder = Recorder(inputs, known, None if before is None else Arena(before), device)
+        recorder.numbers = audit.scalars
         proving = audit.declared and before is not None
         start = [a.copy() for a in [*(array for _, array in state), *inputs]] if proving else []
         self.recordings += 1

@@ -85,6 +85,8 @@ class Audit:
         self.declared = False
         # Code of the user's that replays run, and that may look at gradients.
         self.live: str | None = None
+        # Numbers of NumPy's that a name stands for: another one would be noticed.
+        self.scalars: list[np.generic] = []
         self._kinds: dict[int, str] = {}
         self._held: dict[int, tuple[str, Any]] = {}
         self._guards: list[tuple[Callable[[], Any], Any]] = []
@@ -206,6 +208,8 @@ class Audit:
         if type(value) in (Tensor, Parameter) or backend.is_array(value):
             self._held[id(value)] = "a constant", [value]
             return TENSOR if isinstance(value, Tensor) else VALUE
+        if isinstance(value, np.generic):
+            self.scalars.append(value)
         return VALUE if isinstance(value, np.generic | np.random.Generator) else None
 
     def is_op(self, value: Any) -> bool:

@@ -548,6 +548,10 @@ NOTICED_OF_LOSSES = {
         lambda: lambda output, y: losses.cross_entropy(output, y) * SETTINGS.weight,
         lambda loss: setattr(SETTINGS, "weight", 5.0),
     ),
+    "number of NumPy's by name": (
+        lambda: lambda output, y: losses.huber(output, output.detach() * 0.5, delta=DELTA),
+        lambda loss: loss.__globals__.update(DELTA=np.float64(0.01)),
+    ),
     "keyword of a partial": (
         lambda: functools.partial(keyword, weight=0.2),
         lambda loss: loss.keywords.update(weight=3.0),
@@ -566,6 +570,7 @@ def other_name(output, y, *, weight=0.1):
 
 
 SETTINGS = Annealing()
+DELTA = np.float64(2.0)
 
 
 @pytest.mark.parametrize(("make", "change"), NOTICED_OF_LOSSES.values(), ids=NOTICED_OF_LOSSES)
@@ -573,6 +578,7 @@ def test_a_change_of_the_loss_is_noticed(make, change, rng, monkeypatch):
     for function in (keyword, other_name):  # and back afterwards
         monkeypatch.setitem(function.__kwdefaults__, "weight", 0.1)
     monkeypatch.setattr(other_name, "__code__", other_name.__code__)
+    monkeypatch.setitem(globals(), "DELTA", DELTA)
     loss = make()
     pair = Pair(small(), loss)
     with warnings.catch_warnings():
