@@ -425,6 +425,8 @@ def test_training_says_when_others_have_its_cores(
 
     def messages(*others):
         caplog.clear()
+        # Said once in a process, and each command has its own.
+        monkeypatch.setattr(loop._Timed, "told", False)
         call(capsys, "train", *flags, *others)
         return [text in message for message in caplog.messages]
 

@@ -489,7 +489,8 @@ def test_fit_stops_when_the_loss_is_not_finite(rng):
     x = rng.normal(size=(12, 4)).astype(np.float32)
     x[9] = np.nan
     batches = nbbn.data.Batches(x, rng.integers(0, 3, 12), 4, shuffle=False, device="cuda")
-    with pytest.raises(DivergenceError, match=r"step 3 of epoch 1.*the batch itself"):
+    pattern = r"step 3 of epoch 1 \(3 in all\): the batch itself .*; the step has been made; "
+    with pytest.raises(DivergenceError, match=pattern):
         train.fit(model, batches, optim.SGD(model.parameters()), epochs=1)
 
 
