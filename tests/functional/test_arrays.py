@@ -347,6 +347,8 @@ def test_beyond_the_range_of_the_type():
         y, stats = F.batch_norm_train((largest * column).astype(np.float32))
         np.testing.assert_allclose(y, expected, rtol=3e-7)
         np.testing.assert_allclose((stats.mean, stats.var), [[largest / 3], [largest**2 * 8 / 9]])
+        dx, _, _ = F.batch_norm_backward(column, (largest * column).astype(np.float32), stats)
+        np.testing.assert_array_equal(np.isfinite(dx), np.isfinite(expected))
     for largest, lowest in ((8.9e307, 0.0), (1.7e308, np.nan)):
         y, _ = F.batch_norm_train(largest * column)
         np.testing.assert_array_equal(y, [[0.0], [lowest], [0.0]])
