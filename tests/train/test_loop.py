@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+import numba
 import numpy as np
 import pytest
 
@@ -431,6 +432,7 @@ def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monk
                 yield rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int)
 
     monkeypatch.setattr(time, "process_time", lambda: share * (clock() - resting))
+    numba.get_num_threads()  # starts them
     monkeypatch.setattr("numba.get_num_threads", lambda: 2)
     monkeypatch.setattr(loop._Timed, "least", 0.0)
     monkeypatch.setattr(loop._Timed, "EVERY", 2)
