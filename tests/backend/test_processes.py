@@ -109,14 +109,7 @@ def test_workers_of_a_data_loader(layer):
 
 
 def test_other_threads_go_on_during_a_long_kernel(layer):
-    """Up to three tries: a loaded machine pauses threads by itself."""
-    for _ in range(3):
-        found = {
-            name: [float(v) for v in value.split()] for name, value in situation("heartbeat", layer)
-        }
-        worst = max(pause - control for _, pause, control in found.values())
-        if worst < 50:
-            break
-    assert set(found) == {"serial", "parallel"}
-    assert all(seconds > 100 for seconds, _, _ in found.values()), f"too short to tell: {found}"
-    assert worst < 50, f"milliseconds of work, longest pause, longest pause in a sleep: {found}"
+    """Hundreds of turns on a quiet machine; one beside a serial kernel that holds the GIL."""
+    turns = {name: int(count) for name, count in situation("heartbeat", layer)}
+    assert turns.keys() == {"serial", "parallel"}
+    assert min(turns.values()) >= 4, turns

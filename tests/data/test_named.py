@@ -256,7 +256,7 @@ def test_mirror_that_stalls(served, monkeypatch, cache, fault, limit, reason):
     start = time.monotonic()
     with pytest.raises(DataError, match=reason):
         load_mnist()
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 20
     assert not cache.exists()
 
 
