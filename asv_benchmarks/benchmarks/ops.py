@@ -27,6 +27,10 @@ class ActivationBenchmark:
     def time_forward(self, shape, op):
         self.forward(self.x)
 
+    def time_in_place(self, shape, op):
+        np.copyto(self.y, self.x)
+        self.forward(self.y, out=self.y)
+
     def time_backward(self, shape, op):
         self.backward(self.dy, self.y)
 

@@ -126,6 +126,21 @@ def inlined_device_function(function: Callable[..., Any]) -> Any:
     return njit(error_model="numpy", nogil=True, forceinline=True)(function)
 
 
+def loop(function: Callable[..., Any]) -> Any:
+    """Make a loop part of its callers before they are compiled.
+
+    The compiler makes vectors of a loop over one array, or over two that lie apart, not over two
+    that may be either. So who may work in place has two such loops and asks `same` which to take.
+    """
+    return njit(error_model="numpy", nogil=True, inline="always")(function)
+
+
+@device_function
+def same(target, source):
+    """Whether two contiguous arrays of one shape are the same memory."""
+    return target.ctypes.data == source.ctypes.data
+
+
 @device_function
 def bounds(part, parts, total):
     """First and last + 1 of `part` when `total` items are split evenly into `parts`."""
@@ -215,25 +230,39 @@ class Pointwise(Kernel):
     def __init__(self, of: Callable[..., Any]) -> None:
         element = device_function(of)
 
+        @loop
+        def from_one(target, source):  # type: ignore[no-untyped-def]
+            for i in range(target.size):
+                target[i] = element(source[i])
+
+        @loop
+        def from_two(target, left, right):  # type: ignore[no-untyped-def]
+            for i in range(target.size):
+                target[i] = element(left[i], right[i])
+
         def of_one(threads, x, y):  # type: ignore[no-untyped-def]
             for t in prange(threads):
                 first, last = bounds(t, threads, y.size)
                 source, target = x[first:last], y[first:last]
-                for i in range(target.size):
-                    target[i] = element(source[i])
+                if same(target, source):
+                    from_one(target, target)
+                else:
+                    from_one(target, source)
 
         def of_two(threads, a, b, y):  # type: ignore[no-untyped-def]
             for t in prange(threads):
                 first, last = bounds(t, threads, y.size)
                 left, right, target = a[first:last], b[first:last], y[first:last]
-                for i in range(target.size):
-                    target[i] = element(left[i], right[i])
+                if same(target, left):
+                    from_two(target, target, right)
+                else:
+                    from_two(target, left, right)
 
-        loop = of_one if of.__code__.co_argcount == 1 else of_two
+        kernel = of_one if of.__code__.co_argcount == 1 else of_two
         # The cache keeps kernels by their names.
-        loop.__name__ = loop.__qualname__ = of.__name__
-        loop.__module__, loop.__doc__ = of.__module__, of.__doc__
-        super().__init__(loop)
+        kernel.__name__ = kernel.__qualname__ = of.__name__
+        kernel.__module__, kernel.__doc__ = of.__module__, of.__doc__
+        super().__init__(kernel)
 
     def __call__(self, *operands: Any) -> None:
         """Run over flat arrays of one size."""

@@ -20,7 +20,7 @@ from ._channels_cpu import (
     pieces_of,
     sum_parts,
 )
-from ._jit import Kernel, bounds, device_function, inlined_device_function
+from ._jit import Kernel, bounds, device_function, inlined_device_function, loop, same
 from ._vector import sum_masked_products, sum_products, sum_squares
 
 ELEMENTS_PER_RUN = 1024
@@ -123,9 +123,8 @@ def variances_planes(x, c0, mean, m2):
             mean[j], m2[j] = moments(x[:, c0 + j])
 
 
-@inlined_device_function
-def normalize_planes(x, residual, relu, narrow, c0, y, start, stop):
-    """Normalize elements start..stop of x in C order; narrow (3 * channels,) begins at c0."""
+@loop
+def _normalize(in_place, x, residual, relu, narrow, c0, y, start, stop):
     _, C, S = x.shape
     channels = narrow.size // 3
     zero = x.dtype.type(0)
@@ -135,8 +134,8 @@ def normalize_planes(x, residual, relu, narrow, c0, y, start, stop):
         s1 = min(S, s0 + stop - start)
         j = c - c0
         shift, scale, offset = narrow[j], narrow[channels + j], narrow[2 * channels + j]
-        source = x[n, c, s0:s1]
         target = y[n, c, s0:s1]
+        source = target if in_place else x[n, c, s0:s1]
         # What is always there can be read without a condition, so that the loop vectorizes.
         other = residual[n, c, s0:s1] if added else source
         for i in range(source.size):
@@ -146,6 +145,15 @@ def normalize_planes(x, residual, relu, narrow, c0, y, start, stop):
             target[i] = zero if relu & (value < zero) else value
         start += s1 - s0
         n, c, s0 = (n, c + 1, 0) if c + 1 < C else (n + 1, 0, 0)
+
+
+@inlined_device_function
+def normalize_planes(x, residual, relu, narrow, c0, y, start, stop):
+    """Normalize elements start..stop of x in C order; narrow (3 * channels,) begins at c0."""
+    if same(y, x):
+        _normalize(True, x, residual, relu, narrow, c0, y, start, stop)
+    else:
+        _normalize(False, x, residual, relu, narrow, c0, y, start, stop)
 
 
 @device_function
@@ -260,9 +268,8 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
         _sum_products_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, zero, wide)
 
 
-@device_function
-def _input_gradient_planes(dy, x, y, fixed, narrow, c0, dx, start, stop):
-    """Write elements start..stop of dx in C order; narrow (4 * channels,) begins at c0."""
+@loop
+def _input_gradient(in_place, dy, x, y, fixed, narrow, c0, dx, start, stop):
     _, C, S = x.shape
     channels = narrow.size // 4
     zero = x.dtype.type(0)
@@ -273,10 +280,10 @@ def _input_gradient_planes(dy, x, y, fixed, narrow, c0, dx, start, stop):
         j = c - c0
         shift, a = narrow[j], narrow[channels + j]
         b, d = narrow[2 * channels + j], narrow[3 * channels + j]
-        source = x[n, c, s0:s1]
-        gradient = dy[n, c, s0:s1]
-        output = y[n, c, s0:s1] if masked else gradient
         target = dx[n, c, s0:s1]
+        gradient = target if in_place else dy[n, c, s0:s1]
+        source = x[n, c, s0:s1]
+        output = y[n, c, s0:s1] if masked else source
         for i in range(source.size):
             g = a * gradient[i] if fixed else gradient[i]
             if masked:
@@ -286,6 +293,15 @@ def _input_gradient_planes(dy, x, y, fixed, narrow, c0, dx, start, stop):
             target[i] = g
         start += s1 - s0
         n, c, s0 = (n, c + 1, 0) if c + 1 < C else (n + 1, 0, 0)
+
+
+@device_function
+def _input_gradient_planes(dy, x, y, fixed, narrow, c0, dx, start, stop):
+    """Write elements start..stop of dx in C order; narrow (4 * channels,) begins at c0."""
+    if same(dx, dy):
+        _input_gradient(True, dy, x, y, fixed, narrow, c0, dx, start, stop)
+    else:
+        _input_gradient(False, dy, x, y, fixed, narrow, c0, dx, start, stop)
 
 
 @register_jitable

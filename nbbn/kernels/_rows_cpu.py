@@ -18,7 +18,7 @@ from ._channels_cpu import (
     pieces_of,
     sum_parts,
 )
-from ._jit import Kernel, bounds, device_function, inlined_device_function
+from ._jit import Kernel, bounds, device_function, inlined_device_function, loop, same
 
 # A block has so many rows at least, since merging costs C per block.
 ROWS_PER_BLOCK = 128
@@ -168,16 +168,15 @@ def variances_rows(x, mean, m2):
             mean[j], m2[j] = moments(x[:, j : j + 1])
 
 
-@inlined_device_function
-def normalize_rows(x, residual, relu, narrow, y, first, last):
-    """Normalize rows first..last."""
+@loop
+def _normalize(in_place, x, residual, relu, narrow, y, first, last):
     C = x.shape[1]
     zero = x.dtype.type(0)
     shift, scale, offset = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C]
     added = residual.size > 0
     for row in range(first, last):
-        source = x[row]
         target = y[row]
+        source = target if in_place else x[row]
         # What is always there can be read without a condition, so that the loop vectorizes.
         other = residual[row] if added else source
         for j in range(C):
@@ -185,6 +184,15 @@ def normalize_rows(x, residual, relu, narrow, y, first, last):
             if added:
                 value += other[j]
             target[j] = zero if relu & (value < zero) else value
+
+
+@inlined_device_function
+def normalize_rows(x, residual, relu, narrow, y, first, last):
+    """Normalize rows first..last."""
+    if same(y, x):
+        _normalize(True, x, residual, relu, narrow, y, first, last)
+    else:
+        _normalize(False, x, residual, relu, narrow, y, first, last)
 
 
 @register_jitable
@@ -277,18 +285,17 @@ def _backward_sums_rows(dy, x, y, first, last, shift, narrow, wide):
             wide[C + j] += g * (x0[j] - shift[j])
 
 
-@device_function
-def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
-    """Write dx of rows first..last."""
+@loop
+def _input_gradient(in_place, dy, x, y, fixed, narrow, dx, first, last):
     C = x.shape[1]
     zero = x.dtype.type(0)
     shift, a, b, d = narrow[:C], narrow[C : 2 * C], narrow[2 * C : 3 * C], narrow[3 * C : 4 * C]
     masked = y.size > 0
     for row in range(first, last):
-        source = x[row]
-        gradient = dy[row]
-        output = y[row] if masked else gradient
         target = dx[row]
+        gradient = target if in_place else dy[row]
+        source = x[row]
+        output = y[row] if masked else source
         for j in range(C):
             g = a[j] * gradient[j] if fixed else gradient[j]
             if masked:
@@ -296,6 +303,15 @@ def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
             if not fixed:
                 g = a[j] * (g + (b[j] * (source[j] - shift[j]) + d[j]))
             target[j] = g
+
+
+@device_function
+def _input_gradient_rows(dy, x, y, fixed, narrow, dx, first, last):
+    """Write dx of rows first..last."""
+    if same(dx, dy):
+        _input_gradient(True, dy, x, y, fixed, narrow, dx, first, last)
+    else:
+        _input_gradient(False, dy, x, y, fixed, narrow, dx, first, last)
 
 
 @register_jitable

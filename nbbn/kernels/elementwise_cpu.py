@@ -18,7 +18,9 @@ from ._jit import (
     SerialKernel,
     bounds,
     device_function,
+    loop,
     prepares,
+    same,
     scratch,
     workers,
 )
@@ -186,15 +188,30 @@ def _gelu_tanh_of(x):
     return max(x, c) * share, derivative
 
 
+@loop
+def _rectify(target, source, slope):
+    for i in range(target.size):
+        small = source[i] * slope
+        target[i] = source[i] if source[i] > 0 else small
+
+
+@loop
+def _rectify_gradient(target, gradient, source, slope):
+    for i in range(target.size):
+        small = gradient[i] * slope
+        target[i] = gradient[i] if source[i] > 0 else small
+
+
 @Kernel
 def _leaky_relu(x, slope, threads, y):
     """y = x where x > 0, else slope x; x, y (size,)."""
     for t in prange(threads):
         first, last = bounds(t, threads, x.size)
-        source, target = x[first:last], y[first:last]
-        for i in range(source.size):
-            small = source[i] * x.dtype.type(slope)
-            target[i] = source[i] if source[i] > 0 else small
+        source, target, number = x[first:last], y[first:last], x.dtype.type(slope)
+        if same(target, source):
+            _rectify(target, target, number)
+        else:
+            _rectify(target, source, number)
 
 
 @Kernel
@@ -203,9 +220,17 @@ def _leaky_relu_backward(dy, x, slope, threads, dx):
     for t in prange(threads):
         first, last = bounds(t, threads, x.size)
         gradient, source, target = dy[first:last], x[first:last], dx[first:last]
-        for i in range(source.size):
-            small = gradient[i] * x.dtype.type(slope)
-            target[i] = gradient[i] if source[i] > 0 else small
+        number = x.dtype.type(slope)
+        if same(target, gradient):
+            _rectify_gradient(target, target, source, number)
+        else:
+            _rectify_gradient(target, gradient, source, number)
+
+
+@loop
+def _add(target, source, bias):
+    for j in range(bias.size):
+        target[j] = source[j] + bias[j]
 
 
 @Launcher
@@ -213,8 +238,10 @@ def add_bias(x, bias, y):
     """y = x + bias; x, y (M, C), bias (C,); y may be x."""
     for row in prange(x.shape[0]):
         source, target = x[row], y[row]
-        for j in range(bias.size):
-            target[j] = source[j] + bias[j]
+        if same(target, source):
+            _add(target, target, bias)
+        else:
+            _add(target, source, bias)
 
 
 @SerialKernel

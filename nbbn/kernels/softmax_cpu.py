@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import prange
 
-from ._jit import Launcher, SerialKernel, device_function, prepares
+from ._jit import Launcher, SerialKernel, device_function, loop, prepares, same
 from .elementwise_cpu import exp
 
 # ---------------------------------------------------------------- rows
@@ -26,11 +26,19 @@ def _maximum(row):
     return largest
 
 
+@loop
+def _exp_less(row, largest, target):
+    for j in range(row.size):
+        target[j] = exp(row[j] - largest)
+
+
 @device_function
 def _exp_sum(row, largest, target):
     """Write exp(row - largest) to target (K,) and return the sum."""
-    for j in range(row.size):
-        target[j] = exp(row[j] - largest)
+    if same(target, row):
+        _exp_less(target, largest, target)
+    else:
+        _exp_less(row, largest, target)
     total = 0.0
     for j in range(row.size):
         total += target[j]
@@ -171,6 +179,7 @@ def scaled_sum(values, scale, total):
     total[0] = s * scale
 
 
+@prepares
 @SerialKernel
 def first_bad_label(labels, classes, ignored, found):
     """found[0] = position of the first label not in [0, classes) or `ignored`, or -1; (M,)."""
