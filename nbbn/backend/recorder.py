@@ -20,7 +20,7 @@ import contextlib
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -311,6 +311,20 @@ class Recorder:
         return None
 
 
+# Arguments of a launch, the position of an input among them, and the input's number.
+_Slot = tuple[list[Any], int, int]
+
+
+def _places(arguments: list[Any], inputs: Sequence[Any]) -> Iterator[_Slot | None]:
+    """Where the inputs are among arguments of compiled code; None for what is a view of one."""
+    for index, value in enumerate(arguments):
+        for number, whole in enumerate(inputs):
+            if value is whole:
+                yield arguments, index, number
+            elif isinstance(value, np.ndarray) and np.may_share_memory(value, whole):
+                yield None
+
+
 class Plan:
     """A step that can be replayed: a recording in an arena, and the array of its result."""
 
@@ -326,7 +340,7 @@ class Plan:
             (getattr(note.launcher, "inside", note.launcher), note.arguments, note.when)
             for note in recorder.notes
         ]
-        self._calls: dict[Any, list[Any]] = {}
+        self._calls: dict[Any, tuple[list[Any], list[_Slot]]] = {}
         self._pace = Pace()
         self._notes = [note[:2] for note in notes]
         self._behind = [note[:2] for note in notes if note[2] != "ahead"]
@@ -338,7 +352,7 @@ class Plan:
         recorder.inputs = tuple(
             self._copies.get(number, whole) for number, whole in enumerate(recorder.inputs)
         )
-        self._slots: list[tuple[list[Any], int, int]] = []
+        self._slots: list[_Slot] = []
         for (note, index), place in slots:
             arguments = recorder.notes[note].arguments
             if place.number in viewed:
@@ -361,34 +375,50 @@ class Plan:
         """
         for number, copy in self._copies.items():
             np.copyto(copy, inputs[number])
-        for arguments, index, number in self._slots:
-            arguments[index] = inputs[number]
         start = time.perf_counter()
-        try:
-            with self._around, self._jit.serially(self._pace.alone):
-                for launch, arguments in self._prepared(ahead):
+        with self._around, self._jit.serially(self._pace.alone):
+            calls, slots = self._prepared(inputs, ahead)
+            try:
+                for arguments, index, number in slots:
+                    arguments[index] = inputs[number]
+                for launch, arguments in calls:
                     launch(*arguments)
-        finally:
-            for arguments, index, _ in self._slots:
-                arguments[index] = None
+            finally:
+                for arguments, index, _ in slots:
+                    arguments[index] = None
         self._pace.took(time.perf_counter() - start)
         # The next replay writes another one there.
         return self._result.item()
 
-    def _prepared(self, ahead: bool) -> list[tuple[Callable[..., Any], Any]]:
-        """Launches as this thread makes them: compiled code itself where a launcher has no part."""
+    def _prepared(self, inputs: tuple[Any, ...], ahead: bool) -> tuple[list[Any], list[_Slot]]:
+        """Launches as this thread makes them: compiled code itself where a launcher has no part.
+
+        And where the inputs stand in their arguments.
+        """
         state = (*self._jit.calling_thread(), ahead)
-        calls = self._calls.get(state)
-        if calls is None:
+        found = self._calls.get(state)
+        if found is None:
             # Those of this thread with all threads and with one; others have gone.
             kept = {k: v for k, v in self._calls.items() if k[0] == state[0]}
-            swapped, calls = {id(arguments) for arguments, *_ in self._slots}, []
-            for note in self._notes if ahead else self._behind:
-                launcher, arguments = note
-                known = [] if id(arguments) in swapped else self._jit.calls_of(launcher, arguments)
-                calls += known or [note]
-            self._calls = kept | {state: calls}
-        return calls
+            calls: list[Any] = []
+            slots: list[_Slot] = []
+            for launcher, arguments in self._notes if ahead else self._behind:
+                own = [slot for slot in self._slots if slot[0] is arguments]
+                filled = [*arguments]
+                for _, index, number in own:
+                    filled[index] = inputs[number]
+                known = [(code, [*args]) for code, args in self._jit.calls_of(launcher, filled)]
+                places: list[Any] = [
+                    place for _, args in known for place in _places(args, own and inputs)
+                ]
+                # A view of an input is made anew by its launcher.
+                if not known or None in places:
+                    known, places = [(launcher, arguments)], own
+                calls += known
+                slots += places
+            found = calls, slots
+            self._calls = kept | {state: found}
+        return found
 
     def value(self, result: Any) -> float:
         """Read the result of a replay."""
