@@ -21,8 +21,8 @@ else:
 
 # What a Tensor holds. A set of dtypes holds those of the machine's byte order alone.
 FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
-# NumPy's own allocation serves operands of so many elements.
-_SMALL = 1 << 15
+# What two operands below this size make, even an outer product, is too small for `backend.pool`.
+_SMALL = 1 << 11
 
 
 class RecordableOp(Op):
@@ -58,7 +58,8 @@ def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
     if type(like) is np.ndarray and (
         other.dtype is like.dtype if kind is np.ndarray else kind is float or kind is int
     ):
-        if like.size <= _SMALL and like.dtype in FLOATS and not backend.recorded():
+        small = like.size < _SMALL and (kind is not np.ndarray or other.size < _SMALL)
+        if small and like.dtype in FLOATS and not backend.recorded():
             try:
                 # NumPy allocates small results quicker; where there are no axes, it gives a number.
                 return np.asarray(function(*operands), order="C")
