@@ -24,7 +24,7 @@ from .._validation import as_array, function, switch
 from ..errors import ArgumentError, DeviceError, DTypeError, ShapeError, TapeError
 from ..functional import checks
 from .op import Context, Op
-from .ops._common import compute
+from .ops._common import FLOATS, compute
 from .ops.arithmetic import Add, Divide, Exp, Log, Multiply, Power, Subtract
 from .ops.index import Index
 from .ops.matmul import MatMul
@@ -42,9 +42,6 @@ class _Local(threading.local):
 
 
 _local = _Local()
-
-
-_FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 
 
 class Tensor:
@@ -73,8 +70,7 @@ class Tensor:
     __array_ufunc__ = None
 
     def __init__(self, data: Any, *, requires_grad: bool = False) -> None:
-        # A set of dtypes holds those of the machine's byte order alone.
-        usual = type(data) is np.ndarray and data.dtype in _FLOATS
+        usual = type(data) is np.ndarray and data.dtype in FLOATS
         self.data: np.ndarray = data if usual else _held(data)
         self.grad: np.ndarray | None = None
         self.requires_grad = requires_grad is not False and switch(requires_grad, "requires_grad")
@@ -170,40 +166,40 @@ class Tensor:
         self._tape.backward(self, grad)
 
     def __add__(self, other: Any) -> Tensor:
-        return apply(Add, self, other)
+        return _combined(Add, self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return apply(Add, other, self)
+        return _combined(Add, other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return apply(Subtract, self, other)
+        return _combined(Subtract, self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return apply(Subtract, other, self)
+        return _combined(Subtract, other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return apply(Multiply, self, other)
+        return _combined(Multiply, self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return apply(Multiply, other, self)
+        return _combined(Multiply, other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return apply(Divide, self, other)
+        return _combined(Divide, self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return apply(Divide, other, self)
+        return _combined(Divide, other, self)
 
     def __neg__(self) -> Tensor:
-        return apply(Subtract, 0, self)
+        return _combined(Subtract, 0, self)
 
     def __pow__(self, exponent: float) -> Tensor:
         return apply(Power, self, p=exponent)
 
     def __matmul__(self, other: Any) -> Tensor:
-        return apply(MatMul, self, other)
+        return _combined(MatMul, self, other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return apply(MatMul, other, self)
+        return _combined(MatMul, other, self)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[position] for position in range(len(self)))
@@ -279,7 +275,7 @@ def _held(data: Any) -> np.ndarray:
         data = np.asarray(data)
     if not data.dtype.isnative:
         data = data.astype(data.dtype.newbyteorder("="))
-    if data.dtype not in _FLOATS:
+    if data.dtype not in FLOATS:
         raise DTypeError(
             f"a Tensor holds float32 or float64, got {data.dtype}: convert it with "
             ".astype(numpy.float32); labels and indices stay plain arrays"
@@ -586,25 +582,37 @@ def apply(op: type[Op], *inputs: Any, **attributes: Any) -> Tensor:
     -------
     Tensor
     """
-    return _applied(op, inputs, attributes)[0]
+    return _applied(op, Context(), inputs, attributes)
+
+
+def _combined(op: type[Op], a: Any, b: Any) -> Tensor:
+    """As `apply`, for an operator of two operands: small arrays feel every step of Python's."""
+    ctx = Context()
+    x = a.data if isinstance(a, Tensor) else a
+    y = b.data if isinstance(b, Tensor) else b
+    output = Tensor(op.forward(ctx, x, y))
+    tape = _local.tape
+    if tape is not None and (_needed(a) or _needed(b)):
+        tape.record(op, ctx, (a, b), output)
+    return output
 
 
 def apply_with_stats(op: type[Op], *inputs: Any, **attributes: Any) -> tuple[Tensor, Any]:
     """As `apply`, and return the statistics too that the forward left in its context."""
-    output, ctx = _applied(op, inputs, attributes)
+    ctx = Context()
+    output = _applied(op, ctx, inputs, attributes)
     return output, ctx.stats  # type: ignore[attr-defined]
 
 
 def _applied(
-    op: type[Op], inputs: tuple[Any, ...], attributes: dict[str, Any]
-) -> tuple[Tensor, Context]:
+    op: type[Op], ctx: Context, inputs: tuple[Any, ...], attributes: dict[str, Any]
+) -> Tensor:
     try:
         recordable = _may_be_recorded(op)  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError):  # not a class, or not even hashable
         raise DTypeError(f"op must be a subclass of nbbn.Op, got {op!r:.80}") from None
     if not recordable:
         backend.not_recordable(f"the operation {op.__name__} is not marked recordable")
-    ctx = Context()
     arrays, wanted = [], False
     for x in inputs:
         if isinstance(x, Tensor):
@@ -615,7 +623,7 @@ def _applied(
     tape = _local.tape
     if tape is not None and wanted:
         tape.record(op, ctx, inputs, output)
-    return output, ctx
+    return output
 
 
 @functools.lru_cache(maxsize=256)

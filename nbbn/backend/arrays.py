@@ -25,7 +25,7 @@ __all__ = [
     "constant", "contiguous", "dense", "describe_devices", "device_adder", "device_module",
     "device_of", "empty", "fill", "host", "is_array", "is_bfloat16", "is_foreign",
     "is_writeable", "kernels", "matmul", "memory", "not_recordable", "on_compilation", "ones",
-    "recording", "require", "run", "run_ahead", "to", "verify", "zeros",
+    "recorded", "recording", "require", "run", "run_ahead", "to", "verify", "zeros",
 ]  # fmt: skip
 
 # What stands for CuPy in Numba's simulator: nbbn's tests set it before they ask for a device.
@@ -264,6 +264,11 @@ def _launch_and_note(launcher: Callable[..., Any], args: tuple[Any, ...], when: 
 def checked(kernel: Any, dtype: Any) -> Callable[..., bool] | None:
     """Return what runs a kernel that checks its operands; None while recording: no note is made."""
     return None if _local.recorder is not None else kernel.compiled(dtype)
+
+
+def recorded() -> bool:
+    """Whether a recorder notes the launches of this thread."""
+    return _local.recorder is not None
 
 
 def run_ahead(function: Callable[..., Any], *args: Any) -> None:

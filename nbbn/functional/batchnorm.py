@@ -92,7 +92,7 @@ def batch_norm_train(
     """
     small = None
     if residual is None is activation and single is False:
-        small = _small("train_small", x, axis, eps, out, gamma, beta)
+        small = _small("train_small", x, axis, eps, gamma, beta, out)
     if small is not None:
         y = np.empty(x.shape, x.dtype) if out is None else out
         mean, var, inv_std = np.empty((3, x.shape[1]))
@@ -133,7 +133,6 @@ def batch_norm_train(
     return target.finish(), BatchNormStats(mean, var, inv_std, count)
 
 
-@in_kind
 def batch_norm_infer(
     x: np.ndarray,
     mean: np.ndarray,
@@ -166,7 +165,7 @@ def batch_norm_infer(
     """
     small = None
     if residual is None is activation and type(mean) is type(var) is np.ndarray:
-        small = _small("infer_small", x, axis, eps, out, gamma, beta)
+        small = _small("infer_small", x, axis, eps, gamma, beta, out)
     if small is not None and mean.dtype is var.dtype is x.dtype:
         y = np.empty(x.shape, x.dtype) if out is None else out
         scaled, shifted = gamma is not None, beta is not None
@@ -176,6 +175,23 @@ def batch_norm_infer(
                 return y
         except TypeError:  # of the dispatcher: a wrong number of dimensions
             pass
+    return _infer(x, mean, var, gamma, beta, residual, out, eps, axis, activation)
+
+
+@in_kind
+def _infer(
+    x: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    residual: np.ndarray | None,
+    out: np.ndarray | None,
+    eps: float,
+    axis: int,
+    activation: str | None,
+) -> np.ndarray:
+    """Normalize arrays of any kind with given statistics, or say what is wrong."""
     layout = channel_layout(x, axis)
     channels = layout.shape[1]
     eps = checks.epsilon(eps, zero_allowed=True)
@@ -234,7 +250,7 @@ def batch_norm_backward(
     small = None
     given = y is not None or out_dgamma is not None or out_dbeta is not None
     if not given and dy is not None and type(stats) is BatchNormStats:
-        small = _small("backward_small", x, axis, 1.0, out, gamma, dy)
+        small = _small("backward_small", x, axis, 1.0, gamma, dy, out)
     if small is not None and dy.flags.carray and _wide(stats, len(x)):
         dx = np.empty(x.shape, x.dtype) if out is None else out
         dgamma, dbeta = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
@@ -456,7 +472,7 @@ def _wide(stats: BatchNormStats, count: int) -> bool:
 
 
 def _small(
-    kernel: str, x: Any, axis: Any, eps: Any, out: Any, *others: Any
+    kernel: str, x: Any, axis: Any, eps: Any, first: Any, second: Any, out: Any
 ) -> Callable[..., bool] | None:
     """Return the kernel that checks shapes itself, for small arrays of the usual types.
 
@@ -467,7 +483,7 @@ def _small(
     dtype = x.dtype
     if axis != 1 or x.ndim != 2 or not 0 < x.size <= _SMALL or not x.flags.carray:
         return None
-    for array in (*others, out):
+    for array in (first, second, out):
         if array is not None and (type(array) is not np.ndarray or array.dtype is not dtype):
             return None
     if out is not None and not out.flags.carray:

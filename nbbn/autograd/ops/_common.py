@@ -19,6 +19,11 @@ else:
     # A floor above; operations name it in annotations alone.
     Tensor = Any
 
+# What a Tensor holds. A set of dtypes holds those of the machine's byte order alone.
+FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+# What two operands below this size make, even an outer product, is too small for `backend.pool`.
+_SMALL = 1 << 11
+
 
 class RecordableOp(Op):
     """An operation that computes through `backend.run` alone."""
@@ -49,14 +54,22 @@ def compute(function: Callable[..., Any], *operands: Any) -> np.ndarray:
     """Run a NumPy ufunc into a fresh array."""
     first, last = operands[0], operands[-1]
     like, other = (first, last) if type(first) is np.ndarray else (last, first)
+    kind = type(other)
     if type(like) is np.ndarray and (
-        type(other) is float
-        or (type(other) is np.ndarray and other.shape == like.shape and other.dtype is like.dtype)
+        other.dtype is like.dtype if kind is np.ndarray else kind is float or kind is int
     ):
-        # One or two operands that leave nothing to find out, as in most calls.
-        out = backend.empty(like.shape, like.dtype)
-        backend.run(function, *operands, out)
-        return out
+        small = like.size < _SMALL and (kind is not np.ndarray or other.size < _SMALL)
+        if small and like.dtype in FLOATS and not backend.recorded():
+            try:
+                # NumPy allocates small results quicker; where there are no axes, it gives a number.
+                return np.asarray(function(*operands), order="C")
+            except (ValueError, OverflowError):
+                pass  # what follows says it in our words
+        elif kind is float or (kind is np.ndarray and other.shape == like.shape):
+            # One or two operands that leave nothing to find out, as in most calls.
+            out = backend.empty(like.shape, like.dtype)
+            backend.run(function, *operands, out)
+            return out
     device = "cpu"
     for x in operands:
         if isinstance(x, np.ndarray | int | float | np.number):

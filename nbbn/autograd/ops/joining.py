@@ -156,10 +156,10 @@ class Maximum(RecordableOp):
         )
 
 
-def _larger(a: Any, b: Any, out: np.ndarray) -> None:
+def _larger(a: Any, b: Any, out: np.ndarray | None = None) -> np.ndarray:
     # A number beyond float32 is infinite in it.
     with np.errstate(over="ignore"):
-        np.maximum(a, b, out=out)
+        return np.maximum(a, b, out=out)  # type: ignore[no-any-return]
 
 
 def _shares(ctx: Any, dy: np.ndarray) -> list[np.ndarray]:
