@@ -627,7 +627,7 @@ def test_two_runs_in_one_folder(tmp_path):
 def test_two_processes_in_one_folder(tmp_path):
     script = (
         "import sys, time; from nbbn.train.checkpoint import Checkpoints\n"
-        "kept = Checkpoints(sys.argv[1]); print('ready', flush=True); time.sleep(60)"
+        "kept = Checkpoints(sys.argv[1]); print('ready', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as own:
         assert own.stdout.readline() == b"ready\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 
 import numba
 import numpy as np
@@ -19,6 +18,7 @@ from nbbn.train import loop
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
 from nbbn.train.progress import Bar, Lines
+from tests.helpers.clock import Clock
 from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
 
@@ -422,17 +422,14 @@ def test_training_accuracy_counts_every_step(rng):
 @pytest.mark.parametrize(("share", "told"), [(0.3, True), (0.95, False), (1.9, False)])
 def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monkeypatch):
     """Time that steps do not have counts; time that batches take to come does not."""
-    clock, resting = time.perf_counter, 0.0
+    clock = Clock(share, monkeypatch)
 
     class Slow:
         def __iter__(self):
-            nonlocal resting
             for _ in range(4):
-                time.sleep(0.001)
-                resting += 0.001
+                clock.rest(1.0)
                 yield rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int)
 
-    monkeypatch.setattr(time, "process_time", lambda: share * (clock() - resting))
     numba.get_num_threads()  # starts them
     monkeypatch.setattr("numba.get_num_threads", lambda: 2)
     monkeypatch.setattr(loop._Timed, "least", 0.0)

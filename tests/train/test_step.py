@@ -17,7 +17,7 @@ from nbbn import Convention, losses, ops, optim
 from nbbn.kernels import _jit
 from nbbn.train.loop import record_step
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches, under
-from tests.helpers.workload import PATIENCE, forked
+from tests.helpers.workload import forked
 
 # --------------------------------------------------------------------- the same, bit for bit
 
@@ -347,7 +347,7 @@ def test_a_child_forked_while_another_thread_makes_a_step(rng):
     def rate(step):
         if threading.current_thread() is not threading.main_thread():
             inside.set()
-            assert leave.wait(PATIENCE)
+            leave.wait()
         return 0.1
 
     def in_child():
@@ -364,7 +364,7 @@ def test_a_child_forked_while_another_thread_makes_a_step(rng):
     thread = threading.Thread(target=pair.step, args=last)
     thread.start()
     try:
-        assert inside.wait(PATIENCE)
+        assert inside.wait(300)
         found = forked(in_child)
     finally:
         leave.set()
