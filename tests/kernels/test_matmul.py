@@ -187,6 +187,7 @@ def test_scipys_blas_rests_while_tiles_run_and_numpys_does_not(rng, blas, monkey
     assert threads_of(blas) == [2] * len(blas)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_products_of_several_threads_share_the_rest(blas):
     inside = threading.Event()
     leave = threading.Event()

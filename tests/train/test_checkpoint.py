@@ -638,6 +638,7 @@ def test_two_processes_in_one_folder(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_folder_is_not_kept_by_a_forked_child(tmp_path):
     kept = Checkpoints(tmp_path)
     ours, theirs = socket.socketpair()
