@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nbbn.cli import main
+from nbbn.train import loop
 from tests.helpers.small_run import FLAGS, digits
+
+# The same examples in every run, however long the machine takes for them.
+settings.register_profile(
+    "nbbn", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("nbbn")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def whatever_else_this_machine_does():
+    """Let training say nothing of a busy machine, but where a test wants to hear it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Timed, "told", True)
+        yield
 
 
 @pytest.fixture

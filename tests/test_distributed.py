@@ -32,6 +32,8 @@ from tests.helpers.small_run import call
 FLAGS = ("--hidden", 8, "--batch-size", 16, "--seed", 1)
 # A run that goes on until something ends it.
 ENDLESS = (*FLAGS, "--epochs", 100_000, "--save-every", 20)
+# Seconds without an answer that end a run; on a busy machine a rank that is well takes some.
+SILENCE = 10
 
 
 def test_it_says_what_to_install(own, capsys, monkeypatch):
@@ -143,7 +145,7 @@ def test_ranks_with_other_code_or_settings_are_refused_at_the_start(own, tmp_pat
 # ------------------------------------------------------------------------------------- faults
 
 
-def running(own, out, count=2, wait=4):
+def running(own, out, count=2, wait=100):
     """Start an endless run; return it and its ranks' processes once there is a checkpoint."""
     flags = "--data", own, *ENDLESS, "--out", out, "--distributed", wait
     process = start("-n", count, *command(*flags))
@@ -152,7 +154,7 @@ def running(own, out, count=2, wait=4):
     begin = time.monotonic()
     while not list(Path(out).glob("step-*")):
         time.sleep(0.02)
-        if process.poll() is not None or time.monotonic() - begin > 100:
+        if process.poll() is not None or time.monotonic() - begin > 300:
             process.kill()
             pytest.fail(process.communicate()[0])
     return process, ranks
@@ -161,8 +163,8 @@ def running(own, out, count=2, wait=4):
 def ended(process, ranks, out):
     """Wait for the end; all ranks are gone and all checkpoints whole. Return the text."""
     begin = time.monotonic()
-    text, _ = process.communicate(timeout=30)
-    while any(map(alive, ranks.values())) and time.monotonic() - begin < 30:
+    text, _ = process.communicate(timeout=100)
+    while any(map(alive, ranks.values())) and time.monotonic() - begin < 100:
         time.sleep(0.02)
     assert not any(map(alive, ranks.values()))
     for path in Path(out).glob("step-*"):
@@ -183,10 +185,10 @@ def alive(pid):
 class TestFaults:
     @pytest.mark.parametrize("rank", [0, 1])
     def test_a_stopped_rank_is_named(self, rank, own, tmp_path):
-        process, ranks = running(own, tmp_path / "run")
+        process, ranks = running(own, tmp_path / "run", wait=SILENCE)
         os.kill(ranks[rank], signal.SIGSTOP)
         text = ended(process, ranks, tmp_path / "run")
-        assert f"no answer for 4 s from rank {rank} (pid {ranks[rank]}" in text
+        assert f"no answer for {SILENCE} s from rank {rank} (pid {ranks[rank]}" in text
         assert process.returncode != 0
 
     def test_a_dead_rank_ends_the_run(self, own, tmp_path):
@@ -220,7 +222,7 @@ class TestFaults:
             "        raise ZeroDivisionError('by 0')\n"
             "    ranks.any(False)\n"
         )
-        status, text = launch("-n", 2, sys.executable, script, timeout=60)
+        status, text = launch("-n", 2, sys.executable, script)
         assert status == 1
         assert "Traceback" in text
         assert re.search(r"error: rank 1 .* of 2 has failed: ZeroDivisionError: by 0", text)
@@ -233,12 +235,12 @@ class TestFaults:
         count, out = 2 + case % 2, tmp_path / "run"
         rank = int(rng.integers(count))
         number = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT)[case % 4]
-        process, ranks = running(own, out, count)
+        process, ranks = running(own, out, count, SILENCE if number == signal.SIGSTOP else 100)
         time.sleep(rng.uniform(0, 1))
         begin = time.monotonic()
         os.kill(ranks[rank], number)
         text = ended(process, ranks, out)
-        assert time.monotonic() - begin < 30
+        assert time.monotonic() - begin < 100
         if number in (signal.SIGKILL, signal.SIGSTOP):
             assert str(ranks[rank]) in text or f"rank {rank}" in text
             assert process.returncode not in (0, None)

@@ -69,7 +69,7 @@ def run(script: str) -> object:
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

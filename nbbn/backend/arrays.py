@@ -208,15 +208,23 @@ def kernels(op: str, name: str = "cpu") -> Any:
     return module
 
 
-def on_compilation(call: Callable[[], None]) -> None:
-    """Call a function once, when the next kernel compiles that the cache does not have."""
+def on_compilation(call: Callable[[], None]) -> Callable[[], None]:
+    """Call a function once, when the next kernel compiles that the cache does not have.
+
+    Return what takes that back.
+    """
     from ..kernels import _cache
 
     def note(name: str) -> None:
         _cache.on_compile = None
         call()
 
+    def forget() -> None:
+        if _cache.on_compile is note:
+            _cache.on_compile = None
+
     _cache.on_compile = note
+    return forget
 
 
 def _cuda_kernels(op: str) -> Any:

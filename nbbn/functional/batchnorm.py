@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import choice, fraction, integer, noticed, number, switch
+from .._validation import choice, fraction, integer, number, switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._kind import in_kind
@@ -363,9 +363,8 @@ def update_running_stats(
         momentum outside [0, 1].
     """
     if isinstance(momentum, np.ndarray):
-        # The update reads it each time.
-        with noticed(None):
-            fraction(momentum, "momentum")
+        # It may hold another number when a recorded step runs again.
+        backend.run(fraction, momentum, "momentum")
     else:
         momentum = fraction(momentum, "momentum")
     if not isinstance(stats, BatchNormStats | WeightedStats):

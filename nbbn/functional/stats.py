@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
-from .._validation import integer, iterate, noticed, real
+from .._validation import integer, iterate, real
 from ..distributed import Ranks
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
@@ -82,12 +82,15 @@ def check_stats(stats: BatchNormStats | WeightedStats) -> str:
     checks.channel_array(stats.mean, stats.mean.size, "stats.mean", device)
     checks.channel_array(stats.var, stats.mean.size, "stats.var", device)
     if isinstance(stats, WeightedStats):
-        # Kernels read it from its array each time.
-        with noticed(None):
-            real(stats.count, "stats.count", least=0)
+        backend.run(not_negative, stats.count, "stats.count")
     else:
         integer(stats.count, "stats.count", least=0, most=2**53)
     return device
+
+
+def not_negative(value: Any, name: str) -> None:
+    """Check a sum or a count of weights; it may be another when a recorded step runs again."""
+    real(value, name, least=0)
 
 
 def merge_stats(parts: Iterable[BatchNormStats], *, eps: float = 1e-5) -> BatchNormStats:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from .._validation import noticed, real, switch
+from .._validation import switch
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import checks
 from ._out import copied, empty_like
 from .batchnorm import batch_norm_infer, batch_norm_infer_backward
 from .layout import Layout, axis_index, channel_layout, fold
-from .stats import WeightedStats
+from .stats import WeightedStats, not_negative
 
 __all__ = ["weighted_batch_norm_backward", "weighted_batch_norm_train"]
 
@@ -122,8 +122,7 @@ def weighted_batch_norm_backward(
         raise DTypeError(
             f"stats must be the WeightedStats of the forward, got {type(stats).__name__}"
         )
-    with noticed(None):  # read where it is used, each time
-        real(stats.weight, "stats.weight", least=0)
+    backend.run(not_negative, stats.weight, "stats.weight")
     layout = channel_layout(x, axis)
     folded = _fold_weights(weights, x, axis, layout)
     channels = layout.shape[1]

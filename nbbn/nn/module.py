@@ -100,8 +100,8 @@ class Module:
     def parameters(self) -> list[Parameter]:
         """All parameters, each once, in the order of their definition.
 
-        A RuntimeWarning tells of layers in a list, tuple or dictionary, which are not part of the
-        model: set each as an attribute, or all as a `nbbn.Sequential`.
+        A RuntimeWarning tells of layers and parameters in a list, tuple, set or dictionary: these
+        are not part of the model. Set each as an attribute, or layers as a `nbbn.Sequential`.
         """
         found: dict[int, Parameter] = {}
         modules = list(self.modules())
@@ -212,22 +212,34 @@ class Module:
 
 
 def _warn_of_hidden(modules: list[Module]) -> None:
-    """Tell of modules that are in a container, where nothing finds them."""
-    known = set(map(id, modules))
+    """Tell of layers and parameters that are in a container, where nothing finds them."""
+    known = {id(part) for module in modules for part in (module, *vars(module).values())}
     for module in modules:
         for name, value in vars(module).items():
-            if not isinstance(value, list | tuple | dict):
-                continue
-            inside = value.values() if isinstance(value, dict) else value
-            hidden = [item for item in inside if isinstance(item, Module) and id(item) not in known]
+            hidden = [part for part in _contained(value) if id(part) not in known]
             if hidden:
+                first = hidden[0]
+                what = f"a {first.shape} parameter" if isinstance(first, Tensor) else repr(first)
                 warnings.warn(
-                    f"the {type(value).__name__} `{name}` of {type(module).__name__} holds layers "
-                    f"that are not part of the model, {hidden[0]!r} first: set each as an "
-                    f"attribute, or all as {name} = nbbn.Sequential(*layers)",
+                    f"the {type(value).__name__} `{name}` of {type(module).__name__} holds {what}, "
+                    "which is not part of the model: it is neither trained nor saved. Set it as an "
+                    f"attribute of its own, or layers as self.{name} = nbbn.Sequential(*layers)",
                     RuntimeWarning,
                     stacklevel=3,
                 )
+
+
+def _contained(value: Any) -> Iterator[Module | Parameter]:
+    """Find layers and parameters in a list or the like, and in those inside it."""
+    containers: list[Any] = [[value]]
+    seen = set()
+    for container in containers:
+        for item in container.values() if isinstance(container, dict) else container:
+            if isinstance(item, Module | Parameter):
+                yield item
+            elif isinstance(item, list | tuple | set | dict) and id(item) not in seen:
+                seen.add(id(item))
+                containers.append(item)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from .. import backend
@@ -20,12 +21,14 @@ class Lines(Callback):
     stream : file, default standard output
     """
 
+    _forget: Callable[[], None] | None = None
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
 
     def start(self, run: Run) -> None:
         """Say so if kernels compile, which takes longer than many a step."""
-        backend.on_compilation(_say_that_kernels_compile)
+        self._forget = backend.on_compilation(_say_that_kernels_compile)
 
     def epoch(self, run: Run, result: Epoch) -> None:
         """Print the result of an epoch."""
@@ -35,6 +38,11 @@ class Lines(Callback):
                 text += f"  {name} loss {found.loss:.4f}  {name} accuracy {found.accuracy:.2%}"
         text += f"  {result.images_per_second:,.0f} images/s"
         print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Say nothing of what others compile."""
+        if self._forget is not None:
+            self._forget()
 
 
 class Bar(Lines):
@@ -59,11 +67,15 @@ class Bar(Lines):
 
     def epoch(self, run: Run, result: Epoch) -> None:
         """Take the bar away and print the result of the epoch."""
-        self.close()
+        self._take_away()
         super().epoch(run, result)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, and say nothing of what others compile."""
+        self._take_away()
+        super().close()
+
+    def _take_away(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

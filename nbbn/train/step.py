@@ -19,6 +19,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from ..functional import checks
 from ..nn.module import Module
 from ..optim import Optimizer
+from . import forks
 from .share import Share
 from .transparent import Opaque
 from .trust import Audit
@@ -36,7 +37,7 @@ class Step:
 
     Made by `record_step`. The first two calls with batches of a shape run eagerly and are recorded;
     later ones replay. Results are those of the eager step, bit for bit. Threads that share one take
-    turns.
+    turns. A forked child may use it too: what another thread's step had done by then is done.
 
     Parameters
     ----------
@@ -69,6 +70,11 @@ class Step:
         self._turn = threading.RLock()
         self.refusal: str | None = None
         self.recordings = 0
+        forks.renew(self)
+
+    def _after_fork_in_child(self) -> None:
+        """Let the child have its turn: whose turn it was in the parent is not here."""
+        self._turn = threading.RLock()
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
         """Train on one batch.

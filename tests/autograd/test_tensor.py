@@ -156,7 +156,7 @@ def test_each_thread_has_its_own_tape():
 
 def test_threads_record_at_the_same_time():
     count = 4
-    barrier = threading.Barrier(count, timeout=30)
+    barrier = threading.Barrier(count, timeout=300)
     found = []
 
     def work():

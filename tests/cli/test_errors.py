@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from nbbn.errors import ArgumentError, DataError, DTypeError
 from nbbn.train import loop
 from nbbn.train.checkpoint import Checkpoints
 from nbbn.train.inference import Classifier, read_images
+from tests.helpers.clock import Clock
 from tests.helpers.small_run import FLAGS, SIDE, call, digits
 
 
@@ -416,8 +416,7 @@ def test_a_folder_that_data_cannot_be_kept_in(capsys, monkeypatch, tmp_path):
 def test_training_says_when_others_have_its_cores(
     share, told, own, tmp_path, capsys, caplog, monkeypatch
 ):
-    clock = time.perf_counter
-    monkeypatch.setattr(time, "process_time", lambda: share * clock())
+    Clock(share, monkeypatch)
     monkeypatch.setattr(loop._Timed, "least", 0.0)
     monkeypatch.setattr(loop._Timed, "EVERY", 1)
     flags = ("--data", own, *FLAGS, "--epochs", 3)

@@ -38,7 +38,7 @@ def test_a_cnn_trains_without_compilation(own, tmp_path, capsys):
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "NUMBA_DISABLE_JIT is set: kernels run in plain Python, hundreds of times slower" in (

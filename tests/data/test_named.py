@@ -249,13 +249,14 @@ def test_mirror_fault(served, monkeypatch, cache, closed_url, fault, reason):
     ],
 )
 def test_mirror_that_stalls(served, monkeypatch, cache, fault, limit, reason):
-    monkeypatch.setattr(mirrors, "OPEN_SECONDS", 30)
-    monkeypatch.setattr(mirrors, "STALL_SECONDS", 30)
+    monkeypatch.setattr(mirrors, "OPEN_SECONDS", 60)
+    monkeypatch.setattr(mirrors, "STALL_SECONDS", 60)
     monkeypatch.setattr(mirrors, limit, 0.3)
     served.faults = {FIRST: fault}
     start = time.monotonic()
     with pytest.raises(DataError, match=reason):
         load_mnist()
+    # It is this limit, not the other one, whatever else the machine does.
     assert time.monotonic() - start < 20
     assert not cache.exists()
 
@@ -511,7 +512,7 @@ def test_two_processes(small, mirror, cache):
         for _ in range(2)
     ]
     for process in running:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         assert (process.returncode, err) == (0, b"")
         assert int(out) == sum(int(array.sum()) for array in SMALL)
     assert contents(cache) == RAW

@@ -22,7 +22,7 @@ COMMON = {"claim", "seeds", "quick", "verdict", "reason"}
 
 def run(name, *arguments):
     command = [sys.executable, ROOT / "examples/paper" / name, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -27,13 +27,13 @@ def test_a_signal_ends_the_example_with_its_status(tmp_path):
         [sys.executable, EXAMPLE], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1])},
     ) as process:  # fmt: skip
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while not log.exists() or not log.stat().st_size:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=600)
     assert process.returncode == 143
     assert "steps; the folder is" not in printed
     assert list(log.parent.glob("step-*"))

@@ -194,7 +194,7 @@ KINDS = {
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 5)), min_size=1, max_size=8)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_stack_of_layers_computes_the_same(plan):
     """What folds is gone, what does not stays, and either way nothing changes."""
     rng = np.random.default_rng(0)

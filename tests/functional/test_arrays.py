@@ -27,7 +27,6 @@ TOLERANCE = {
     "float64": 1e-12,
     ">f8": 1e-12,
 }
-settings.register_profile("arrays", max_examples=60, deadline=None, derandomize=True)
 EPS = 0.1
 
 
@@ -87,7 +86,7 @@ def assert_near(found, expected, name):
     )
 
 
-@settings(settings.get_profile("arrays"))
+@settings(max_examples=60)
 @given(batches())
 def test_any_array_gives_the_reference_or_a_clear_error(batch):
     name, x, dy, axis, (mean, var, gamma, beta) = batch
@@ -177,7 +176,7 @@ for op in ("softmax", "log_softmax"):
     CALLS[f"{op}_backward"] = lambda a, op=op, **o: getattr(F, f"{op}_backward")(a.dy, a.x, **o)
 
 
-@settings(settings.get_profile("arrays"), max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 @pytest.mark.parametrize("name", CALLS)
 def test_overlapping_views_give_what_separate_arrays_give(name, data):
@@ -220,7 +219,7 @@ def test_overlapping_views_give_what_separate_arrays_give(name, data):
     np.testing.assert_array_equal(whole, before)
 
 
-@settings(settings.get_profile("arrays"))
+@settings(max_examples=60)
 @given(st.data())
 def test_gradients_of_parameters_written_over_inputs(data):
     shape = data.draw(st.sampled_from([(6, 4), (3, 4, 5)]))

@@ -397,5 +397,5 @@ def test_without_compilation():
         [sys.executable, "-W", "error", "-c", UNCOMPILED],
         env={**os.environ, "PYTHONPATH": path, "NUMBA_DISABLE_JIT": "1"},
         check=True,
-        timeout=120,
+        timeout=600,
     )

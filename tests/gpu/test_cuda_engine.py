@@ -117,5 +117,5 @@ np.testing.assert_array_equal(y, np.maximum(x, 0))
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
         cwd=Path(__file__).parents[2],
         check=True,
-        timeout=120,
+        timeout=600,
     )

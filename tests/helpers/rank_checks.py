@@ -394,7 +394,7 @@ def an_error_of_the_first_rank_is_raised_on_all(ranks):
 
 
 if __name__ == "__main__":
-    world = distributed.start(timeout=20)
+    world = distributed.start(timeout=60)
     found = {}
     for name, function in CHECKS.items():
         if sys.argv[1:] and name not in sys.argv[1:]:

@@ -46,7 +46,7 @@ def start(*command: object, **more: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def launch(*command: object, timeout: float = 120, **more: str) -> tuple[int, str]:
+def launch(*command: object, timeout: float = 300, **more: str) -> tuple[int, str]:
     """Run `mpiexec` with arguments; return its status and all that it printed."""
     process = start(*command, **more)
     try:

@@ -64,6 +64,6 @@ def test_statistics_of_a_block(script, simulator):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr

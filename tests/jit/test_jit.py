@@ -278,7 +278,7 @@ def run_program(tmp_path: Path, **environment: str) -> str:
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
@@ -414,7 +414,7 @@ def test_types_without_compilation():
     """The same errors of the same classes, before NumPy would cut or convert anything."""
     program = [sys.executable, "-c", WITHOUT_COMPILATION]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_DISABLE_JIT": "1"}
-    result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
 
 

@@ -56,7 +56,7 @@ def start(script: str, folder: Path | None, **environment: str) -> subprocess.Po
 
 def finish(process: subprocess.Popen[str], warns: bool = False) -> str:
     """Check that a process ended well, with one warning or none; return what it printed."""
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert errors.count(WARNING) == int(warns), errors
     assert warns or not errors, errors

@@ -231,6 +231,16 @@ def test_what_is_ignored_counts_for_nothing_whatever_it_holds(options, reduction
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
 
 
+def test_labels_are_looked_at_again_before_the_gradient():
+    """They may have changed, and the gradient is written at the places that they name."""
+    logits, labels = Parameter(np.ones((3, 2), np.float32)), np.array([0, 1, 0])
+    with Tape() as tape:
+        loss = losses.cross_entropy(logits, labels)
+    labels[1] = 2
+    with pytest.raises(ArgumentError, match=r"labels must lie in \[0, 2\).*got 2 at position 1"):
+        tape.backward(loss)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_where_nothing_counts_the_mean_is_nan(dtype):

@@ -88,10 +88,22 @@ class Blocks(nbbn.Module):
         self.blocks, self.head = blocks, nbbn.Dense(8, 3, rng=0)
 
 
-@pytest.mark.parametrize("kind", [list, tuple, lambda layers: dict(enumerate(layers))])
+@pytest.mark.parametrize(
+    "kind",
+    [list, tuple, set, lambda layers: dict(enumerate(layers)), lambda layers: [layers, layers],
+     lambda layers: {"first": ({"second": layers},)}],
+    ids=["list", "tuple", "set", "dict", "lists", "deep"],
+)  # fmt: skip
 def test_layers_in_a_container_are_told_of(kind):
-    model = Blocks(kind([nbbn.Dense(4, 8), nbbn.ReLU()]))
-    with pytest.warns(RuntimeWarning, match=r"`blocks` of Blocks holds .*Dense\(4, 8.*Sequential"):
+    model = Blocks(kind([nbbn.Dense(4, 8)]))
+    words = r"`blocks` of Blocks holds Dense\(4, 8.*nor saved.*self\.blocks = nbbn\.Seq"
+    with pytest.warns(RuntimeWarning, match=words):
+        assert len(model.parameters()) == 2
+
+
+def test_parameters_in_a_container_are_told_of():
+    model = Blocks([nbbn.Parameter(np.ones((2, 3)))])
+    with pytest.warns(RuntimeWarning, match=r"the list `blocks` of Blocks holds a \(2, 3\) param"):
         assert len(model.parameters()) == 2
 
 
@@ -99,6 +111,8 @@ def test_layers_in_a_container_are_told_of(kind):
 def test_layers_that_are_part_of_the_model_are_not_told_of():
     model = Blocks(nbbn.Sequential(nbbn.Dense(4, 8), nbbn.ReLU()))
     model.all = [*model.blocks, model.head]
+    model.weights = {"all": model.parameters()}
     model.sizes = [4, 8]
+    model.sizes.append(model.sizes)
     assert len(model.parameters()) == 4
     assert len(nbbn.LSTM(3, 4).parameters()) == 4

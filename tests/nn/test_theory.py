@@ -39,7 +39,7 @@ def squares(array):
     return reference.narrow(reference.channel_sum(reference.wide(array) ** 2, 1))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(problems())
 def test_theorem_4_1_of_santurkar(problem):
     """|dL/dx|^2 = gamma^2 / var * (|g|^2 - <1, g>^2 / m - <g, x_hat>^2 / m), channel by channel.
@@ -58,7 +58,7 @@ def test_theorem_4_1_of_santurkar(problem):
     assert np.all(left <= slope * squares(dy) * (1 + 1e-12))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(problems(), st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
 def test_scale_and_shift_of_the_input_do_not_matter(problem, scale, shift):
     """y is invariant, and the gradient scales inversely (Ioffe and Szegedy 2015, section 3.3)."""

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -626,7 +627,7 @@ def test_two_runs_in_one_folder(tmp_path):
 def test_two_processes_in_one_folder(tmp_path):
     script = (
         "import sys, time; from nbbn.train.checkpoint import Checkpoints\n"
-        "kept = Checkpoints(sys.argv[1]); print('ready', flush=True); time.sleep(60)"
+        "kept = Checkpoints(sys.argv[1]); print('ready', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as own:
         assert own.stdout.readline() == b"ready\n"
@@ -634,6 +635,30 @@ def test_two_processes_in_one_folder(tmp_path):
             Checkpoints(tmp_path)
         own.kill()
     Checkpoints(tmp_path).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_folder_is_not_kept_by_a_forked_child(tmp_path):
+    kept = Checkpoints(tmp_path)
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        theirs.send(b"ready")
+        # Until the parent's end is closed.
+        theirs.recv(1)
+        os._exit(0)
+    try:
+        assert ours.recv(5) == b"ready"
+        with pytest.raises(ArgumentError, match=r"another run writes to"):
+            Checkpoints(tmp_path)
+        kept.close()
+        Checkpoints(tmp_path).close()
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+        theirs.close()
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path):

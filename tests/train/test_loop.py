@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import time
 
 import numba
 import numpy as np
 import pytest
 
 import nbbn
-from nbbn import losses, optim
+from nbbn import backend, losses, optim
 from nbbn.data import Batches, load_mnist
 from nbbn.errors import ArgumentError, DataError, DivergenceError, DTypeError, ShapeError
 from nbbn.kernels import _cache
 from nbbn.train import loop
 from nbbn.train.callbacks import Callback
 from nbbn.train.loop import evaluate, fit, record_step
-from nbbn.train.progress import Lines
+from nbbn.train.progress import Bar, Lines
+from tests.helpers.clock import Clock
 from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, adam_mlp
 
@@ -421,17 +422,14 @@ def test_training_accuracy_counts_every_step(rng):
 @pytest.mark.parametrize(("share", "told"), [(0.3, True), (0.95, False), (1.9, False)])
 def test_fit_says_once_when_others_have_its_cores(share, told, rng, caplog, monkeypatch):
     """Time that steps do not have counts; time that batches take to come does not."""
-    clock, resting = time.perf_counter, 0.0
+    clock = Clock(share, monkeypatch)
 
     class Slow:
         def __iter__(self):
-            nonlocal resting
             for _ in range(4):
-                time.sleep(0.001)
-                resting += 0.001
+                clock.rest(1.0)
                 yield rng.normal(size=(8, FEATURES)).astype(np.float32), np.zeros(8, int)
 
-    monkeypatch.setattr(time, "process_time", lambda: share * (clock() - resting))
     numba.get_num_threads()  # starts them
     monkeypatch.setattr("numba.get_num_threads", lambda: 2)
     monkeypatch.setattr(loop._Timed, "least", 0.0)
@@ -456,6 +454,34 @@ def test_lines_say_once_that_kernels_compile(rng, capsys, monkeypatch):
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 2
     assert printed.err.count("compiling kernels for the first time; the next run finds them") == 1
+
+
+@pytest.mark.parametrize("kind", [Lines, Bar])
+@pytest.mark.parametrize("fails", [False, True])
+def test_lines_say_nothing_of_what_compiles_after_the_training(kind, fails, rng, monkeypatch):
+    class Fail(Callback):
+        def step(self, run):
+            if fails:
+                raise ZeroDivisionError
+
+    monkeypatch.setattr(_cache, "on_compile", None)
+    model, optimizer = adam_mlp()
+    # From here on there is nothing left to compile.
+    fit(model, numbers(rng), optimizer, epochs=1)
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        fit(model, numbers(rng), optimizer, epochs=2, callbacks=[kind(), Fail()])
+    assert _cache.on_compile is None
+
+
+def test_lines_leave_to_another_run_what_it_wants_to_say(rng, monkeypatch):
+    class Other(Callback):
+        def epoch(self, run, result):
+            backend.on_compilation(print)
+
+    monkeypatch.setattr(_cache, "on_compile", None)
+    model, optimizer = adam_mlp()
+    fit(model, numbers(rng), optimizer, epochs=1, callbacks=[Lines(), Other()])
+    assert _cache.on_compile is not None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import tracemalloc
@@ -16,6 +17,7 @@ from nbbn import Convention, losses, ops, optim
 from nbbn.kernels import _jit
 from nbbn.train.loop import record_step
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam_mlp, batches, under
+from tests.helpers.workload import forked
 
 # --------------------------------------------------------------------- the same, bit for bit
 
@@ -335,6 +337,41 @@ def test_replays_move_to_another_thread_and_to_fewer_of_them(rng, monkeypatch):
     finally:
         nbbn.threads.limit(before)
     assert pair.runs == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_while_another_thread_makes_a_step(rng):
+    inside, leave = threading.Event(), threading.Event()
+
+    def rate(step):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            leave.wait()
+        return 0.1
+
+    def in_child():
+        try:
+            return pair.step(*last)
+        except Exception as error:
+            return repr(error)
+
+    pair = Pair(
+        under(lambda: nbbn.mlp((FEATURES, 9, CLASSES), rng=1), lambda p: optim.SGD(p, rate))
+    )
+    *first, last = batches(rng, [16] * 4)
+    assert pair.train(first) == 1
+    thread = threading.Thread(target=pair.step, args=last)
+    thread.start()
+    try:
+        assert inside.wait(300)
+        found = forked(in_child)
+    finally:
+        leave.set()
+        thread.join()
+    # The weights of the child are those before that step.
+    assert found == str(pair.eager(*last))
+    pair.compare()
 
 
 def test_a_model_made_by_another_thread_meanwhile_is_no_hindrance(rng):

@@ -11,6 +11,7 @@ import pytest
 import nbbn
 from nbbn import Tape, Tensor, losses, ops, optim
 from nbbn.errors import ArgumentError, DTypeError, NbbnError, ShapeError
+from nbbn.functional import update_running_stats
 from nbbn.train.loop import record_step
 from tests.helpers.layers import state_of
 from tests.helpers.training_pair import CLASSES, FEATURES, Pair, adam, adam_mlp, batches, under
@@ -214,6 +215,34 @@ def test_a_label_out_of_range_stops_a_replayed_step(wrong, label, rng):
     with pytest.raises(ArgumentError):
         pair.eager(x, bad)
     assert pair.train(data[3:]) == 3
+
+
+def test_a_momentum_out_of_range_stops_a_replayed_step(rng):
+    class Norm(nbbn.Module):
+        recordable = True
+
+        def __init__(self):
+            super().__init__()
+            self.running_mean, self.running_var = np.zeros(FEATURES), np.ones(FEATURES)
+            self.momentum = np.array(0.1)
+
+        def forward(self, x):
+            y, stats = ops.batch_norm_train(x)
+            update_running_stats(self.running_mean, self.running_var, stats, momentum=self.momentum)
+            return y
+
+    pair = Pair(under(lambda: (Norm(), nbbn.Dense(FEATURES, CLASSES, rng=1))))
+    data = batches(rng, [16] * 5)
+    assert pair.train(data[:3]) == 1
+    norm = pair.model[0]
+    for momentum in (1.5, -1.0, np.nan):
+        before = norm.running_mean.copy()
+        norm.momentum[...] = momentum
+        with pytest.raises(ArgumentError, match=rf"momentum must be .*got {momentum}"):
+            pair.step(*data[3])
+        np.testing.assert_array_equal(norm.running_mean, before)
+    norm.momentum[...] = 0.1
+    assert pair.train(data[3:]) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 from ..._validation import as_path, mapping, positive, switch, write_atomically
 from ...data import Batches
 from ...errors import ArgumentError, CheckpointError
+from .. import forks
 from ..callbacks import Callback, Run
 from .format import Checkpoint, unpack
 from .saving import save
@@ -144,6 +145,11 @@ class Checkpoints(Callback):
         self._failed: Path | None = None
         self._saved = (-1, -1)
         self._release = weakref.finalize(self, _close, _take(self.folder))
+        forks.renew(self)
+
+    def _after_fork_in_child(self) -> None:
+        """Leave the folder to the parent, and to others when that one has given it back."""
+        self._release()
 
     def start(self, run: Run) -> None:
         """Refuse to mix this run with another one's checkpoints."""
