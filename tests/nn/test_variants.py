@@ -542,6 +542,8 @@ REFUSED = [
     ('nbbn.InPlaceBatchNorm(3, convention=Convention(on_single="skip"))',
      NbbnError, "skip.*activation"),
     ("nbbn.InPlaceBatchNorm(3)(ROWS, ROWS)", NbbnError, "residual"),
+    ("nbbn.InPlaceBatchNorm(3)(ROWS, weights=ONES)", NbbnError, "no weights"),
+    ("nbbn.BatchRenorm(3)(ROWS, weights=ONES)", NbbnError, "no weights"),
     ("nbbn.recalibrate(nbbn.Dense(2, 2), [np.ones((2, 2), np.float32)])",
      ArgumentError, "no BatchNorm"),
     ("nbbn.recalibrate([], [])", DTypeError, "Module.*list"),

@@ -433,14 +433,14 @@ def test_torch_loads_the_weights_by_their_names(saved):
 # -------------------------------------------------------------------------- what must not load
 
 
-def swap(path, change):
-    """Rewrite a checkpoint's metadata as a later or foreign program might."""
+def swap(path, change, arrays=dict):
+    """Rewrite a checkpoint's metadata or arrays as a later or foreign program might."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as stored:
         metadata = dict(stored.metadata())
     change(metadata)
-    save_file(load_file(path), path, metadata)
+    save_file(arrays(load_file(path)), path, metadata)
 
 
 def test_truncation_at_every_length_is_noticed(saved):
@@ -474,6 +474,9 @@ def test_files_that_are_no_checkpoints(tmp_path, saved):
     save_file({"a": np.zeros(3)}, tmp_path / "foreign")
     with pytest.raises(CheckpointError, match=r"not a checkpoint of nbbn"):
         checkpoint.load(tmp_path / "foreign")
+    swap(saved, lambda metadata: None, lambda arrays: {n: a.reshape(-1) for n, a in arrays.items()})
+    with pytest.raises(CheckpointError, match=r"damaged"):
+        checkpoint.load(saved)
     swap(saved, lambda metadata: metadata.update(format="nbbn checkpoint 2", version="9.1"))
     with pytest.raises(CheckpointError, match=r"'nbbn checkpoint 2'.*version that wrote it, 9.1"):
         checkpoint.load(saved)

@@ -331,6 +331,14 @@ def test_a_batch_without_rows_is_refused(use, x, y, caplog):
     assert not caplog.messages
 
 
+def test_an_accuracy_of_until_is_enough(rng):
+    model, optimizer = adam_mlp()
+    train = numbers(rng)
+    history = fit(model, train, optimizer, epochs=200, test=train, until=1.0)
+    assert len(history) < 200
+    assert [epoch.epoch for epoch in history if epoch.test.accuracy == 1] == [len(history)]
+
+
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, "3", None, True])
 def test_fit_checks_the_number_of_epochs(epochs, rng):
     model, optimizer = adam_mlp()

@@ -83,6 +83,9 @@ def test_it_ends_where_the_loss_goes_up_or_is_not_finite():
         trial = find_lr(model, data, optimizer, loss=seed_losses, highest=1e12)
         assert 20 < len(trial.losses) < 100
         assert np.isfinite(trial.losses).all()
+    # An infinite target makes the loss infinite, and no gradient: the next would be finite again.
+    data.append((x, np.full_like(x[:, :1], np.inf)))
+    assert len(find_lr(model, data, optimizer, loss=losses.huber).losses) == 1
     with pytest.raises(ArgumentError, match="first loss is nan"):
         find_lr(model, [(x * np.nan, x[:, :1])], optimizer, loss=losses.mse)
 
