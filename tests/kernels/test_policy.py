@@ -315,6 +315,10 @@ def test_layer_guard_and_the_state():
     twin = nbbn.BatchNorm(2, skip_nonfinite=True)
     twin.load_state_dict(guarded.state_dict())
     assert twin.num_batches_skipped == 1
+    # Where the batches are counted again from 0, the next is the first.
+    twin.num_batches_tracked[...], twin.momentum = 0, None
+    twin(np.arange(8, dtype=np.float32).reshape(4, 2))
+    np.testing.assert_array_equal(twin.running_mean, [3, 4])
     plain.load_state_dict(guarded.state_dict())
     twin.load_state_dict(plain.state_dict())
     assert "num_batches_skipped" not in plain.state_dict()

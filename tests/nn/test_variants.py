@@ -546,6 +546,7 @@ REFUSED = [
     ("nbbn.BatchRenorm(3)(ROWS, weights=ONES)", NbbnError, "no weights"),
     ("nbbn.recalibrate(nbbn.Dense(2, 2), [np.ones((2, 2), np.float32)])",
      ArgumentError, "no BatchNorm"),
+    ("nbbn.recalibrate(nbbn.BatchNorm(3, frozen=True), [ROWS])", ArgumentError, "no BatchNorm"),
     ("nbbn.recalibrate([], [])", DTypeError, "Module.*list"),
 ]  # fmt: skip
 

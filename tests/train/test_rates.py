@@ -63,6 +63,17 @@ def test_the_losses_are_those_of_a_loop_with_these_rates():
         optimizer.zero_grad()
 
 
+def test_batches_in_the_middle_of_an_epoch_stay_there():
+    model, _, optimizer = parts()
+    batches = Batches(*classes(), 50, rng=2, reuse=True)
+    x, _ = next(iter(batches))
+    before = x.copy()
+    batches.load_state_dict(batches.state_dict())
+    find_lr(model, batches, optimizer, steps=3)
+    np.testing.assert_array_equal(x, before)
+    assert len(list(batches)) == 19
+
+
 @pytest.mark.parametrize("kind", [optim.Adam, optim.SGD])
 def test_the_suggestion_trains(kind):
     model, batches, optimizer = parts(kind=kind)
