@@ -355,6 +355,13 @@ def test_checkpoints_from_before_watch_are_read(tmp_path, whole):
     assert run(tmp_path, resume=found, watch="loss").outcome() == whole
 
 
+def test_the_seconds_before_a_resume_count(tmp_path):
+    run(tmp_path, 12)
+    found = checkpoint.latest(tmp_path)
+    found.progress["seconds"] = 1000.0
+    assert run(tmp_path, resume=found).history[2].seconds > 1000
+
+
 def test_a_finished_run_stays_finished(whole, tmp_path):
     run(tmp_path)
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
