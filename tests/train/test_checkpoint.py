@@ -508,6 +508,9 @@ def test_the_latest_of_a_folder_is_not_that_of_a_file(tmp_path):
     with pytest.raises(ArgumentError, match=rf"{path} is a file, where .*: load\(path\) reads it"):
         checkpoint.latest(path)
     assert checkpoint.latest(tmp_path / "nothing.safetensors") is None
+    for step in (99_999_999, 100_000_000):  # which come in another order as text
+        checkpoint.save(tmp_path / f"step-{step}.safetensors", training()[0])
+    assert checkpoint.latest(tmp_path).path.name == "step-100000000.safetensors"
 
 
 class Shallow(nbbn.Module):
