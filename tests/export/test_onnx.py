@@ -377,6 +377,8 @@ FOREIGN = {
                          ("Relu", ["z"], ["y"], {})], STATS),
     "old softmax": graph([("Softmax", ["x"], ["y"], {})], opset=11),
     "leaky relu": graph([("LeakyRelu", ["x"], ["y"], {})]),
+    "no padding": graph([("Conv", ["x", "k"], ["y"], {"auto_pad": "VALID"})],
+                        [("k", np.arange(16).reshape(2, 2, 2, 2) / 9)], shape=("N", 2, 5, 5)),
     "means of what is inside": graph(
         [("AveragePool", ["x"], ["y"], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})],
         shape=("N", 2, 5, 5),
@@ -395,9 +397,13 @@ def test_models_of_other_makers(name, rng):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_momentum_of_a_norm_comes_in():
-    found = graph([("BatchNormalization", ["x", *NORM], ["y"], {"momentum": 0.8})], STATS)
-    assert nbbn.onnx.load(found)[0].momentum == 0.8
+def test_what_inference_does_not_use_comes_in():
+    nodes = [
+        ("BatchNormalization", ["x", *NORM], ["a"], {"momentum": 0.8}),
+        ("Dropout", ["a", "r"], ["y"], {}),
+    ]
+    norm, dropout = nbbn.onnx.load(graph(nodes, [*STATS, ("r", 0.2)]))
+    assert (norm.momentum, dropout.p) == (0.8, 0.2)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's exporter

@@ -24,6 +24,7 @@ AXES = [
     ((4, 3, 5), 1, (4, 5)), ((4, 3, 5), 1, (1, 5)), ((4, 5, 3), -1, (4, 5)),
     ((4, 5, 3), -1, (4, 1)), ((3, 4, 5), 0, (4, 5)), ((2, 3, 4, 5), 1, (2, 4, 5)),
     ((2, 3, 4, 5), 2, (2, 3, 5)), ((2, 4, 5, 3), 3, (4, 5)), ((6, 1, 5), 1, (6, 5)),
+    ((4, 3, 5), 1, (5,)),
 ]  # fmt: skip
 
 
@@ -34,8 +35,9 @@ def test_weights_of_any_shape_on_any_axis(shape, axis, weight_shape, order, rng)
     x = np.array(rng.normal(size=shape), order=order)
     weights = rng.uniform(0.1, 2, weight_shape)
     positions = np.delete(shape, axis)
-    per_example = weights.reshape(-1, *(1 for _ in positions[1:])) if weights.ndim == 1 else weights
-    full = np.broadcast_to(per_example, positions)
+    examples = weights.shape == (positions[0],)
+    spread = weights.reshape(-1, *(1 for _ in positions[1:])) if examples else weights
+    full = np.broadcast_to(spread, positions)
     y, stats = F.weighted_batch_norm_train(x, weights, eps=0.02, axis=axis)
     want = reference.weighted_statistics(x, full, eps=0.02, axis=axis)
     for name in ("mean", "var", "inv_std", "count"):
