@@ -247,6 +247,18 @@ def test_nan_gradient_poisons_its_channel_only(rng, shape, axis):
         np.testing.assert_array_equal(np.delete(got, 1), np.delete(clean, 1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), CONFINED)
+def test_an_infinite_gradient_has_infinite_sums(rng, shape, axis, dtype):
+    case = Case(rng, shape, axis, dtype)
+    _, stats = fn.batch_norm_train(case.x, axis=axis)
+    x, dy = (np.moveaxis(array, axis, 0)[1] for array in (case.x, case.dy))
+    dy.flat[3] = np.inf
+    _, dgamma, dbeta = fn.batch_norm_backward(case.dy, case.x, stats, axis=axis)
+    assert dgamma[1] == np.copysign(np.inf, x.flat[3] - stats.mean[1])
+    assert dbeta[1] == np.inf
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_masked_gradient_is_dropped_whatever_it_is(rng, training):
     """Where the ReLU was off, an infinite dy must not become NaN."""
