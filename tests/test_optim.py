@@ -111,6 +111,11 @@ def test_schedules_match_torch(schedule, count, peer):
         assert schedule(count) == pytest.approx(0.3 / 250_000, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_a_schedule_by_name_is_for_any_number_of_steps(name):
+    assert all(optim.SGD([Parameter(np.ones(1))], optim.SCHEDULES[name](0.3, n)) for n in (1, 2))
+
+
 @pytest.mark.parametrize("rise", [0.0, 0.01, 0.1, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("total", [1, 2, 10, 100])
 def test_one_cycle_stays_in_its_bounds_for_every_length(total, rise):
@@ -288,7 +293,7 @@ def test_large_parameters_step_the_same_in_parallel(rng):
 def test_saved_state_continues_bit_for_bit(name, options, rng):
     """Of parameters, too, that had their first gradients one after another."""
     options = {**options, "lr": optim.OneCycle(0.1, 20)}
-    own = parameters(rng)
+    own = [*parameters(rng), *parameters(rng, dtype=np.float32)]
     optimizer = getattr(optim, name)(own, **options)
     for step in range(5):
         advance(optimizer, step, having=range(step + 1))
@@ -298,7 +303,7 @@ def test_saved_state_continues_bit_for_bit(name, options, rng):
     assert resumed.step_count == 5
     assert resumed.lr == optimizer.lr
     if name != "SGD":
-        assert resumed.state_dict()["counts"].tolist() == [5, 4, 3, 2]
+        assert resumed.state_dict()["counts"].tolist() == [5, 4, 3, 2, 1, 0, 0, 0]
     for step in range(5, 10):
         advance(optimizer, step)
         advance(resumed, step)
@@ -326,6 +331,21 @@ def test_a_parameter_that_is_two_inputs_gets_both_gradients(rng):
     np.testing.assert_array_equal(both.grad, dgamma + dbeta)
     optimizer.step()
     np.testing.assert_array_equal(both.data, 1 - (dgamma + dbeta))
+
+
+def test_gradients_of_two_passes_add_up_in_the_flat_array(rng):
+    """Operations write there what is the first gradient, and only that."""
+    data, found = rng.normal(size=(2, 8, 3)).astype(np.float32), []
+    for held in (False, True):
+        model = nbbn.Sequential(nbbn.LayerNorm(3), nbbn.mlp((3, 4, 2), rng=0))
+        optimizer = optim.SGD(model.parameters()) if held else None
+        for x in data:
+            with nbbn.Tape() as tape:
+                loss = (model(x) ** 2).sum()
+            tape.backward(loss)
+        assert optimizer is None or optimizer.arenas[0].buffers[0] is model.parameters()[0].grad
+        found.append([p.grad.tobytes() for p in model.parameters()])
+    assert found[0] == found[1]
 
 
 ANOTHER = "another optimizer or model"

@@ -154,6 +154,8 @@ def test_groups_have_schedules_of_their_own(rng):
         optimizer.step()
         for p, old, rate in zip(own, before, rates, strict=True):
             np.testing.assert_allclose(p.data, old - rate, rtol=1e-14)
+    optimizer.add_param_group({"params": Parameter(np.ones(3))})
+    assert optimizer.param_groups[3]["lr"] == second(6)
 
 
 def test_a_group_is_a_mapping(rng):

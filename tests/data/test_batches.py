@@ -182,6 +182,8 @@ def test_reuse():
     assert all(y.ctypes.data == first_y.ctypes.data for _, y in seen)
     next(iter(batches))
     assert next(iter(batches))[0].ctypes.data == first_x.ctypes.data
+    # Not of the batch size, which may be beyond any memory.
+    assert len(next(iter(make(batch_size=2**50, reuse=True)))[0]) == 20
 
 
 @pytest.mark.parametrize("kind", [np.ascontiguousarray, np.asfortranarray, np.ndarray.tolist])
@@ -211,6 +213,7 @@ def test_resume(done, drop_last):
     for _ in range(min(done, len(batches))):
         next(epoch)
     state = batches.state_dict()
+    batches.state_dict()["order"][:] = 0  # a copy
     generator = batches.rng.bit_generator.state
     rest, following = labels_of(epoch), labels_of(batches)
 
@@ -227,6 +230,8 @@ def test_resume_between_epochs():
     state = batches.state_dict()
     assert (state["order"].size, state["position"]) == (0, 0)
     other = make(rng=batches.rng)
+    next(iter(other))
+    other.load_state_dict(other.state_dict())  # to go on in an epoch, and then not
     other.load_state_dict(state)
     assert len(labels_of(other)) == 4
 

@@ -324,9 +324,10 @@ def test_a_wrong_export_is_not_written(tmp_path, monkeypatch):
     model = Sequential(Dense(6, 5, rng=0), Sigmoid())
     nbbn.onnx.export(model, path)
     before = path.read_bytes()
-    monkeypatch.setitem(exporter._EXPORTERS, Sigmoid, exporter._elementwise("Tanh"))
-    with pytest.raises(ArgumentError, match="onnxruntime computes something else"):
-        nbbn.onnx.export(model, path)
+    for wrong in ("Tanh", "Sqrt"):  # a NaN, of numbers below 0
+        monkeypatch.setitem(exporter._EXPORTERS, Sigmoid, exporter._elementwise(wrong))
+        with pytest.raises(ArgumentError, match="onnxruntime computes something else"):
+            nbbn.onnx.export(model, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -375,17 +376,34 @@ FOREIGN = {
     "norm, relu": graph([("BatchNormalization", ["x", *NORM], ["z"], {}),
                          ("Relu", ["z"], ["y"], {})], STATS),
     "old softmax": graph([("Softmax", ["x"], ["y"], {})], opset=11),
+    "leaky relu": graph([("LeakyRelu", ["x"], ["y"], {})]),
+    "no padding": graph([("Conv", ["x", "k"], ["y"], {"auto_pad": "VALID"})],
+                        [("k", np.arange(16).reshape(2, 2, 2, 2) / 9)], shape=("N", 2, 5, 5)),
+    "means of what is inside": graph(
+        [("AveragePool", ["x"], ["y"], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})],
+        shape=("N", 2, 5, 5),
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_models_of_other_makers(name, rng):
-    x = rng.normal(size=(5, 4)).astype(np.float32)
+    shape = FOREIGN[name].graph.input[0].type.tensor_type.shape.dim
+    x = rng.normal(size=[n.dim_value or 5 for n in shape]).astype(np.float32)
     loaded = nbbn.onnx.load(FOREIGN[name])
     expected = by_runtime(FOREIGN[name], x)
     np.testing.assert_allclose(loaded(x).data, expected, rtol=1e-5, atol=1e-6)
     found = Backend.run_model(FOREIGN[name], [x])[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_inference_does_not_use_comes_in():
+    nodes = [
+        ("BatchNormalization", ["x", *NORM], ["a"], {"momentum": 0.8}),
+        ("Dropout", ["a", "r"], ["y"], {}),
+    ]
+    norm, dropout = nbbn.onnx.load(graph(nodes, [*STATS, ("r", 0.2)]))
+    assert (norm.momentum, dropout.p) == (0.8, 0.2)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's exporter

@@ -102,7 +102,7 @@ def test_eps(rng, eps, dtype):
 # ------------------------------------------------------------------------ running statistics
 
 
-@pytest.mark.parametrize("buffers", DTYPES)
+@pytest.mark.parametrize("buffers", [*DTYPES, np.float16])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("momentum", [0, 0.1, 1 / 3, 1])
@@ -113,7 +113,7 @@ def test_running_stats(rng, momentum, unbiased, dtype, buffers):
     want = reference.running_stats(mean, var, reference.statistics(case.x), momentum, unbiased)
     returned = fn.update_running_stats(mean, var, stats, momentum=momentum, unbiased=unbiased)
     assert returned is None
-    worse = np.result_type(buffers, dtype) if buffers == dtype else np.float32
+    worse = buffers if buffers in (dtype, np.float16) else np.float32
     assert mean.dtype == var.dtype == buffers
     assert_close(mean, want[0], 4, worse)
     assert_close(var, want[1], 4, worse)
@@ -245,6 +245,18 @@ def test_nan_gradient_poisons_its_channel_only(rng, shape, axis):
     for got, clean in ((dgamma, want[1]), (dbeta, want[2])):
         assert np.isnan(got[1])
         np.testing.assert_array_equal(np.delete(got, 1), np.delete(clean, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), CONFINED)
+def test_an_infinite_gradient_has_infinite_sums(rng, shape, axis, dtype):
+    case = Case(rng, shape, axis, dtype)
+    _, stats = fn.batch_norm_train(case.x, axis=axis)
+    x, dy = (np.moveaxis(array, axis, 0)[1] for array in (case.x, case.dy))
+    dy.flat[3] = np.inf
+    _, dgamma, dbeta = fn.batch_norm_backward(case.dy, case.x, stats, axis=axis)
+    assert dgamma[1] == np.copysign(np.inf, x.flat[3] - stats.mean[1])
+    assert dbeta[1] == np.inf
 
 
 @pytest.mark.parametrize("training", [True, False])

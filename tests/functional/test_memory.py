@@ -73,6 +73,12 @@ def test_results_go_where_they_are_told(f, view, rng):
     assert_same(got, gradients)
 
 
+def across(array):
+    """The array, and a place for a result one element further on in the same memory."""
+    memory = np.append(array.ravel(), array.dtype.type(0))
+    return memory[:-1].reshape(array.shape), memory[1:].reshape(array.shape)
+
+
 # Parameters of float32 are converted, which is a copy; those of float64 are read where they are.
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @every_function
@@ -85,6 +91,8 @@ def test_a_result_may_go_over_any_operand(f, dtype, rng):
             own = [a.copy() for a in operands]
             assert first(f.forward(*own, out=own[place])) is own[place]
             np.testing.assert_array_equal(own[place], y)
+            own[place], out = across(operand)
+            np.testing.assert_array_equal(first(f.forward(*own, out=out)), y)
     gradients = arrays(f.backward(dy, found, *operands))
     for number, (name, gradient) in enumerate(zip(f.outs, gradients, strict=False)):
         for place, operand in enumerate([dy, *operands]):
@@ -92,6 +100,10 @@ def test_a_result_may_go_over_any_operand(f, dtype, rng):
                 own = [a.copy() for a in (dy, *operands)]
                 got = arrays(f.backward(own[0], found, *own[1:], **{name: own[place]}))
                 assert got[number] is own[place]
+                assert_same(got, gradients)
+                own = [dy, *operands]
+                own[place], out = across(own[place])
+                got = arrays(f.backward(own[0], found, *own[1:], **{name: out}))
                 assert_same(got, gradients)
 
 

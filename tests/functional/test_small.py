@@ -124,7 +124,7 @@ def test_options(call, options, monkeypatch):
         assert short == long
 
 
-@pytest.mark.parametrize("shift", [-5, -1, 0, 1, 30, 31])
+@pytest.mark.parametrize("shift", [-5, -1, 0, 1, 20, 30, 31])
 @pytest.mark.parametrize(("call", "name"), [*((c, "x") for c in CALLS), ("backward", "dy")])
 def test_outputs_that_overlap(call, name, shift, monkeypatch):
     def make():

@@ -185,17 +185,19 @@ def test_a_bad_batch_is_counted_and_kept_out(rng, bad, shape, dtype):
 
 
 @pytest.mark.parametrize(
-    ("mean_dtype", "dtype", "value"),
+    ("mean_dtype", "dtype", "values"),
     [
-        (np.float32, np.float32, 1e30),
-        (np.float16, np.float16, 3e4),
-        (np.float64, np.float64, 1e200),
-        (np.float64, np.float32, 1e30),
+        (np.float32, np.float32, (1e30, -1e30)),
+        (np.float16, np.float16, (3e4, -3e4)),
+        (np.float64, np.float64, (1e200, -1e200)),
+        (np.float64, np.float32, (1e30, -1e30)),
+        (np.float64, np.float64, (1e154, -1e154)),  # the unbiased variance alone
+        (np.float32, np.float32, (-1e39, -1e39)),
     ],
 )
-def test_statistics_beyond_the_range_are_kept_out(mean_dtype, dtype, value):
-    """Finite data can have a variance that the running one cannot hold."""
-    x = np.array([[value, 1.0], [-value, 2.0]])
+def test_statistics_beyond_the_range_are_kept_out(mean_dtype, dtype, values):
+    """Finite data can have statistics that the running ones cannot hold."""
+    x = np.stack([values, (1.0, 2.0)], axis=1)
     mean, var = np.zeros(2, mean_dtype), np.ones(2, dtype)
     skipped = np.zeros(1, np.int64)
     F.update_running_stats(mean, var, F.batch_norm_train(x)[1], skipped=skipped)
@@ -315,6 +317,10 @@ def test_layer_guard_and_the_state():
     twin = nbbn.BatchNorm(2, skip_nonfinite=True)
     twin.load_state_dict(guarded.state_dict())
     assert twin.num_batches_skipped == 1
+    # Where the batches are counted again from 0, the next is the first.
+    twin.num_batches_tracked[...], twin.momentum = 0, None
+    twin(np.arange(8, dtype=np.float32).reshape(4, 2))
+    np.testing.assert_array_equal(twin.running_mean, [3, 4])
     plain.load_state_dict(guarded.state_dict())
     twin.load_state_dict(plain.state_dict())
     assert "num_batches_skipped" not in plain.state_dict()

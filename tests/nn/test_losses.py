@@ -186,10 +186,12 @@ def test_huber_of_any_size(dtype):
     with Tape() as tape:
         loss = losses.huber(error, np.zeros_like(x), reduction="none")
         (slope,) = nbbn.grad(loss, [error], np.ones_like(x), create_graph=True)
+        (bend,) = nbbn.grad(slope, [error], np.ones_like(x))
     np.testing.assert_allclose(loss.data, reference.huber(x, 1).astype(dtype), rtol=1e-6)
     tape.backward(loss, np.ones_like(x))
     np.testing.assert_array_equal(error.grad, np.clip(x, -1, 1))
     np.testing.assert_array_equal(slope.data, error.grad)
+    np.testing.assert_array_equal(bend.data, abs(x) <= 1)
 
 
 @every_loss

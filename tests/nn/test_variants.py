@@ -24,6 +24,7 @@ AXES = [
     ((4, 3, 5), 1, (4, 5)), ((4, 3, 5), 1, (1, 5)), ((4, 5, 3), -1, (4, 5)),
     ((4, 5, 3), -1, (4, 1)), ((3, 4, 5), 0, (4, 5)), ((2, 3, 4, 5), 1, (2, 4, 5)),
     ((2, 3, 4, 5), 2, (2, 3, 5)), ((2, 4, 5, 3), 3, (4, 5)), ((6, 1, 5), 1, (6, 5)),
+    ((4, 3, 5), 1, (5,)),
 ]  # fmt: skip
 
 
@@ -34,8 +35,9 @@ def test_weights_of_any_shape_on_any_axis(shape, axis, weight_shape, order, rng)
     x = np.array(rng.normal(size=shape), order=order)
     weights = rng.uniform(0.1, 2, weight_shape)
     positions = np.delete(shape, axis)
-    per_example = weights.reshape(-1, *(1 for _ in positions[1:])) if weights.ndim == 1 else weights
-    full = np.broadcast_to(per_example, positions)
+    examples = weights.shape == (positions[0],)
+    spread = weights.reshape(-1, *(1 for _ in positions[1:])) if examples else weights
+    full = np.broadcast_to(spread, positions)
     y, stats = F.weighted_batch_norm_train(x, weights, eps=0.02, axis=axis)
     want = reference.weighted_statistics(x, full, eps=0.02, axis=axis)
     for name in ("mean", "var", "inv_std", "count"):
@@ -83,11 +85,11 @@ def test_a_mask_is_the_batch_without_what_it_hides(shape, rng):
     assert_states_close(layer, alone)
 
 
-@pytest.mark.parametrize("padding", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("padding", [0.0, np.nan, np.inf, 1e308])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("shape", [(9, 3), (9, 3, 4)])
 def test_a_mask_passes_the_gradients_of_what_it_shows(shape, order, padding, rng):
-    x, dy, mask = rng.normal(size=shape), rng.normal(size=shape), np.arange(9) % 3 > 0
+    x, dy, mask = rng.normal(size=shape) / 9, rng.normal(size=shape), np.arange(9) % 3 > 0
     x[~mask], dy[~mask] = padding, 0
     x = np.array(x, order=order)
     layer, alone = (nbbn.BatchNorm(3, dtype=np.float64) for _ in range(2))
@@ -542,8 +544,11 @@ REFUSED = [
     ('nbbn.InPlaceBatchNorm(3, convention=Convention(on_single="skip"))',
      NbbnError, "skip.*activation"),
     ("nbbn.InPlaceBatchNorm(3)(ROWS, ROWS)", NbbnError, "residual"),
+    ("nbbn.InPlaceBatchNorm(3)(ROWS, weights=ONES)", NbbnError, "no weights"),
+    ("nbbn.BatchRenorm(3)(ROWS, weights=ONES)", NbbnError, "no weights"),
     ("nbbn.recalibrate(nbbn.Dense(2, 2), [np.ones((2, 2), np.float32)])",
      ArgumentError, "no BatchNorm"),
+    ("nbbn.recalibrate(nbbn.BatchNorm(3, frozen=True), [ROWS])", ArgumentError, "no BatchNorm"),
     ("nbbn.recalibrate([], [])", DTypeError, "Module.*list"),
 ]  # fmt: skip
 

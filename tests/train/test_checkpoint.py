@@ -356,6 +356,13 @@ def test_checkpoints_from_before_watch_are_read(tmp_path, whole):
     assert run(tmp_path, resume=found, watch="loss").outcome() == whole
 
 
+def test_the_seconds_before_a_resume_count(tmp_path):
+    run(tmp_path, 12)
+    found = checkpoint.latest(tmp_path)
+    found.progress["seconds"] = 1000.0
+    assert run(tmp_path, resume=found).history[2].seconds > 1000
+
+
 def test_a_finished_run_stays_finished(whole, tmp_path):
     run(tmp_path)
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
@@ -434,14 +441,14 @@ def test_torch_loads_the_weights_by_their_names(saved):
 # -------------------------------------------------------------------------- what must not load
 
 
-def swap(path, change):
-    """Rewrite a checkpoint's metadata as a later or foreign program might."""
+def swap(path, change, arrays=dict):
+    """Rewrite a checkpoint's metadata or arrays as a later or foreign program might."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as stored:
         metadata = dict(stored.metadata())
     change(metadata)
-    save_file(load_file(path), path, metadata)
+    save_file(arrays(load_file(path)), path, metadata)
 
 
 def test_truncation_at_every_length_is_noticed(saved):
@@ -475,6 +482,9 @@ def test_files_that_are_no_checkpoints(tmp_path, saved):
     save_file({"a": np.zeros(3)}, tmp_path / "foreign")
     with pytest.raises(CheckpointError, match=r"not a checkpoint of nbbn"):
         checkpoint.load(tmp_path / "foreign")
+    swap(saved, lambda metadata: None, lambda arrays: {n: a.reshape(-1) for n, a in arrays.items()})
+    with pytest.raises(CheckpointError, match=r"damaged"):
+        checkpoint.load(saved)
     swap(saved, lambda metadata: metadata.update(format="nbbn checkpoint 2", version="9.1"))
     with pytest.raises(CheckpointError, match=r"'nbbn checkpoint 2'.*version that wrote it, 9.1"):
         checkpoint.load(saved)
@@ -499,6 +509,9 @@ def test_the_latest_of_a_folder_is_not_that_of_a_file(tmp_path):
     with pytest.raises(ArgumentError, match=rf"{path} is a file, where .*: load\(path\) reads it"):
         checkpoint.latest(path)
     assert checkpoint.latest(tmp_path / "nothing.safetensors") is None
+    for step in (99_999_999, 100_000_000):  # which come in another order as text
+        checkpoint.save(tmp_path / f"step-{step}.safetensors", training()[0])
+    assert checkpoint.latest(tmp_path).path.name == "step-100000000.safetensors"
 
 
 class Shallow(nbbn.Module):

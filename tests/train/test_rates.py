@@ -63,6 +63,17 @@ def test_the_losses_are_those_of_a_loop_with_these_rates():
         optimizer.zero_grad()
 
 
+def test_batches_in_the_middle_of_an_epoch_stay_there():
+    model, _, optimizer = parts()
+    batches = Batches(*classes(), 50, rng=2, reuse=True)
+    x, _ = next(iter(batches))
+    before = x.copy()
+    batches.load_state_dict(batches.state_dict())
+    find_lr(model, batches, optimizer, steps=3)
+    np.testing.assert_array_equal(x, before)
+    assert len(list(batches)) == 19
+
+
 @pytest.mark.parametrize("kind", [optim.Adam, optim.SGD])
 def test_the_suggestion_trains(kind):
     model, batches, optimizer = parts(kind=kind)
@@ -83,6 +94,9 @@ def test_it_ends_where_the_loss_goes_up_or_is_not_finite():
         trial = find_lr(model, data, optimizer, loss=seed_losses, highest=1e12)
         assert 20 < len(trial.losses) < 100
         assert np.isfinite(trial.losses).all()
+    # An infinite target makes the loss infinite, and no gradient: the next would be finite again.
+    data.append((x, np.full_like(x[:, :1], np.inf)))
+    assert len(find_lr(model, data, optimizer, loss=losses.huber).losses) == 1
     with pytest.raises(ArgumentError, match="first loss is nan"):
         find_lr(model, [(x * np.nan, x[:, :1])], optimizer, loss=losses.mse)
 

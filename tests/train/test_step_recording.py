@@ -193,6 +193,22 @@ def test_a_recordable_operation_of_a_user_is_recorded(rng):
     assert Pair(under(layers, adam)).train(batches(rng, [16] * 5)) == 3
 
 
+def test_a_launch_that_is_not_in_every_step_is_found(rng):
+    from nbbn import backend
+
+    class Halving(optim.SGD):
+        recordable = True
+
+        def _update(self, hyper, grad, data, states):
+            super()._update(hyper, grad, data, states)
+            if self.step_count % 2:
+                backend.run(np.multiply, data, 0.5, data)
+
+    pair = Pair(under(lambda: nbbn.mlp((FEATURES, CLASSES), rng=1), Halving))
+    with pytest.warns(RuntimeWarning, match="the number of operations changes"):
+        assert pair.train(batches(rng, [16] * 4)) == 0
+
+
 # ------------------------------------------------------------------------------------ errors
 
 

@@ -448,7 +448,7 @@ def _dropout(chain: _Chain, node: Node) -> None:
     if (node.input(2) and mode is None) or (mode is not None and mode.any()):
         raise node.refusal("it drops in inference too (training_mode)")
     p = node.attribute("ratio", 0.5) if ratio is None else float(ratio)
-    chain.layers.append(nn.Dropout(p))
+    chain.layers.append(nn.Dropout(_decimal(p)))
 
 
 def _transpose(chain: _Chain, node: Node) -> None:
