@@ -19,8 +19,8 @@ See = Callable[[str, Module, Tensor, Tensor], None]
 def observed(model: Module, see: See) -> Iterator[None]:
     """Call ``see(name, module, x, y)`` after every forward of a module of `model`.
 
-    The name is that in the state dict, "" for the model itself. Steps that were recorded before are
-    recorded again afterwards.
+    The name is that in the state dict, "" for the model itself, and the first one of a module that
+    has several. Steps that were recorded before are recorded again afterwards.
     """
 
     def wrap(name: str, module: Module) -> Callable[..., Tensor]:
@@ -33,14 +33,20 @@ def observed(model: Module, see: See) -> Iterator[None]:
 
         return watched
 
-    wrapped = list(model.named_modules())
+    once: dict[int, tuple[str, Module]] = {}
+    for name, module in model.named_modules():
+        once.setdefault(id(module), (name, module))
+    # A module may have a forward of its own, beside that of its class.
+    own = [(module, vars(module).get("forward")) for _, module in once.values()]
     try:
-        for name, module in wrapped:
+        for name, module in once.values():
             module.forward = wrap(name, module)  # type: ignore[method-assign]
         yield
     finally:
-        for _, module in wrapped:
+        for module, forward in own:
             vars(module).pop("forward", None)
+            if forward is not None:
+                vars(module)["forward"] = forward
 
 
 class NonFinite(NamedTuple):

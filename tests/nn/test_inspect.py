@@ -20,6 +20,7 @@ from nbbn import (
 )
 from nbbn.errors import DTypeError
 from nbbn.nn.inspect import InspectionWarning
+from nbbn.nn.observe import observed
 from tests.helpers.layers import state_of
 
 
@@ -108,6 +109,17 @@ def test_modules_of_ones_own_are_seen_inside(batch, rng):
     assert found.layers[1].grad_norm > 0
 
 
+def test_a_layer_that_is_used_twice_has_a_row_for_each_time(batch):
+    x, _ = batch
+    dense = Dense(6, 6, rng=0)
+    model = Sequential(dense, ReLU(), dense)
+    rows = nbbn.inspect(model, x, warn=False).layers
+    assert [row.name for row in rows] == ["0", "1", "0"]
+    means = [float(part(x).data.mean()) for part in (dense, Sequential(dense, ReLU()), model)]
+    np.testing.assert_allclose([row.mean for row in rows], means, rtol=1e-5)
+    assert [row.output for row in nbbn.summary(model, x).layers] == [(64, 6)] * 3
+
+
 def test_it_prints_as_a_table(model, batch):
     text = str(nbbn.inspect(model, *batch, warn=False))
     lines = text.splitlines()
@@ -135,6 +147,18 @@ def test_a_line_in_the_training_loop_changes_no_bit(batch):
                 assert step.refusal is None
         finals.append(state_of(model))
     assert finals[0] == finals[1]
+
+
+def test_a_forward_that_a_layer_has_of_its_own_stays(batch):
+    x, _ = batch
+    model = Sequential(Dense(6, 6, rng=0), ReLU())
+    forward = lambda x: x * 0.0 + 7.0  # noqa: E731
+    model[0].forward = forward
+    with observed(model, lambda *seen: None):
+        assert (model(x).data == 7).all()
+    assert model[0].forward is forward
+    assert "forward" not in vars(model[1])
+    assert (model(x).data == 7).all()
 
 
 def test_gradients_tape_and_modes_stay(model, batch):
