@@ -142,6 +142,15 @@ class Tensor:
         """Return the data as a NumPy array: the same memory, or a copy from the device."""
         return backend.host(self.data)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return the data, for ``np.asarray`` and whoever calls it: pandas, matplotlib, ..."""
+        if self.requires_grad and _local.tape is not None:
+            raise TapeError(
+                "NumPy was given a Tensor that a tape follows, and its result would have no "
+                "gradient: use nbbn.ops, or pass .data where no gradient is to flow"
+            )
+        return np.array(self.numpy(), dtype, copy=copy)
+
     def item(self) -> float:
         """Return the value of a Tensor of one element; a ShapeError for any other."""
         if self.data.size != 1:

@@ -173,7 +173,7 @@ class SpectralNorm(Reweighted):
         backend.run(np.copyto, u, self.u)
         backend.run(np.copyto, v, self.v)
         matrix = weight.transpose(*order).reshape(u.size, v.size)
-        sigma: Tensor = u.reshape(1, -1) @ (matrix @ v.reshape(-1, 1))
+        sigma = Tensor(u.reshape(1, -1)) @ (matrix @ v.reshape(-1, 1))
         return weight / sigma.reshape(())
 
 

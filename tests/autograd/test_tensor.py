@@ -625,6 +625,25 @@ def test_a_tensor_shares_the_memory_of_its_array():
         assert (t.shape, t.ndim, t.size, t.dtype, len(t)) == ((2, 3), 2, 6, dtype, 2)
 
 
+def test_numpy_takes_the_numbers_of_a_tensor():
+    x = Parameter(np.arange(6.0).reshape(2, 3))
+    assert np.asarray(x) is x.data
+    copied = np.array(x)
+    assert not np.may_share_memory(copied, x.data)
+    np.testing.assert_array_equal(np.array([x, x], np.float32), np.stack([x.data, x.data]))
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(x, np.float32, copy=False)
+
+
+def test_numpy_gets_no_numbers_whose_gradient_would_be_lost():
+    x, constant = Parameter([1.0, 2.0]), Tensor([3.0])
+    with Tape():
+        for take in (np.asarray, lambda x: np.concatenate([x, x]), lambda x: np.median(2 * x)):
+            with pytest.raises(TapeError, match="where no gradient is to flow"):
+                take(x)
+        assert np.asarray(constant) == 3
+
+
 @pytest.mark.parametrize("data", [1, 2.5, [1, 2], [[1.0], [2.0]], (True, False)])
 def test_numbers_and_lists_become_float32(data):
     t = Tensor(data)

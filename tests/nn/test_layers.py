@@ -342,6 +342,8 @@ def test_sequential_is_a_sequence():
     assert len(model) == 2
     assert list(model) == layers
     assert model[-1] is layers[1]
+    assert isinstance(model[:1], nbbn.Sequential)
+    assert list(model[:1]) == layers[:1]
 
 
 @pytest.mark.parametrize(
