@@ -181,16 +181,20 @@ def difference(a, b):
 
 @check
 def an_epoch_gives_the_weights_of_one_process(ranks):
+    class Counting(Callback):
+        counts_right = True
+
     x, y = task()
     for make in (
         lambda: nbbn.mlp((12, 16, 3), rng=0),
         lambda: nbbn.cnn((3, 4), 3, channels=(4,), hidden=(8,), rng=0),
     ):
         whole, own = make(), synchronize(make())
-        one, _ = trained(whole, None, x, y)
-        many, _ = trained(own, ranks, x, y)
+        one, _ = trained(whole, None, x, y, callbacks=[Counting()])
+        many, _ = trained(own, ranks, x, y, callbacks=[Counting()])
         assert difference(whole, own) < 1e-6, difference(whole, own)
         assert abs(one[0].loss - many[0].loss) < 1e-6
+        assert one[0].accuracy == many[0].accuracy
         assert abs(one[0].test.loss - many[0].test.loss) < 1e-6
         assert (one[0].test.accuracy, 102) == (many[0].test.accuracy, many[0].test.count)
 
@@ -220,13 +224,17 @@ def steps_are_recorded_and_replays_have_the_same_bits(ranks):
 @check
 def gradients_in_buckets_are_those_of_one_sum(ranks):
     """While the backward pass goes on; recorded too, and for a parameter without a gradient."""
+    for frozen in (True, False):
+        _compare_buckets(ranks, frozen)
+
+
+def _compare_buckets(ranks, frozen):
     x, y = task(96)
     states, begun = [], []
     for bucket in (1 << 22, 1, 500):
         ranks.bucket = bucket
         model = synchronize(nbbn.mlp((12, 16, 16, 3), rng=0))
-        frozen = model[2].weight
-        frozen.requires_grad = False
+        model[2].weight.requires_grad = not frozen
         optimizer = nbbn.optim.SGD(model.parameters(), 0.1)
         step = nbbn.train.record_step(model, nbbn.losses.cross_entropy, optimizer, ranks=ranks)
         own = ranks.part(96)
@@ -276,6 +284,10 @@ def local_batch_norm_averages_its_running_statistics(ranks):
         trained(model, ranks, x, y)
     assert len({a.tobytes() for a in ranks.exchange(models[0][1].running_var)}) == 1
     assert difference(*models) > (1e-4 if ranks.size > 1 else -1)
+    x[:, 0] = 7  # everywhere, so that five steps have one mean on every rank
+    model = nbbn.Sequential(nbbn.BatchNorm(12), nbbn.Dense(12, 3, rng=0))
+    trained(model, ranks, x, y)
+    assert abs(model[0].running_mean[0] - 7 * (1 - 0.9**5)) < 1e-5
 
 
 @check

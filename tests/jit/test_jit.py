@@ -26,6 +26,8 @@ CASES = [
     ((6000, 16), np.float32),
     ((4, 3, 50), np.float32),
     ((2, 1, 40_000), np.float32),
+    # In cache forward, and in parts backward.
+    ((1, 2, 200_000), np.float32),
 ]
 
 
@@ -137,10 +139,11 @@ def test_mean_and_var_along_an_axis(rng, shape, dtype, view):
     x = view((100 * rng.uniform(size=shape)).astype(dtype))
     tolerance = 1e-6 if dtype == "f4" else 1e-13
     for axis in range(-x.ndim, x.ndim):
+        n = x.shape[axis]
         for found, expected in [
             (jit.mean(x, axis), x.mean(axis)),
             (jit.var(x, axis, 0), x.var(axis)),
-            (jit.var(x, axis, 1), x.var(axis, ddof=1)),
+            (jit.var(x, axis, n - 1), x.var(axis, ddof=n - 1)),
         ]:
             assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
             np.testing.assert_allclose(found, expected, rtol=tolerance)
@@ -150,6 +153,10 @@ def test_merging_a_sample_with_itself_moves_nothing():
     mean, var = np.array([3.0]), np.array([2.0])
     assert jit.merge_stats(10, mean, var, 10, mean, var) == 20
     assert (mean, var) == (3.0, 2.0)
+    # Nor does one of nothing, not even a last bit.
+    var[:], nothing = 0.1, np.full(1, np.nan)
+    assert jit.merge_stats(49, mean, var, 0, nothing, nothing) == 49
+    assert (mean, var) == (3.0, 0.1)
 
 
 def test_mean_and_var_of_nothing():
