@@ -137,10 +137,10 @@ def summary(model: Module, x: Tensor | np.ndarray | tuple[int, ...] | None = Non
     layers = []
     first: dict[int, str] = {}
     for name, module in model.named_modules():
-        shape = shapes.get(first.setdefault(id(module), name))
+        output = shapes.get(first.setdefault(id(module), name))
         own = _counts(_own(module))
         if any(own) or not any(module.children()):
-            layers.append(LayerSummary(name, repr(module), shape, *own))
+            layers.append(LayerSummary(name, repr(module), output, *own))
     every = {id(array): (p, array) for m in model.modules() for p, array in _own(m)}
     nbytes = sum(array.nbytes for _, array in every.values())
     return Summary(tuple(layers), *_counts(list(every.values())), nbytes)
