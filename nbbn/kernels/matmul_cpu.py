@@ -261,38 +261,54 @@ def blas() -> dict[np.dtype[Any], tuple[tuple[int, int, int], Any]]:
 
 
 class _OneThread:
-    """While any thread is inside, SciPy's BLAS uses no threads of its own."""
+    """While any thread is inside, SciPy's BLAS uses no threads of its own.
+
+    A signal, such as Ctrl-C, may raise in between and keep a thread from coming out. So threads are
+    noted, not counted: the next product of that one brings it out.
+    """
 
     def __init__(self) -> None:
         # Held during a fork: a child would wait for ever for a lock that another thread holds.
         self.lock = threading.RLock()
-        self._inside = 0
+        self._inside: set[int] = set()
         self._held: list[tuple[Any, int]] = []
 
     def __enter__(self) -> None:
-        with self.lock:
-            self._inside += 1
-            if self._inside == 1:
-                for get, put in _thread_counts():
-                    threads = get()
-                    if threads > 1:
-                        put(1)
-                        self._held.append((put, threads))
+        try:
+            with self.lock:
+                self._inside.add(threading.get_ident())
+                if not self._held:
+                    for get, put in _thread_counts():
+                        threads = get()
+                        if threads > 1:
+                            self._held.append((put, threads))
+                            put(1)
+        except BaseException:
+            self._leave()
+            raise
 
     def __exit__(self, *exc: object) -> None:
+        try:
+            self._leave()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
         with self.lock:
-            self._inside -= 1
+            self._inside.discard(threading.get_ident())
             if not self._inside:
                 self._release()
 
     def _release(self) -> None:
         while self._held:
-            put, threads = self._held.pop()
+            put, threads = self._held[-1]
             put(threads)
+            self._held.pop()
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's other threads, which are not here."""
-        self._inside = 0
+        self._inside.clear()
         self._release()
         self.lock.release()
 
