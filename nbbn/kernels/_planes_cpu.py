@@ -20,7 +20,7 @@ from ._channels_cpu import (
     pieces_of,
     sum_parts,
 )
-from ._jit import Kernel, bounds, device_function, inlined_device_function, loop, same
+from ._jit import Kernel, bounds, device_function, loop, same
 from ._vector import sum_masked_products, sum_products, sum_squares
 
 ELEMENTS_PER_RUN = 1024
@@ -31,8 +31,9 @@ FEW_ELEMENTS = 1024
 CHANNEL_BYTES = 3 << 19
 # Groups of them may be larger: they stay in a core's own cache or its share of the common one.
 SLAB_BYTES = 1 << 21
-# Shorter pieces of consecutive memory cost more than the second reading.
-SHORTEST_STREAM = 4096
+# Shorter pieces of consecutive memory cost more than a second reading from the common cache; and
+# from memory, where so many bytes do not fit a cache.
+SHORTEST_STREAM, SHORTEST_FROM_MEMORY, FROM_MEMORY = 24_000, 4096, 1 << 26
 
 
 @register_jitable
@@ -55,7 +56,8 @@ def slabs_of_channels(x, arrays, threads):
     if channel > CHANNEL_BYTES or C == 1:
         return 0
     most = CHANNEL_BYTES // channel
-    if most < C and most * S * x.itemsize < SHORTEST_STREAM:
+    shortest = SHORTEST_STREAM if C * channel < FROM_MEMORY else SHORTEST_FROM_MEMORY
+    if most < C and most * S * x.itemsize < shortest:
         return 0
     slabs = -(-C // (SLAB_BYTES // channel))
     # As many for every thread.
@@ -123,37 +125,55 @@ def variances_planes(x, c0, mean, m2):
             mean[j], m2[j] = moments(x[:, c0 + j])
 
 
+@device_function
+def _stretch(start, stop, S):
+    """End of the elements from `start` on to take at once, and the length of their planes.
+
+    They are a piece of one plane, or whole planes as far as they go.
+    """
+    s0 = start % S
+    if s0 or stop - start < S:
+        end = min(start + S - s0, stop)
+        return end, end - start
+    return stop - stop % S, S
+
+
 @loop
-def _normalize(in_place, x, residual, relu, narrow, c0, y, start, stop):
-    _, C, S = x.shape
+def _normalize(in_place, x, residual, relu, narrow, c, y):
     channels = narrow.size // 3
     zero = x.dtype.type(0)
     added = residual.size > 0
-    n, c, s0 = start // (C * S), start // S % C, start % S
-    while start < stop:
-        s1 = min(S, s0 + stop - start)
-        j = c - c0
-        shift, scale, offset = narrow[j], narrow[channels + j], narrow[2 * channels + j]
-        target = y[n, c, s0:s1]
-        source = target if in_place else x[n, c, s0:s1]
+    for p in range(y.shape[0]):
+        shift, scale, offset = narrow[c], narrow[channels + c], narrow[2 * channels + c]
+        target = y[p]
+        source = target if in_place else x[p]
         # What is always there can be read without a condition, so that the loop vectorizes.
-        other = residual[n, c, s0:s1] if added else source
-        for i in range(source.size):
+        other = residual[p] if added else source
+        for i in range(y.shape[1]):
             value = (source[i] - shift) * scale + offset
             if added:
                 value += other[i]
             target[i] = zero if relu & (value < zero) else value
-        start += s1 - s0
-        n, c, s0 = (n, c + 1, 0) if c + 1 < C else (n + 1, 0, 0)
+        c = c + 1 if c + 1 < channels else 0
 
 
-@inlined_device_function
+@device_function
 def normalize_planes(x, residual, relu, narrow, c0, y, start, stop):
     """Normalize elements start..stop of x in C order; narrow (3 * channels,) begins at c0."""
-    if same(y, x):
-        _normalize(True, x, residual, relu, narrow, c0, y, start, stop)
-    else:
-        _normalize(False, x, residual, relu, narrow, c0, y, start, stop)
+    _, C, S = x.shape
+    sources, results = x.reshape(x.size), y.reshape(y.size)
+    others = residual.reshape(residual.size)
+    while start < stop:
+        end, width = _stretch(start, stop, S)
+        source = sources[start:end].reshape(-1, width)
+        other = others[start:end].reshape(-1, width)
+        result = results[start:end].reshape(-1, width)
+        c = start // S % C - c0
+        if same(result, source):
+            _normalize(True, source, other, relu, narrow, c, result)
+        else:
+            _normalize(False, source, other, relu, narrow, c, result)
+        start = end
 
 
 @device_function
@@ -269,39 +289,45 @@ def _backward_sums_planes(dy, x, y, n0, n1, c0, c1, s0, s1, shift, wide):
 
 
 @loop
-def _input_gradient(in_place, dy, x, y, fixed, narrow, c0, dx, start, stop):
-    _, C, S = x.shape
+def _input_gradient(in_place, dy, x, y, fixed, narrow, c, dx):
     channels = narrow.size // 4
     zero = x.dtype.type(0)
     masked = y.size > 0
-    n, c, s0 = start // (C * S), start // S % C, start % S
-    while start < stop:
-        s1 = min(S, s0 + stop - start)
-        j = c - c0
-        shift, a = narrow[j], narrow[channels + j]
-        b, d = narrow[2 * channels + j], narrow[3 * channels + j]
-        target = dx[n, c, s0:s1]
-        gradient = target if in_place else dy[n, c, s0:s1]
-        source = x[n, c, s0:s1]
-        output = y[n, c, s0:s1] if masked else source
-        for i in range(source.size):
+    for p in range(dx.shape[0]):
+        shift, a = narrow[c], narrow[channels + c]
+        b, d = narrow[2 * channels + c], narrow[3 * channels + c]
+        target = dx[p]
+        gradient = target if in_place else dy[p]
+        source = x[p]
+        output = y[p] if masked else source
+        for i in range(dx.shape[1]):
             g = a * gradient[i] if fixed else gradient[i]
             if masked:
                 g = g if output[i] > zero else zero
             if not fixed:
                 g = a * (g + (b * (source[i] - shift) + d))
             target[i] = g
-        start += s1 - s0
-        n, c, s0 = (n, c + 1, 0) if c + 1 < C else (n + 1, 0, 0)
+        c = c + 1 if c + 1 < channels else 0
 
 
 @device_function
 def _input_gradient_planes(dy, x, y, fixed, narrow, c0, dx, start, stop):
     """Write elements start..stop of dx in C order; narrow (4 * channels,) begins at c0."""
-    if same(dx, dy):
-        _input_gradient(True, dy, x, y, fixed, narrow, c0, dx, start, stop)
-    else:
-        _input_gradient(False, dy, x, y, fixed, narrow, c0, dx, start, stop)
+    _, C, S = x.shape
+    gradients, sources = dy.reshape(dy.size), x.reshape(x.size)
+    outputs, results = y.reshape(y.size), dx.reshape(dx.size)
+    while start < stop:
+        end, width = _stretch(start, stop, S)
+        gradient = gradients[start:end].reshape(-1, width)
+        source = sources[start:end].reshape(-1, width)
+        output = outputs[start:end].reshape(-1, width)
+        result = results[start:end].reshape(-1, width)
+        c = start // S % C - c0
+        if same(result, gradient):
+            _input_gradient(True, gradient, source, output, fixed, narrow, c, result)
+        else:
+            _input_gradient(False, gradient, source, output, fixed, narrow, c, result)
+        start = end
 
 
 @register_jitable
