@@ -88,16 +88,17 @@ def test_adversarial_orders(rng, arrange, as_planes):
 
 @pytest.mark.parametrize("shape", [(4096, 20), (64, 32, 8, 8), (8, 2, 128, 128), (1, 2, 400_000)])
 @pytest.mark.parametrize("far", [1e4, 1e8])
-def test_the_first_values_may_lie_far_from_the_others(rng, shape, far):
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 5e-7), (np.float64, 5e-15)])
+def test_the_first_values_may_lie_far_from_the_others(rng, shape, far, dtype, bound):
     """As a black margin does: sums begin with a shift that is of no use for the rest."""
-    x = rng.normal(size=shape).astype(np.float32)
-    x.reshape(*shape[:2], -1)[0, :, :16] = far
+    x = rng.normal(size=shape).astype(dtype)
+    x.reshape(*shape[:2], -1)[: 8 if len(shape) == 2 else 1, :, :16] = far
     y, stats = fn.batch_norm_train(x)
     want, want_stats = reference.batch_norm_train(x)
     # Where rows are the layout, a run of them holds the outliers.
-    assert np.max(np.abs(stats.var / want_stats.var - 1)) < 5e-7
-    assert np.max(np.abs(stats.mean - want_stats.mean) / np.sqrt(want_stats.var)) < 5e-7
-    assert np.max(np.abs(y - want) / np.maximum(np.abs(want), 1)) < 1e-6
+    assert np.max(np.abs(stats.var / want_stats.var - 1)) < bound
+    assert np.max(np.abs(stats.mean - want_stats.mean) / np.sqrt(want_stats.var)) < bound
+    assert np.max(np.abs(y - want) / np.maximum(np.abs(want), 1)) < 2 * bound
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e12, 1e18, 1e25])
