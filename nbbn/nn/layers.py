@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 
@@ -153,7 +153,7 @@ def is_linear(layer: Module) -> TypeGuard[Dense | Conv2d | ConvTranspose2d]:
 
 
 class Sequential(Module):
-    """Modules one after the other.
+    """Modules one after the other; a slice is a Sequential of the same modules.
 
     Parameters
     ----------
@@ -195,8 +195,15 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, position: int) -> Module:
-        return self.layers[position]
+    @overload
+    def __getitem__(self, position: int) -> Module: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> Sequential: ...
+
+    def __getitem__(self, position: int | slice) -> Module:
+        found = self.layers[position]
+        return Sequential(*found) if isinstance(found, tuple) else found
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self.layers)
