@@ -260,6 +260,8 @@ def labels(array: Any, shape: tuple[int, ...], device: str = "cpu", ignored: int
             + _labels_advice(array.shape, shape, expected)
         )
     result = backend.contiguous(array, np.dtype(np.int64)).reshape(-1)
+    # NaN becomes NO_LABEL in int64. A class of the range is as good: it is not looked for.
+    ignored = 0 if ignored == NO_LABEL and classes else ignored
     found = backend.empty(1, np.int64, device, lasting=True)
     backend.run(backend.kernels("softmax", device).first_bad_label, result, classes, ignored, found)
     # As they came: a copy may be gone by the time that a replay is verified.

@@ -2,10 +2,11 @@
 
 All are serial, release the GIL, keep no state and write nothing but what is named as a result.
 They take float32 and float64 arrays of any strides, rows (M, C) or planes (N, C, S), and give the
-same bits as `nbbn.functional`. Types that do not fit are Numba's TypingError. Shapes and `eps` that
-do not fit, and two results that are one array, raise ValueError. They are called by position, work
-inside ``@njit``, ``@njit(parallel=True)`` and ``@njit(cache=True)`` functions, from Python, and
-with ``NUMBA_DISABLE_JIT=1``.
+same bits as `nbbn.functional`, but for one channel and for planes of one position, which that folds
+into other shapes. Types that do not fit are Numba's TypingError. Shapes and `eps` that do not fit,
+and two results that are one array, raise ValueError. They are called by position, work inside
+``@njit``, ``@njit(parallel=True)`` and ``@njit(cache=True)`` functions, from Python, and with
+``NUMBA_DISABLE_JIT=1``.
 """
 
 from __future__ import annotations

@@ -55,17 +55,22 @@ class Embedding(Module):
         """Map tokens (...) to their vectors (..., E).
 
         Tokens are an array of integers; a Tensor, as in a `Sequential`, has them as whole numbers.
-        A token outside of [0, V) is an ArgumentError.
+        A token outside of [0, V), or between two, is an ArgumentError.
         """
         tokens = x.data if isinstance(x, Tensor) else x
         V, device = len(self.weight), self.weight.device
         if not isinstance(x, Tensor):
             checks.integers(tokens, "tokens")
         checks.on_device(tokens, device, "tokens")
-        index = backend.contiguous(tokens, np.dtype(np.int64))
+        if tokens.dtype.kind == "f":
+            index = backend.empty(tokens.shape, np.int64, device)
+            backend.run(_whole, tokens, index)
+        else:
+            index = backend.contiguous(tokens, np.dtype(np.int64))
         bad = backend.empty(1, np.int64, device, lasting=True)
         find = backend.kernels("softmax", device).first_bad_label
-        backend.run(find, index.reshape(-1), V, checks.NO_LABEL, bad)
+        # Nothing is ignored: 0 is a token.
+        backend.run(find, index.reshape(-1), V, 0, bad)
         backend.verify(bad, _bad_token, tokens, V)
         return self.weight[index]
 
@@ -75,6 +80,12 @@ class Embedding(Module):
 
     def __repr__(self) -> str:
         return "Embedding({}, {})".format(*self.weight.shape)
+
+
+def _whole(tokens: Any, index: Any) -> None:
+    """Write tokens to an array of integers: -1, which is none, for a number that is not whole."""
+    with np.errstate(invalid="ignore"):
+        index[...] = np.where(np.floor(tokens) == tokens, tokens, -1)
 
 
 def _bad_token(position: int, tokens: Any, V: int) -> None:

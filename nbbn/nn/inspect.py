@@ -193,7 +193,7 @@ def _slips(label: str, layer: BatchNorm, training: bool, *, evaluating: bool) ->
     if moves and parameters and not any(p.requires_grad for p in parameters):
         yield (
             f"{label} has frozen parameters, but its running statistics still move: set "
-            "layer.frozen = True, which training leaves as it is"
+            "frozen=True; layer.eval() lasts until the next fit or model.train()"
         )
 
 

@@ -153,7 +153,7 @@ def is_linear(layer: Module) -> TypeGuard[Dense | Conv2d | ConvTranspose2d]:
 
 
 class Sequential(Module):
-    """Modules one after the other.
+    """Modules one after the other; a slice is a Sequential of the same modules.
 
     Parameters
     ----------
@@ -197,13 +197,13 @@ class Sequential(Module):
 
     @overload
     def __getitem__(self, position: int) -> Module: ...
+
     @overload
     def __getitem__(self, position: slice) -> Sequential: ...
+
     def __getitem__(self, position: int | slice) -> Module:
-        """Return one layer, or a Sequential of some of them."""
-        if isinstance(position, slice):
-            return Sequential(*self.layers[position])
-        return self.layers[position]
+        found = self.layers[position]
+        return Sequential(*found) if isinstance(found, tuple) else found
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self.layers)

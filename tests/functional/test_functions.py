@@ -352,6 +352,8 @@ def test_axis_out_of_range(name, axis):
         (Y, np.array([0, 1, -1, 0]), ArgumentError, "-1"),
         (Y, np.array([0, 1, 2, 2**40]), ArgumentError, str(2**40)),
         (Y, np.array([0, 1, 2, 2**64 - 1], np.uint64), ArgumentError, "label"),
+        # What NaN becomes in int64.
+        (Y, np.array([0, 1, -(2**63), 2]), ArgumentError, "got -9223372036854775808 at position 2"),
     ],
 )
 def test_operands_of_cross_entropy(function, logits, labels, error, match):

@@ -220,6 +220,10 @@ test_what_does_not_fit_is_refused = refusing(
         ("TransformerEncoderLayer(8, 2, activation='relu')", DTypeError, "Module.*str"),
         ("Embedding(7, 3)(np.array([0, 7]))", ArgumentError, r"\[0, 7\).*7 at position 1"),
         ("Embedding(7, 3)(np.array([-1]))", ArgumentError, "-1 at position 0"),
+        ("Embedding(7, 3)(np.array([1, -2**63]))", ArgumentError, "-9.22337e.18 at position 1"),
+        ("Embedding(7, 3)(Tensor([2, 1.5]))", ArgumentError, "got 1.5 at position 1"),
+        ("Embedding(7, 3)(Tensor([np.nan, 1]))", ArgumentError, "got nan at position 0"),
+        ("Embedding(7, 3)(Tensor([1, np.inf]))", ArgumentError, "got inf at position 1"),
         ("Embedding(7, 3)([0, 1])", DTypeError, "tokens.*integers, got list"),
         ("Embedding(7, 3)(np.ones(2))", DTypeError, "integers.*float64"),
         ("PositionalEmbedding(4, 8)(X)", ShapeError, r"T <= 4.*\(3, 5, 8\)"),
@@ -227,6 +231,7 @@ test_what_does_not_fit_is_refused = refusing(
     {
         "MultiheadAttention": MultiheadAttention, "Embedding": Embedding, "np": np, "X": X,
         "TransformerEncoderLayer": TransformerEncoderLayer,
-        "PositionalEmbedding": PositionalEmbedding, "own": MultiheadAttention(E, HEADS, rng=1),
+        "PositionalEmbedding": PositionalEmbedding, "Tensor": Tensor,
+        "own": MultiheadAttention(E, HEADS, rng=1),
     },
 )  # fmt: skip

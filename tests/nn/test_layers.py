@@ -336,14 +336,23 @@ def test_modules_take_arrays_and_tensors(rng):
     np.testing.assert_array_equal(layer(x).data, layer(Tensor(x)).data)
 
 
+def test_a_slice_of_a_sequential_is_one_of_the_same_layers(rng):
+    model = nbbn.mlp((4, 8, 3), rng=0).eval()
+    features = model[:-1]
+    assert isinstance(features, nbbn.Sequential)
+    assert all(own is part for own, part in zip(model, features, strict=False))
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(model[-1](features(x)).data, model(x).data)
+    assert list(model[1:].state_dict()) == list(nbbn.Sequential(*model[1:]).state_dict())
+    assert len(model[5:]) == 0
+
+
 def test_sequential_is_a_sequence():
     layers = [nbbn.Dense(2, 3), nbbn.ReLU()]
     model = nbbn.Sequential(*layers)
     assert len(model) == 2
     assert list(model) == layers
     assert model[-1] is layers[1]
-    assert isinstance(model[:1], nbbn.Sequential)
-    assert list(model[:1]) == layers[:1]
 
 
 @pytest.mark.parametrize(
