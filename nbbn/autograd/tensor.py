@@ -144,12 +144,13 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return the data, for ``np.asarray`` and whoever calls it: pandas, matplotlib, ..."""
+        data = self.numpy()
         if self.requires_grad and _local.tape is not None:
             raise TapeError(
                 "NumPy was given a Tensor that a tape follows, and its result would have no "
                 "gradient: use nbbn.ops, or pass .data where no gradient is to flow"
             )
-        return np.array(self.numpy(), dtype, copy=copy)
+        return np.array(data, dtype, copy=copy)
 
     def item(self) -> float:
         """Return the value of a Tensor of one element; a ShapeError for any other."""
@@ -383,7 +384,16 @@ class Tape:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _local.tape, self._outer = self._outer, None
+        if _local.tape is self:
+            _local.tape = self._outer
+        else:
+            # Tapes inside this one may be left later, by an ExitStack or a generator.
+            inner = _local.tape
+            while inner is not None and inner._outer is not self:
+                inner = inner._outer
+            if inner is not None:
+                inner._outer = self._outer
+        self._outer = None
 
     def __len__(self) -> int:
         return len(self._nodes)

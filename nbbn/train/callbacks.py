@@ -430,6 +430,8 @@ class StopOnSignal(Callback):
 
     def _install(self) -> None:
         if not self._before and threading.current_thread() is threading.main_thread():
+            # That of an earlier training is over.
+            self.signum = None
             self._before = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
 
     def _remove(self) -> None:

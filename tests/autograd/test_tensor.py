@@ -104,6 +104,17 @@ def test_the_inner_of_two_tapes_records():
     np.testing.assert_array_equal(w.grad, [3 + 4])
 
 
+def test_tapes_may_be_left_in_any_order():
+    tapes = [Tape() for _ in range(3)]
+    for tape in tapes:
+        tape.__enter__()
+    for left, recording in ((1, 2), (2, 0), (0, None)):
+        tapes[left].__exit__(None, None, None)
+        assert nbbn.autograd.tensor.recording_tape() is (
+            None if recording is None else tapes[recording]
+        )
+
+
 def test_what_another_tape_recorded_is_a_leaf():
     w = Parameter([2.0])
     with Tape() as outer:

@@ -550,6 +550,19 @@ def test_a_signal_when_all_is_saved_leaves_no_trace(moment, name, own, tmp_path)
         assert json.loads(out)["steps"] == 7
 
 
+def test_a_signal_ends_one_training_not_the_next(own):
+    class Interrupting(Callback):
+        def step(self, run):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    training = Config(data=(str(own),), epochs=2).prepare()
+    stop = StopOnSignal()
+    assert fit(training, stop, Interrupting(), epochs=2) == []
+    assert stop.signum == signal.SIGINT
+    assert [found.epoch for found in fit(training, stop, epochs=2)] == [1, 2]
+    assert (stop.signum, stop.status) == (None, 0)
+
+
 def test_signals_in_another_thread_are_left_alone(own):
     import threading
 

@@ -19,7 +19,7 @@ import time
 import numpy as np
 
 THREADS = 8
-PATIENCE = 40
+PATIENCE = 120
 
 
 def digest() -> str:

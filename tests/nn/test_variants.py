@@ -336,6 +336,8 @@ def test_in_place_equals_its_parts(slope, training, rng):
     layer = nbbn.InPlaceBatchNorm(3, slope=slope, dtype=np.float64).train(training)
     layer.gamma.data[...], layer.beta.data[...] = [-1.5, 0.5, 1.0], rng.normal(size=3)
     x, dy = rng.normal(size=(2, 6, 3, 2))
+    # Whatever the activation's input is 0 for: a constant channel, without a shift.
+    x[:, 2], layer.beta.data[2] = 1, 0
     twin = torch.nn.BatchNorm1d(3, dtype=torch.float64).train(training)
     operands = (x, *(p.data for p in layer.parameters()))
     leaves = x_, gamma, beta = [torch.tensor(a, requires_grad=True) for a in operands]

@@ -238,7 +238,8 @@ def _invert_leaky(
         np.copyto(g, dy, "unsafe")
     np.copyto(linear, y)
     if slope != 1:
-        below = y < 0
+        # As LeakyReLU: where the input is positive, the gradient passes.
+        below = y <= 0
         np.multiply(g, slope, out=g, where=below)
         np.divide(linear, slope, out=linear, where=below)
 
