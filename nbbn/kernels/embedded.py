@@ -333,6 +333,13 @@ def var(x, axis, ddof=0):
 
 
 @register_jitable
+def _put_back(result, y):
+    """Copy a result that was computed apart, because y has gaps, to y."""
+    if result.ctypes.data != y.ctypes.data:
+        y[...] = result
+
+
+@register_jitable
 def _train(x, gamma, beta, eps, y, mean, var, inv_std):
     C = x.shape[1]
     if x.ndim == 2:
@@ -343,21 +350,22 @@ def _train(x, gamma, beta, eps, y, mean, var, inv_std):
             y, mean, var, inv_std, wide, narrow,
         )  # fmt: skip
     else:
-        planes = np.ascontiguousarray(x)
+        planes, result = np.ascontiguousarray(x), np.ascontiguousarray(y)
         slabs = slabs_of_channels(planes, 1, 1)
         if slabs > 0:
             _, narrow = _scratch(scratch_of_train_slabs(C), x)
             _train_slabs(
                 planes, planes[:0], gamma, beta, eps, False, 1, slabs,
-                y, mean, var, inv_std, narrow,
+                result, mean, var, inv_std, narrow,
             )  # fmt: skip
         else:
             grid = grid_of_planes(x.shape)
             wide, narrow = _scratch(scratch_of_train_planes(C, grid), x)
             _train_planes(
                 planes, planes[:0], gamma, beta, eps, False, 1, grid,
-                y, mean, var, inv_std, wide, narrow,
+                result, mean, var, inv_std, wide, narrow,
             )  # fmt: skip
+        _put_back(result, y)
 
 
 @library_function
@@ -427,7 +435,9 @@ def _normalize(x, prepared, y):
     if x.ndim == 2:
         normalize_rows(x, x[:0], False, prepared, y, 0, x.shape[0])
     else:
-        normalize_planes(x, x[:0], False, prepared, 0, y, 0, x.size)
+        planes, result = np.ascontiguousarray(x), np.ascontiguousarray(y)
+        normalize_planes(planes, planes[:0], False, prepared, 0, result, 0, x.size)
+        _put_back(result, y)
 
 
 @inlined_function
@@ -501,20 +511,22 @@ def _backward(dy, x, mean, inv_std, gamma, fixed, dx, dgamma, dbeta):
         )
     else:
         planes, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+        result = np.ascontiguousarray(dx)
         slabs = slabs_of_channels(planes, 2, 1)
         if slabs > 0:
             wide, narrow = _scratch(scratch_of_backward_slabs(C), x)
             _backward_slabs(
                 gradient, planes, planes[:0], scale, mean, inv_std, fixed, 1, slabs,
-                dx, dgamma, dbeta, wide, narrow,
+                result, dgamma, dbeta, wide, narrow,
             )  # fmt: skip
         else:
             grid = grid_of_planes(x.shape)
             wide, narrow = _scratch(scratch_of_backward_planes(C, grid), x)
             _backward_planes(
                 gradient, planes, planes[:0], scale, mean, inv_std, fixed, 1, grid,
-                dx, dgamma, dbeta, wide, narrow,
+                result, dgamma, dbeta, wide, narrow,
             )  # fmt: skip
+        _put_back(result, dx)
 
 
 @library_function
