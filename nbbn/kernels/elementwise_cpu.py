@@ -189,17 +189,10 @@ def _gelu_tanh_of(x):
 
 
 @loop
-def _rectify(target, source, slope):
+def _rectify(target, values, source, slope):
     for i in range(target.size):
-        small = source[i] * slope
-        target[i] = source[i] if source[i] > 0 else small
-
-
-@loop
-def _rectify_gradient(target, gradient, source, slope):
-    for i in range(target.size):
-        small = gradient[i] * slope
-        target[i] = gradient[i] if source[i] > 0 else small
+        small = values[i] * slope
+        target[i] = values[i] if source[i] > 0 else small
 
 
 @Kernel
@@ -209,9 +202,9 @@ def _leaky_relu(x, slope, threads, y):
         first, last = bounds(t, threads, x.size)
         source, target, number = x[first:last], y[first:last], x.dtype.type(slope)
         if same(target, source):
-            _rectify(target, target, number)
+            _rectify(target, target, target, number)
         else:
-            _rectify(target, source, number)
+            _rectify(target, source, source, number)
 
 
 @Kernel
@@ -222,9 +215,9 @@ def _leaky_relu_backward(dy, x, slope, threads, dx):
         gradient, source, target = dy[first:last], x[first:last], dx[first:last]
         number = x.dtype.type(slope)
         if same(target, gradient):
-            _rectify_gradient(target, target, source, number)
+            _rectify(target, target, source, number)
         else:
-            _rectify_gradient(target, gradient, source, number)
+            _rectify(target, gradient, source, number)
 
 
 @loop

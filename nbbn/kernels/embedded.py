@@ -411,7 +411,9 @@ def batch_norm_train(x, gamma, beta, eps, y, mean, var, inv_std):
 
 @library_function
 def affine(mean, var, gamma, beta, eps, out):
-    """Prepare `normalize` for fixed statistics, so that it allocates and divides nothing.
+    """Prepare `normalize` for fixed statistics, so that it divides nothing, and allocates nothing.
+
+    But for planes with gaps between their elements, of which it makes copies.
 
     Parameters
     ----------
